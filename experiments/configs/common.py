@@ -1,0 +1,69 @@
+"""Pieces that the configs share. A config is plain, locked and complete: the library has no defaults of its own for it."""
+
+from typing import Any
+
+import ml_collections
+
+from genrm_jax.errors import UserError
+
+
+def locked(values: dict[str, Any]) -> ml_collections.ConfigDict:
+  """A ConfigDict that takes no new keys."""
+  return ml_collections.ConfigDict(values).lock()
+
+
+def check_variant(variant: str, known: tuple[str, ...]) -> None:
+  if variant not in known:
+    raise UserError(f"unknown config variant {variant!r}; there are: {', '.join(known)}")
+
+
+def training(
+  *, num_steps: int, learning_rate: float, batch_size: int, row_length: int, init_from: str = "", smoke: bool = False
+) -> dict[str, Any]:
+  """How one model is trained. `init_from` names the run whose best parameters it starts from; "" starts afresh."""
+  return dict(
+    init_from=init_from,
+    row_length=row_length,
+    loop=dict(
+      batch_size=batch_size,
+      log_every_steps=2 if smoke else 20,
+      save_every_steps=2 if smoke else 100 if num_steps >= 200 else 20,
+    ),
+    optim=dict(
+      learning_rate=learning_rate,
+      num_steps=num_steps,
+      warmup_steps=min(num_steps // 10, 100),
+      final_fraction=0.1,
+      weight_decay=0.0,
+      beta1=0.9,
+      beta2=0.95,
+      clip_norm=1.0,
+    ),
+  )
+
+
+def verifier(
+  *,
+  max_per_label: int = 16,
+  balanced: bool = True,
+  max_rationales: int = 4,
+  solve_weight: float = 0.0,
+  **train: Any,
+) -> dict[str, Any]:
+  """How one verifier is trained: the paper's 16 + 16 solutions a problem, balanced; `solve_weight` is its lambda."""
+  return dict(
+    max_per_label=max_per_label,
+    balanced=balanced,
+    max_rationales=max_rationales,
+    solve_weight=solve_weight,
+    **training(**train),
+  )
+
+
+def sampling(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+  return dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=0, top_p=1.0)
+
+
+def tiny_model(smoke: bool) -> dict[str, Any]:
+  """Changes to a tiny size: none, or one that compiles and runs in no time."""
+  return dict(num_layers=1, embed_dim=32, ffw_dim=64) if smoke else {}

@@ -1,0 +1,117 @@
+"""Stages: what is done is not done again, and two runs are never mixed.
+
+    DIR/config.json          the resolved config and its hash
+    DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from genrm_jax.data import store
+from genrm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A step of the way from problems to the report. Paths are relative to the workdir."""
+
+  name: str
+  run: Callable[[], None]
+  reads: tuple[str, ...] = ()
+  writes: tuple[str, ...] = ()
+
+
+def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Writes DIR/config.json, or checks that it is this config's.
+
+  Raises:
+    UserError: the folder belongs to another config (the differing keys are named) or holds something else.
+  """
+  path = workdir / "config.json"
+  config_hash = store.digest_of(config)
+  if path.exists():
+    found = store.read_json(path)
+    if found.get("hash") != config_hash:
+      keys = sorted(_changed(found.get("config", {}), config))
+      raise UserError(
+        f"{workdir} was made by another config; different: {', '.join(keys[:8])}. Use another --workdir, or that config"
+      )
+    return
+  if workdir.exists() and any(workdir.iterdir()):
+    raise UserError(f"{workdir} is not empty and holds no config.json, so it is not a run's; use another --workdir")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"cannot make the workdir {workdir}: {e}") from e
+  store.write_json(path, {"hash": config_hash, "config": config})
+
+
+def _changed(a: Any, b: Any, key: str = "") -> set[str]:
+  if isinstance(a, dict) and isinstance(b, dict):
+    return set().union(*(_changed(a.get(k), b.get(k), f"{key}.{k}" if key else k) for k in a.keys() | b.keys()))
+  return set() if a == b else {key}
+
+
+def run_stages(workdir: pathlib.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]):
+  """Runs the selected stages (all if none is named) in order; a finished one is skipped.
+
+  Raises:
+    UserError: an unknown stage; an input that is not there; a finished stage whose files were changed since.
+  """
+  names = [s.name for s in stages]
+  unknown = [name for name in selected if name not in names]
+  if unknown:
+    raise UserError(f"no stage {', '.join(unknown)}; there are: {', '.join(names)}")
+  done = 0
+  chosen = [s for s in stages if not selected or s.name in selected]
+  for stage in chosen:
+    marker = workdir / "stages" / f"{stage.name}.json"
+    missing = [p for p in stage.reads if not (workdir / p).exists()]
+    if missing:
+      makers = [s.name for s in stages if set(s.writes) & set(missing)]
+      raise UserError(f"stage {stage.name} needs {', '.join(missing)}; run stage {', '.join(makers)} first")
+    reads = {p: fingerprint(workdir / p) for p in stage.reads}
+    if marker.exists():
+      _check_unchanged(store.read_json(marker), stage, reads, workdir)
+      say(f"{stage.name}: done before, nothing to do")
+      done += 1
+      continue
+    say(f"{stage.name}: starts")
+    start = time.monotonic()
+    stage.run()
+    seconds = time.monotonic() - start
+    writes = {p: fingerprint(workdir / p) for p in stage.writes}
+    store.write_json(marker, {"seconds": round(seconds, 1), "reads": reads, "writes": writes})
+    say(f"{stage.name}: {seconds:.0f}s")
+  if done == len(chosen):
+    say(f"{workdir}: all was done before; nothing was run")
+
+
+def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str], workdir: pathlib.Path) -> None:
+  now = {**reads, **{p: fingerprint(workdir / p) if (workdir / p).exists() else "gone" for p in stage.writes}}
+  changed = [p for p, mark in {**marker["reads"], **marker["writes"]}.items() if now.get(p) != mark]
+  if changed:
+    raise UserError(
+      f"stage {stage.name} was done with another {', '.join(changed)} than {workdir} holds now. To do it again, "
+      f"delete {workdir}/stages/{stage.name}.json and {', '.join(stage.writes)}; else restore the file"
+    )
+
+
+def seconds_of(workdir: pathlib.Path, stages: Sequence[Stage]) -> dict[str, float]:
+  """Wall time of every finished stage."""
+  markers = {s.name: workdir / "stages" / f"{s.name}.json" for s in stages}
+  return {name: store.read_json(path)["seconds"] for name, path in markers.items() if path.exists()}
+
+
+def fingerprint(path: pathlib.Path) -> str:
+  """The digest of a file; of a folder (a checkpoint, which may be large) the names and sizes in it."""
+  if path.is_file():
+    return store.file_digest(path)
+  h = hashlib.sha256()
+  for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    h.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+  return h.hexdigest()

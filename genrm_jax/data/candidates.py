@@ -1,0 +1,72 @@
+"""Candidate solutions: sampled from a generator model, graded, and chosen for training."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from genrm_jax.errors import UserError
+from genrm_jax.tasks.base import Task
+from genrm_jax.types import Candidate, Problem
+
+# (problems, candidate indices) -> one text each, and whether it ended by itself.
+Generate = Callable[[Sequence[Problem], Sequence[int]], list[str]]
+
+
+def grade(problem: Problem, index: int, text: str, task: Task, source: str) -> Candidate:
+  """A candidate with its answer read and compared with the problem's."""
+  answer = task.extract_answer(text)
+  return Candidate(problem.id, index, text, answer, task.same_answer(answer, problem.answer), source)
+
+
+def sample_candidates(
+  problems: Sequence[Problem], num_candidates: int, task: Task, generate: Generate, source: str
+) -> list[Candidate]:
+  """`num_candidates` graded solutions to each problem."""
+  repeated = [p for p in problems for _ in range(num_candidates)]
+  indices = [i for _ in problems for i in range(num_candidates)]
+  texts = generate(repeated, indices)
+  return [grade(p, i, t, task, source) for p, i, t in zip(repeated, indices, texts, strict=True)]
+
+
+def by_problem(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+  """Candidates of each problem, in order of first appearance."""
+  pools: dict[str, list[Candidate]] = {}
+  for c in candidates:
+    pools.setdefault(c.problem_id, []).append(c)
+  return pools
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+  """The first candidate of every distinct text of a problem: what is worth a verifier's time."""
+  seen: dict[tuple[str, str], Candidate] = {}
+  for c in candidates:
+    seen.setdefault((c.problem_id, c.text), c)
+  return list(seen.values())
+
+
+def choose_for_training(
+  candidates: Sequence[Candidate], max_per_label: int, balanced: bool, seed: int
+) -> list[Candidate]:
+  """At most `max_per_label` distinct correct and as many incorrect solutions a problem (paper, appendix A).
+
+  Args:
+    candidates: graded candidates.
+    max_per_label: the paper's 16.
+    balanced: as many correct as incorrect ones over the whole set: the larger side is thinned at random.
+    seed: of the random choice.
+  """
+  rng = np.random.default_rng(seed)
+  sides: dict[bool, list[Candidate]] = {True: [], False: []}
+  for pool in by_problem(distinct(candidates)).values():
+    for label, side in sides.items():
+      mine = [c for c in pool if c.correct is label]
+      side.extend(mine[i] for i in sorted(rng.permutation(len(mine))[:max_per_label]))
+  if not sides[True] or not sides[False]:
+    raise UserError(
+      f"training needs correct and incorrect solutions, but there are {len(sides[True])} correct and "
+      f"{len(sides[False])} incorrect ones; use a weaker or stronger generator, or more problems"
+    )
+  if balanced:
+    n = min(len(side) for side in sides.values())
+    sides = {label: [side[i] for i in sorted(rng.permutation(len(side))[:n])] for label, side in sides.items()}
+  return sides[True] + sides[False]

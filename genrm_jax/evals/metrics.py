@@ -1,0 +1,273 @@
+"""What is measured on scores: verification accuracy, AUC, calibration, coverage of votes, and intervals over problems.
+
+A `Quantity` keeps the sums of each problem that a figure is made of, so that one bootstrap serves every figure of a
+report and figures compared with one another are compared on the same resampled problems.
+
+Axis letters: P problem, C candidate (padded), V vote (padded), G group of votes, M column of sums.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from genrm_jax.errors import UserError
+from genrm_jax.evals.select import Bank
+from genrm_jax.types import VOTE_STATES, Score, Vote
+
+BOOTSTRAP_DRAWS = 10_000
+AUC_DRAWS = 1_000  # the AUC over all candidates is no ratio of sums and is computed anew for each resample
+LEVEL = 0.95
+THRESHOLD = 0.5  # a candidate is called right if its score is above
+CALIBRATION_BINS = 10
+
+_CHUNK = 250  # resamples held in memory at a time
+_NUMBERED = tuple(VOTE_STATES.index(state) for state in ("ok", "forced"))  # states whose p(Yes) counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A figure and its percentile interval over problems; None where it is not defined (nothing to count)."""
+
+  value: float | None
+  low: float | None
+  high: float | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quantity:
+  """The average of one or more ratios (sum over problems of a numerator) / (sum of a denominator)."""
+
+  parts: tuple[tuple[np.ndarray, np.ndarray], ...]  # (f64[P], f64[P]) each
+
+
+def mean(values_P: np.ndarray) -> Quantity:
+  """The mean over problems of a figure of each problem."""
+  return Quantity(((values_P, np.ones(len(values_P))),))
+
+
+def intervals(
+  quantities: Mapping[str, Quantity], *, seed: int, draws: int = BOOTSTRAP_DRAWS, level: float = LEVEL
+) -> dict[str, Interval]:
+  """Percentile bootstrap over problems of many quantities at once, all on the same resamples.
+
+  A paired difference of two methods is the interval of `mean(a - b)`. The interval says how far the figure moves with
+  other problems of the same kind; it knows nothing of other training seeds. It has no width where all problems agree.
+  """
+  names = [name for name, quantity in quantities.items() for _ in quantity.parts]
+  if not names:
+    return {}
+  pairs = [pair for quantity in quantities.values() for pair in quantity.parts]
+  columns = np.stack([column for pair in pairs for column in pair], axis=1).astype(float)
+  sums = np.concatenate([counts @ columns for counts in _resamples(len(columns), draws, seed)])
+  ratios = _divide(sums[:, 0::2], sums[:, 1::2])
+  points = _divide(columns.sum(axis=0)[0::2], columns.sum(axis=0)[1::2])
+  where: dict[str, list[int]] = {}
+  for index, name in enumerate(names):
+    where.setdefault(name, []).append(index)
+  return {name: _percentiles(points[at].mean(), ratios[:, at].mean(axis=1), level) for name, at in where.items()}
+
+
+def bootstrap(quantity: Quantity, *, seed: int, draws: int = BOOTSTRAP_DRAWS, level: float = LEVEL) -> Interval:
+  """The interval of one quantity."""
+  return intervals({"it": quantity}, seed=seed, draws=draws, level=level)["it"]
+
+
+def _resamples(num_problems: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+  """How often each problem occurs in each resample, in chunks of `f64[_CHUNK, P]`."""
+  rng = np.random.default_rng(seed)
+  for start in range(0, draws, _CHUNK):
+    rows = min(_CHUNK, draws - start)
+    picks = rng.integers(num_problems, size=(rows, num_problems)) + num_problems * np.arange(rows)[:, None]
+    yield np.bincount(picks.reshape(-1), minlength=rows * num_problems).reshape(rows, num_problems).astype(float)
+
+
+def _divide(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+  return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
+
+
+def _percentiles(point: float, draws: np.ndarray, level: float) -> Interval:
+  """Resamples in which the figure is not defined are left out."""
+  draws = draws[~np.isnan(draws)]
+  if np.isnan(point) or not draws.size:
+    return Interval(None, None, None)
+  low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+  return Interval(float(point), float(low), float(high))
+
+
+# ---- Verification: is a candidate right, by its score alone? Candidates without a score are left out and counted. ----
+
+
+def rm_accuracy(bank: Bank, values_PC: np.ndarray) -> Quantity:
+  """Share of scored candidates on whose label the verifier is right at the threshold: score > 0.5 calls it right."""
+  scored = ~np.isnan(values_PC) & bank.mask
+  hits = scored & ((values_PC > THRESHOLD) == bank.correct)
+  return Quantity(((hits.sum(axis=1), scored.sum(axis=1)),))
+
+
+def balanced_rm_accuracy(bank: Bank, values_PC: np.ndarray) -> Quantity:
+  """The average of the accuracy on right and on wrong candidates: 0.5 for a verifier that always says the same."""
+  scored = ~np.isnan(values_PC) & bank.mask
+  hits = scored & ((values_PC > THRESHOLD) == bank.correct)
+  sides = (scored & bank.correct, scored & ~bank.correct)
+  return Quantity(tuple(((hits & side).sum(axis=1), side.sum(axis=1)) for side in sides))
+
+
+def brier(bank: Bank, values_PC: np.ndarray) -> Quantity:
+  """Mean squared distance of score and label over scored candidates."""
+  scored = ~np.isnan(values_PC) & bank.mask
+  return Quantity(((np.where(scored, (values_PC - bank.correct) ** 2, 0).sum(axis=1), scored.sum(axis=1)),))
+
+
+def expected_calibration_error(bank: Bank, values_PC: np.ndarray) -> float | None:
+  """ECE over ten bins of equal width: the average of |mean score - share right| of a bin, weighted by its candidates.
+
+  A point only: resampling adds noise to each bin, and noise only ever raises the error.
+  """
+  scored = ~np.isnan(values_PC) & bank.mask
+  if not scored.any():
+    return None
+  values, right = values_PC[scored], bank.correct[scored]
+  bins = np.minimum((values * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+  gaps = np.bincount(bins, weights=values - right, minlength=CALIBRATION_BINS)
+  return float(np.abs(gaps).sum() / values.size)
+
+
+def auc_within(bank: Bank, values_PC: np.ndarray) -> Quantity:
+  """AUC among the candidates of one problem, averaged over the problems that have a right and a wrong one scored."""
+  scored = ~np.isnan(values_PC) & bank.mask
+  # [P, right, wrong]: 1 where the right candidate scores higher, 1/2 where they tie.
+  above = (values_PC[:, :, None] > values_PC[:, None, :]) + 0.5 * (values_PC[:, :, None] == values_PC[:, None, :])
+  pairs = (scored & bank.correct)[:, :, None] & (scored & ~bank.correct)[:, None, :]
+  count = pairs.sum(axis=(1, 2))
+  return Quantity((((above * pairs).sum(axis=(1, 2)) / np.maximum(count, 1), count > 0),))
+
+
+def auc(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Chance that a right candidate outscores a wrong one, ties half, under each row of weights.
+
+  Args:
+    values: scores, `f64[X]`.
+    right: labels, `bool[X]`.
+    weights: how often each candidate counts, `f64[D, X]`.
+
+  Returns:
+    `f64[D]`, NaN where a row of weights holds only one of the two labels.
+  """
+  order = np.argsort(values, kind="stable")
+  starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
+  rights = np.add.reduceat((weights * right)[:, order], starts, axis=1)
+  wrongs = np.add.reduceat((weights * ~right)[:, order], starts, axis=1)
+  below = np.cumsum(wrongs, axis=1) - wrongs
+  return _divide((rights * (below + 0.5 * wrongs)).sum(axis=1), rights.sum(axis=1) * wrongs.sum(axis=1))
+
+
+def auc_overall(bank: Bank, values_PC: np.ndarray, *, seed: int, draws: int = AUC_DRAWS) -> Interval:
+  """AUC over the scored candidates of all problems together, with an interval over problems."""
+  scored = ~np.isnan(values_PC) & bank.mask
+  if not scored.any():
+    return Interval(None, None, None)
+  values, right, row = values_PC[scored], bank.correct[scored], np.nonzero(scored)[0]
+  point = auc(values, right, np.ones((1, values.size)))[0]
+  chunks = [auc(values, right, counts[:, row]) for counts in _resamples(len(bank.problems), draws, seed)]
+  return _percentiles(point, np.concatenate(chunks), LEVEL)
+
+
+# ---- Scores and their votes ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreTable:
+  """The scores of one verifier, lined up with the bank."""
+
+  verifier: str
+  step: int
+  values: np.ndarray  # f64[P, C]: as recorded, NaN where there is none
+  states: np.ndarray  # i8[P, C, V]: index into VOTE_STATES, -1 where there is no vote
+  p_yes: np.ndarray  # f64[P, C, V]: NaN where there is none
+  says_yes: np.ndarray  # bool[P, C, V]: p(Yes) > p(No)
+  num_tokens: int  # of all votes together
+  num_votes: int  # the fewest of any candidate
+
+
+def align_scores(bank: Bank, verifier: str, scores: Sequence[Score]) -> ScoreTable:
+  """Lines a verifier's scores up with the candidates.
+
+  Raises:
+    UserError: a candidate without a score or with two, a score of an unknown candidate, a value outside [0, 1], a vote
+      of an unknown state or one whose state promises a number it lacks, or scores of different training steps.
+  """
+  found: dict[tuple[str, int], Score] = {}
+  for score in scores:
+    key = (score.problem_id, score.candidate_index)
+    if key in found:
+      raise UserError(f"verifier {verifier!r} has two scores for candidate {key[1]} of problem {key[0]!r}")
+    found[key] = score
+  steps = {score.step for score in scores}
+  if len(steps) > 1:
+    raise UserError(f"verifier {verifier!r}: scores of several training steps are mixed: {sorted(steps)}")
+
+  width = max((len(score.votes) for score in scores), default=0)
+  values = np.full(bank.mask.shape, np.nan)
+  states = np.full((*bank.mask.shape, width), -1, np.int8)
+  p_yes, says_yes = np.full(states.shape, np.nan), np.zeros(states.shape, bool)
+  num_tokens, fewest = 0, width
+  for row, pool in enumerate(bank.candidates):
+    for column, candidate in enumerate(pool):
+      place = f"verifier {verifier!r}, problem {candidate.problem_id!r}, candidate {candidate.index}"
+      taken = found.pop((candidate.problem_id, candidate.index), None)
+      if taken is None:
+        raise UserError(f"{place}: there is no score; run the score stage again")
+      if taken.value is not None:
+        if not 0 <= taken.value <= 1:
+          raise UserError(f"{place}: the value {taken.value} is not within 0 to 1")
+        values[row, column] = taken.value
+      for index, vote in enumerate(taken.votes):
+        _check_vote(vote, place)
+        states[row, column, index] = VOTE_STATES.index(vote.state)
+        if vote.p_yes is not None:
+          p_yes[row, column, index] = vote.p_yes
+          says_yes[row, column, index] = vote.p_yes > (1 - vote.p_yes if vote.p_no is None else vote.p_no)
+        num_tokens += vote.num_tokens
+      fewest = min(fewest, len(taken.votes))
+  if found:
+    problem_id, index = next(iter(found))
+    raise UserError(f"verifier {verifier!r} has a score for an unknown candidate: {index} of problem {problem_id!r}")
+  return ScoreTable(verifier, steps.pop(), values, states, p_yes, says_yes, num_tokens, fewest)
+
+
+def _check_vote(vote: Vote, place: str) -> None:
+  if vote.state not in VOTE_STATES:
+    raise UserError(f"{place}: a vote has the state {vote.state!r}; known are {', '.join(VOTE_STATES)}")
+  if vote.p_yes is None and VOTE_STATES.index(vote.state) in _NUMBERED:
+    raise UserError(f"{place}: a vote is {vote.state!r} but has no p_yes")
+
+
+# Ways to make one value of votes. The first is the one that scores are defined by; the others show what hangs on it.
+RULES = ("ok and forced votes", "ok votes only", "failed votes count 0", "share of Yes verdicts")
+
+
+def vote_values(table: ScoreTable, rule: str, votes: slice = slice(None)) -> np.ndarray:
+  """The value of each candidate from (some of) its votes under a rule of `RULES`: `f64[P, C]`, NaN for no value."""
+  states, p_yes, says_yes = table.states[..., votes], table.p_yes[..., votes], table.says_yes[..., votes]
+  numbered = np.isin(states, _NUMBERED)
+  counted = {
+    "ok and forced votes": (numbered, p_yes),
+    "ok votes only": (states == VOTE_STATES.index("ok"), p_yes),
+    "failed votes count 0": (states >= 0, np.where(numbered, p_yes, 0.0)),
+    "share of Yes verdicts": (numbered, says_yes),
+  }
+  counts, numbers = counted[rule]
+  return _divide(np.where(counts, numbers, 0.0).sum(axis=2), counts.sum(axis=2))
+
+
+def values_of_k_votes(table: ScoreTable, k: int) -> np.ndarray:
+  """Values from k votes each: `f64[G, P, C]` for the G = num_votes // k disjoint groups of k votes.
+
+  Votes are sampled independently, so any k of them are as good as the first k: a figure at k votes is the average of
+  the figures of the groups, which has the same expectation and less variance. Votes that fill no group are not used.
+  """
+  if not 1 <= k <= table.num_votes:
+    raise UserError(f"verifier {table.verifier!r} has {table.num_votes} votes a candidate, so not k={k}")
+  groups = range(table.num_votes // k)
+  return np.stack([vote_values(table, RULES[0], slice(group * k, (group + 1) * k)) for group in groups])

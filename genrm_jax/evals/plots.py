@@ -1,0 +1,194 @@
+"""The figures of a report, drawn without global state and without timestamps: the same results give the same bytes."""
+
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from genrm_jax.evals.tables import method_name
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the marker says the same once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY = "#777777"
+
+_STYLE: dict[Any, Any] = {
+  "font.family": "DejaVu Sans",
+  "font.size": 10.5,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "axes.axisbelow": True,
+  "axes.titlesize": 11.5,
+  "axes.titlelocation": "left",
+  "grid.color": "#e3e3e3",
+  "grid.linewidth": 0.8,
+  "legend.frameon": False,
+  "lines.linewidth": 1.8,
+  "lines.markersize": 5.5,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A drawn figure: its file name, what it shows, and the PNG."""
+
+  file: str
+  caption: str
+  png: bytes
+
+
+def draw(results: Mapping[str, Any]) -> list[Figure]:
+  """The figures that these results have something for: Best-of-N, weighted votes, accuracy by number of votes."""
+  figures = [
+    Figure(
+      "best_of_n.png",
+      "Accuracy of the chosen solution by number of candidates. Bands are 95% intervals over problems.",
+      _by_candidates(results, "Best-of-N", [*results["verifiers"]]),
+    )
+  ]
+  if weighted := [method for method in results["curves"] if method.startswith("weighted_self_consistency/")]:
+    figures.append(
+      Figure(
+        "weighted_self_consistency.png",
+        "Accuracy of the majority answer, each vote weighted by a verifier's score.",
+        _by_candidates(results, "Weighted self-consistency", weighted),
+      )
+    )
+  if any(verifier["by_votes"] for verifier in results["verifiers"].values()):
+    figures.append(
+      Figure(
+        "votes.png",
+        f"Accuracy by number of votes: Best-of-{results['ns'][-1]} and verification. Dotted: verifiers of one vote.",
+        _by_votes(results),
+      )
+    )
+  return figures
+
+
+def _by_candidates(results: Mapping[str, Any], title: str, methods: Sequence[str]) -> bytes:
+  """Accuracy against N: the methods with bands, between the Oracle and pass@1."""
+  with matplotlib.rc_context(_STYLE):
+    canvas = Canvas(figsize=(8.2, 4.4), layout="constrained")
+    axes = canvas.subplots()
+    curves = results["curves"]
+    ns = results["ns"]
+    oracle = [point["value"] for point in curves["oracle"]]
+    axes.plot(ns, oracle, color=_GREY, linestyle="--", label=method_name("oracle"))
+    # By verifier, not by rank, so that a verifier looks the same in all figures.
+    for method in methods:
+      _line(axes, ns, curves[method], *_look(results, method.rpartition("/")[2]), label=_short(method))
+    _line(axes, ns, curves["self_consistency"], "black", "X", label=method_name("self_consistency"))
+    axes.axhline(results["pass1"]["value"], color=_GREY, linestyle=":", label=method_name("pass1"))
+    _log2_axis(axes, ns, "candidates N")
+    _percent_axis(axes, f"{title} accuracy", [*oracle, results["pass1"]["value"]])
+    axes.set_title(_heading(results, f"{title} on {results['num_problems']:,} problems"))
+    last = {_short(method): curves[method][-1]["value"] for method in methods}
+    last |= {method_name(name): curves[name][-1]["value"] for name in ("oracle", "self_consistency")}
+    last[method_name("pass1")] = results["pass1"]["value"]
+    _legend(axes, last)
+    return _png(canvas)
+
+
+def _by_votes(results: Mapping[str, Any]) -> bytes:
+  """Best-of-N and verification accuracy against K, side by side; a verifier of one vote is a level line."""
+  with matplotlib.rc_context(_STYLE):
+    canvas = Canvas(figsize=(9.6, 4.2), layout="constrained")
+    panels = canvas.subplots(1, 2)
+    n = results["ns"][-1]
+    ks = sorted({point["k"] for verifier in results["verifiers"].values() for point in verifier["by_votes"]})
+    last: dict[str, float] = {}
+    for axes, key, title in zip(
+      panels, ("accuracy", "rm_accuracy"), (f"Best-of-{n} accuracy", "Verification (RM) accuracy"), strict=True
+    ):
+      shown = []
+      for name, verifier in results["verifiers"].items():
+        colour, marker = _look(results, name)
+        points = [point for point in verifier["by_votes"] if point[key]["value"] is not None]
+        if points:
+          _line(axes, [point["k"] for point in points], [point[key] for point in points], colour, marker, _short(name))
+          shown += [bound for point in points for bound in (point[key]["low"], point[key]["high"])]
+          level = points[-1][key]["value"]
+        else:
+          level = (results["curves"][name][-1] if key == "accuracy" else verifier["verification"][key])["value"]
+          if level is None:
+            continue
+          axes.axhline(level, color=colour, linestyle=":", label=_short(name))
+          shown.append(level)
+        last.setdefault(_short(name), level)
+      _log2_axis(axes, ks, "votes K per solution")
+      _percent_axis(axes, title, shown)
+      axes.set_title(title)
+    canvas.suptitle(_heading(results, "Accuracy by number of votes"), x=0.01, ha="left", fontsize=11.5)
+    _legend(panels[1], last)
+    return _png(canvas)
+
+
+def _line(
+  axes: Axes, x: Sequence[int], points: Sequence[Mapping[str, float]], colour: str, marker: str, label: str
+) -> None:
+  axes.plot(x, [point["value"] for point in points], color=colour, marker=marker, label=label)
+  low, high = ([point[bound] for point in points] for bound in ("low", "high"))
+  axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _look(results: Mapping[str, Any], verifier: str) -> tuple[str, str]:
+  index = [*results["verifiers"]].index(verifier)
+  return _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+
+
+def _short(method: str) -> str:
+  return method_name(method.rpartition("/")[2])
+
+
+def _heading(results: Mapping[str, Any], text: str) -> str:
+  task = results["meta"].get("task")
+  return f"{task}: {text}" if task else text
+
+
+def _log2_axis(axes: Axes, values: Sequence[int], label: str) -> None:
+  axes.set_xscale("log", base=2)
+  axes.xaxis.set_major_locator(FixedLocator(_spread(values)))
+  axes.xaxis.set_minor_locator(NullLocator())
+  axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+  axes.set_xlabel(label)
+  if len(values) == 1:
+    axes.set_xlim(values[0] / 2, values[0] * 2)
+
+
+def _spread(values: Sequence[int]) -> list[int]:
+  """The values that have room for a label: each at least 1.35 times the one before."""
+  kept: list[int] = []
+  for value in values:
+    if not kept or value >= 1.35 * kept[-1]:
+      kept.append(value)
+  return kept
+
+
+def _percent_axis(axes: Axes, label: str, shown: Iterable[float]) -> None:
+  """Percent, from a little below to a little above what is shown, within 0 to 100."""
+  low, high = axes.get_ylim()
+  low, high = min(low, *shown), max(high, *shown)
+  axes.set_ylim(max(low, -0.02), min(high, 1.02))
+  axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+  axes.set_ylabel(label)
+
+
+def _legend(axes: Axes, last: Mapping[str, float]) -> None:
+  """Outside, to the right, in the order in which the lines end."""
+  handles, labels = axes.get_legend_handles_labels()
+  pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: -last.get(pair[1], 0.0))
+  axes.legend(*zip(*pairs, strict=True), loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0)
+
+
+def _png(canvas: Canvas) -> bytes:
+  FigureCanvasAgg(canvas)
+  buffer = io.BytesIO()
+  canvas.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+  return buffer.getvalue()

@@ -1,0 +1,269 @@
+"""The report of an evaluation: every figure with its interval, tables, plots, and one page to browse.
+
+`build_results` computes, `write_report` writes; between them is a plain dict that survives a JSON round trip.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from genrm_jax.errors import UserError
+from genrm_jax.evals import metrics, plots, select
+from genrm_jax.evals.tables import Example, result_tables
+from genrm_jax.types import VOTE_STATES, Candidate, Problem, Score
+
+SCHEMA_VERSION = 1
+BASELINES = ("pass1", "self_consistency", "oracle")
+
+
+def build_results(
+  problems: Sequence[Problem],
+  candidates: Sequence[Candidate],
+  scores: Mapping[str, Sequence[Score]],
+  *,
+  ns: Sequence[int],
+  ks: Sequence[int],
+  seed: int,
+  meta: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Everything the report says, as a dict that JSON can hold. Figures are shares in [0, 1], None where undefined.
+
+  Differences, curves over votes and rules are at the largest of `ns`.
+
+  Args:
+    problems: the evaluation split.
+    candidates: of these problems; pools may differ in size, and one smaller than n is used whole.
+    scores: by verifier, one for each candidate.
+    ns: numbers of candidates to choose from.
+    ks: numbers of votes; a verifier's curve has those it has votes for, and all of its votes.
+    seed: of the bootstrap and of the subsets that majority votes are averaged over.
+    meta: what the run was: task, model, seed, config_hash, train_steps, wall_seconds (by stage), notes (a list), ...
+
+  Raises:
+    UserError: see `select.make_bank` and `metrics.align_scores`; an n no pool can serve; a bad name.
+  """
+  if not ns or any(k < 1 for k in ks):
+    raise UserError(f"ns={list(ns)}, ks={list(ks)}: give at least one n, and only positive numbers of votes")
+  for name in scores:
+    if name in BASELINES or "/" in name:
+      raise UserError(f"verifier {name!r}: a verifier's name has no '/' and is none of {', '.join(BASELINES)}")
+  bank = select.make_bank(problems, candidates)
+  ns, top = sorted(set(ns)), max(ns)
+  tables = {name: metrics.align_scores(bank, name, listed) for name, listed in scores.items()}
+  curves = _curves(bank, tables, ns, seed)
+  pass1 = select.pass_at_1(bank)
+
+  # All quantities are gathered first and resampled together.
+  quantities = {"pass1": metrics.mean(pass1)}
+  for method, by_n in curves.items():
+    quantities |= {f"{method}/n={n}": metrics.mean(accuracy) for n, accuracy in by_n.items()}
+  for name, table in tables.items():
+    against = {"pass1": pass1, "self_consistency": curves["self_consistency"][top]}
+    against |= {"orm": curves["orm"][top]} if "orm" in tables and name != "orm" else {}
+    own = curves[name][top]
+    quantities |= {f"{name}/minus/{other}": metrics.mean(own - accuracy) for other, accuracy in against.items()}
+    quantities |= {f"{name}/{key}": make(bank, table.values) for key, make in _VERIFICATION.items()}
+    quantities |= _vote_quantities(bank, table, ks, top)
+  found = {name: dataclasses.asdict(it) for name, it in metrics.intervals(quantities, seed=seed).items()}
+
+  results = {
+    "schema": SCHEMA_VERSION,
+    "meta": dict(meta),
+    "seed": seed,
+    "num_problems": len(bank.problems),
+    "num_candidates": int(bank.sizes.sum()),
+    "pool_sizes": [int(bank.sizes.min()), int(bank.sizes.max())],
+    "ns": ns,
+    "interval": {"level": metrics.LEVEL, "draws": metrics.BOOTSTRAP_DRAWS, "over": "problems"},
+    "notes": _notes(bank, ns, tables),
+    "pass1": found["pass1"],
+    "curves": {method: [{"n": n, **found[f"{method}/n={n}"]} for n in ns] for method in curves},
+    "verifiers": {name: _verifier_results(bank, table, found, seed) for name, table in tables.items()},
+  }
+  results["metrics"] = _flat_metrics(results)
+  return _plain(results)
+
+
+_VERIFICATION: dict[str, Callable[[select.Bank, np.ndarray], metrics.Quantity]] = {
+  "rm_accuracy": metrics.rm_accuracy,
+  "balanced_rm_accuracy": metrics.balanced_rm_accuracy,
+  "auc_within_problems": metrics.auc_within,
+  "brier": metrics.brier,
+}
+
+
+def _curves(
+  bank: select.Bank, tables: Mapping[str, metrics.ScoreTable], ns: Sequence[int], seed: int
+) -> dict[str, dict[int, np.ndarray]]:
+  """Accuracy of each problem by method and n: the Oracle, self-consistency, each verifier, each as weights."""
+  weighted = {name: f"weighted_self_consistency/{name}" for name in tables}
+  curves: dict[str, dict[int, np.ndarray]] = {
+    method: {} for method in ("oracle", "self_consistency", *tables, *weighted.values())
+  }
+  for n in ns:
+    subsets = select.draw_subsets(bank, n, seed=seed)
+    curves["oracle"][n] = select.oracle(bank, n)
+    curves["self_consistency"][n] = select.self_consistency(bank, subsets)
+    for name, table in tables.items():
+      curves[name][n] = select.best_of_n(bank, table.values, n)
+      curves[weighted[name]][n] = select.self_consistency(bank, subsets, table.values)
+  return curves
+
+
+def _vote_quantities(
+  bank: select.Bank, table: metrics.ScoreTable, ks: Sequence[int], n: int
+) -> dict[str, metrics.Quantity]:
+  """Best-of-n and verification accuracy by number of votes and by rule, for a verifier with several votes."""
+  if table.num_votes < 2:
+    return {}
+  quantities = {}
+  for k in sorted({k for k in ks if k < table.num_votes} | {table.num_votes}):
+    groups = metrics.values_of_k_votes(table, k)
+    chosen = np.mean([select.best_of_n(bank, values, n) for values in groups], axis=0)
+    hits, scored = np.sum([metrics.rm_accuracy(bank, values).parts[0] for values in groups], axis=0)
+    quantities[f"{table.verifier}/k={k}/accuracy"] = metrics.mean(chosen)
+    quantities[f"{table.verifier}/k={k}/rm_accuracy"] = metrics.Quantity(((hits, scored),))
+  for rule in metrics.RULES:
+    values = metrics.vote_values(table, rule)
+    quantities[f"{table.verifier}/rule={rule}/accuracy"] = metrics.mean(select.best_of_n(bank, values, n))
+    quantities[f"{table.verifier}/rule={rule}/rm_accuracy"] = metrics.rm_accuracy(bank, values)
+  return quantities
+
+
+def _verifier_results(
+  bank: select.Bank, table: metrics.ScoreTable, found: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+  """The part of the results that is about one verifier."""
+
+  def under(prefix: str) -> dict[str, Any]:
+    start = f"{table.verifier}/{prefix}"
+    return {name.removeprefix(start): it for name, it in found.items() if name.startswith(start)}
+
+  def by(prefix: str) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for name, it in under(prefix).items():
+      key, _, figure = name.rpartition("/")
+      nested.setdefault(key, {})[figure] = it
+    return nested
+
+  states, num_votes = table.states, int((table.states >= 0).sum())
+  recomputed = metrics.vote_values(table, metrics.RULES[0])
+  gap = np.abs(recomputed - table.values)
+  return {
+    "step": table.step,
+    "verification": {key: found[f"{table.verifier}/{key}"] for key in _VERIFICATION}
+    | {
+      "auc_overall": dataclasses.asdict(metrics.auc_overall(bank, table.values, seed=seed)),
+      "ece": metrics.expected_calibration_error(bank, table.values),
+      "threshold": metrics.THRESHOLD,
+    },
+    "minus": under("minus/"),
+    "coverage": {
+      "candidates": int(bank.mask.sum()),
+      "scored": int((~np.isnan(table.values) & bank.mask).sum()),
+      "votes": num_votes,
+      "votes_per_candidate": table.num_votes,
+      "states": {state: int((states == index).sum()) for index, state in enumerate(VOTE_STATES)},
+      "tokens_per_vote": table.num_tokens / num_votes if num_votes else None,
+      # Zero where the recorded value is the mean over ok and forced votes.
+      "recorded_differs_by": None if np.isnan(gap).all() else float(np.nanmax(gap)),
+    },
+    "by_votes": [{"k": int(k), **figures} for k, figures in by("k=").items()],
+    "by_rule": [{"rule": rule, **figures} for rule, figures in by("rule=").items()],
+  }
+
+
+def _notes(bank: select.Bank, ns: Sequence[int], tables: Mapping[str, metrics.ScoreTable]) -> list[str]:
+  """What a reader must know to read the figures right."""
+  notes = [
+    "Intervals are percentile bootstraps over problems; they do not cover other training seeds or other candidates.",
+    "Best-of-N, Oracle and pass@1 are exact expectations over all subsets of n candidates, ties broken at random;"
+    f" majority votes average over all subsets where a problem has at most {select.SUBSET_DRAWS}, else over that many"
+    " random ones.",
+  ]
+  for n in ns:
+    if short := int((bank.sizes < n).sum()):
+      notes.append(f"At n={n}, {short} of {len(bank.sizes)} problems have fewer candidates and use all they have.")
+  for name, table in tables.items():
+    if missing := int((np.isnan(table.values) & bank.mask).sum()):
+      notes.append(
+        f"{name}: {missing} of {int(bank.mask.sum())} candidates have no score. They rank below all others in"
+        " Best-of-N, weigh 0 in votes, and are not in the verification figures."
+      )
+  return notes
+
+
+def _flat_metrics(results: Mapping[str, Any]) -> dict[str, float | None]:
+  """The figures by the names that a metrics file or a dashboard uses."""
+  flat: dict[str, float | None] = {"eval/pass1": results["pass1"]["value"]}
+  for method, points in results["curves"].items():
+    flat |= {f"bon/{method}/n={point['n']}/accuracy": point["value"] for point in points}
+  for name, verifier in results["verifiers"].items():
+    checks = verifier["verification"]
+    flat |= {f"eval/{name}/{key}": checks[key]["value"] for key in (*_VERIFICATION, "auc_overall")}
+    flat[f"eval/{name}/ece"] = checks["ece"]
+    for point in verifier["by_votes"]:
+      flat |= {f"votes/{name}/k={point['k']}/{key}": point[key]["value"] for key in ("accuracy", "rm_accuracy")}
+  return flat
+
+
+def _plain(value: Any) -> Any:
+  """Rounds to six decimals, far below any interval, so that the last bits of a sum do not change the file."""
+  if isinstance(value, dict):
+    return {str(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  return round(float(value), 6) if isinstance(value, float | np.floating) else value
+
+
+def write_report(
+  results: Mapping[str, Any], out_dir: str | os.PathLike[str], *, examples: Sequence[Example] = ()
+) -> list[pathlib.Path]:
+  """Writes results.json, report.md, index.html (all in one file) and the figures; each is replaced whole.
+
+  Args:
+    results: from `build_results`, or read back from results.json.
+    out_dir: a local directory, made if it is not there.
+    examples: candidates to browse on the page, from `tables.pick_examples`.
+
+  Returns:
+    The paths that were written. The same input gives the same bytes.
+  """
+  if "://" in os.fspath(out_dir):
+    raise UserError(f"{os.fspath(out_dir)}: the report is written to a local directory; copy it from there")
+  folder = pathlib.Path(out_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  figures = plots.draw(results)
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=lambda name: name is not None and ".html" in name,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+  told = {"results": results, "tables": result_tables(results), "figures": figures, "examples": examples}
+  files: dict[str, bytes] = {figure.file: figure.png for figure in figures}
+  for page, template in (("report.md", "report.md.j2"), ("index.html", "report.html.j2")):
+    files[page] = environment.get_template(template).render(told).encode()
+  files["results.json"] = (json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+  return [_replace(folder / name, data) for name, data in files.items()]
+
+
+def _replace(path: pathlib.Path, data: bytes) -> pathlib.Path:
+  """Writes beside the file, then moves over it, so that a reader never sees half of it."""
+  beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    beside.write_bytes(data)
+    os.replace(beside, path)
+  finally:
+    beside.unlink(missing_ok=True)
+  return path

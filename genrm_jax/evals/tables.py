@@ -1,0 +1,236 @@
+"""What the report shows beside its figures: tables of results, and candidates to look at."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from genrm_jax.evals.metrics import THRESHOLD, align_scores
+from genrm_jax.evals.select import make_bank
+from genrm_jax.types import VOTE_STATES, Candidate, Problem, Score, Vote
+
+NAMES = {
+  "orm": "ORM",
+  "genrm": "GenRM",
+  "genrm_cot": "GenRM-CoT",
+  "dpo": "DPO verifier",
+  "judge": "LLM-as-a-Judge",
+  "oracle": "Oracle (pass@N)",
+  "self_consistency": "Self-consistency",
+  "pass1": "pass@1",
+}
+
+FOOLED, MISSED, TYPICAL = "fooled", "missed", "typical"
+
+
+def method_name(method: str) -> str:
+  """The name that people read: `genrm_cot` is GenRM-CoT; an unknown one is shown as it is."""
+  vote, _, verifier = method.rpartition("/")
+  name = NAMES.get(verifier, verifier)
+  return f"Self-consistency weighted by {name}" if vote else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of strings; `note` says how to read it."""
+
+  title: str
+  note: str
+  header: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+  """The tables of a report, in reading order; those without rows are left out."""
+  tables = [
+    _best_of_n_table(results),
+    _difference_table(results),
+    _verification_table(results),
+    _votes_table(results),
+    _coverage_table(results),
+    _rules_table(results),
+  ]
+  return [table for table in tables if table.rows]
+
+
+def _percent(interval: Mapping[str, float | None], signed: bool = False) -> str:
+  """`45.3 [40.1, 50.2]`, in percent."""
+  if interval["value"] is None:
+    return "–"
+  sign = "+" if signed else ""
+  value, low, high = (f"{100 * (interval[key] or 0.0):{sign}.1f}" for key in ("value", "low", "high"))
+  return f"{value} [{low}, {high}]"
+
+
+def _number(interval: Mapping[str, float | None]) -> str:
+  if interval["value"] is None:
+    return "–"
+  return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _best_of_n_table(results: Mapping[str, Any]) -> Table:
+  rows = [("pass@1", *[_percent(results["pass1"])] * len(results["ns"]))]
+  rows += [(method_name(method), *map(_percent, points)) for method, points in results["curves"].items()]
+  return Table(
+    "Accuracy of the chosen solution",
+    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score.",
+    ("method", *(f"n = {n}" for n in results["ns"])),
+    tuple(rows),
+  )
+
+
+def _difference_table(results: Mapping[str, Any]) -> Table:
+  others = [
+    other
+    for other in ("pass1", "self_consistency", "orm")
+    if any(other in it["minus"] for it in results["verifiers"].values())
+  ]
+  rows = [
+    (
+      method_name(name),
+      *(_percent(it["minus"][other], signed=True) if other in it["minus"] else "" for other in others),
+    )
+    for name, it in results["verifiers"].items()
+  ]
+  return Table(
+    f"What a verifier adds at n = {results['ns'][-1]}",
+    "Points of percent, paired by problem. An interval that spans 0 shows no difference.",
+    ("verifier", *(f"over {method_name(other)}" for other in others)),
+    tuple(rows),
+  )
+
+
+def _verification_table(results: Mapping[str, Any]) -> Table:
+  rows = [
+    (
+      method_name(name),
+      _percent(it["verification"]["rm_accuracy"]),
+      _percent(it["verification"]["balanced_rm_accuracy"]),
+      _number(it["verification"]["auc_overall"]),
+      _number(it["verification"]["auc_within_problems"]),
+      _number(it["verification"]["brier"]),
+      "–" if it["verification"]["ece"] is None else f"{it['verification']['ece']:.3f}",
+    )
+    for name, it in results["verifiers"].items()
+  ]
+  return Table(
+    "Verification: is this solution right?",
+    f"A solution is called right if its score is above {THRESHOLD}. Balanced is the average over right and wrong"
+    " solutions. AUC within problems averages over problems that have both. ECE has ten bins and no interval.",
+    ("verifier", "RM accuracy, %", "balanced, %", "AUC", "AUC within problems", "Brier", "ECE"),
+    tuple(rows),
+  )
+
+
+def _votes_table(results: Mapping[str, Any]) -> Table:
+  rows = [
+    (method_name(name), str(point["k"]), _percent(point["accuracy"]), _percent(point["rm_accuracy"]))
+    for name, it in results["verifiers"].items()
+    for point in it["by_votes"]
+  ]
+  return Table(
+    "Accuracy by number of votes",
+    "Averaged over disjoint groups of K of the sampled votes.",
+    ("verifier", "K", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %"),
+    tuple(rows),
+  )
+
+
+def _coverage_table(results: Mapping[str, Any]) -> Table:
+  rows = [
+    (
+      method_name(name),
+      f"{it['step']:,}",
+      f"{it['coverage']['scored']:,} of {it['coverage']['candidates']:,}",
+      f"{it['coverage']['votes']:,}",
+      *(_count(it["coverage"]["states"][state], it["coverage"]["votes"]) for state in VOTE_STATES),
+      "–" if it["coverage"]["tokens_per_vote"] is None else f"{it['coverage']['tokens_per_vote']:.1f}",
+    )
+    for name, it in results["verifiers"].items()
+  ]
+  return Table(
+    "Coverage",
+    "Votes by state. Only ok and forced votes carry a number; no other becomes one.",
+    ("verifier", "training step", "candidates scored", "votes", *VOTE_STATES, "tokens per vote"),
+    tuple(rows),
+  )
+
+
+def _count(count: int, total: int) -> str:
+  return f"{count:,} ({100 * count / total:.1f}%)" if total else "–"
+
+
+def _rules_table(results: Mapping[str, Any]) -> Table:
+  rows = [
+    (method_name(name), point["rule"], _percent(point["accuracy"]), _percent(point["rm_accuracy"]))
+    for name, it in results["verifiers"].items()
+    for point in it["by_rule"]
+  ]
+  return Table(
+    "The same votes under other rules",
+    "The first rule of a verifier defines its score.",
+    ("verifier", "rule", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %"),
+    tuple(rows),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A scored candidate to look at, with the first few of its votes in the order they were sampled."""
+
+  kind: str  # FOOLED: wrong but scored above the threshold; MISSED: right but not above it; TYPICAL
+  verifier: str
+  problem: Problem
+  candidate: Candidate
+  value: float
+  num_votes: int
+  votes: tuple[Vote, ...]
+
+  @property
+  def name(self) -> str:
+    """The verifier's name for readers."""
+    return method_name(self.verifier)
+
+
+def pick_examples(
+  problems: Sequence[Problem],
+  candidates: Sequence[Candidate],
+  scores: Mapping[str, Sequence[Score]],
+  *,
+  per_kind: int = 4,
+  votes_shown: int = 3,
+) -> list[Example]:
+  """For each verifier its worst mistakes of both kinds and some typical candidates, each of another problem.
+
+  Typical are the right and the wrong candidates whose scores are closest to the median of their own label.
+  """
+  bank = make_bank(problems, candidates)
+  examples = []
+  for verifier, listed in scores.items():
+    values = align_scores(bank, verifier, listed).values
+    votes = {(score.problem_id, score.candidate_index): score.votes for score in listed}
+    scored = ~np.isnan(values) & bank.mask
+    right, wrong = scored & bank.correct, scored & ~bank.correct
+    picks = [(FOOLED, place) for place in _cheapest(wrong & (values > THRESHOLD), -values, per_kind)]
+    picks += [(MISSED, place) for place in _cheapest(right & (values <= THRESHOLD), values, per_kind)]
+    for side in (right, wrong):
+      if side.any():
+        off = np.abs(values - np.median(values[side]))
+        picks += [(TYPICAL, place) for place in _cheapest(side, off, -(-per_kind // 2))]
+    for kind, (row, column) in picks:
+      problem, candidate = bank.problems[row], bank.candidates[row][column]
+      cast = votes[candidate.problem_id, candidate.index]
+      examples.append(
+        Example(kind, verifier, problem, candidate, float(values[row, column]), len(cast), cast[:votes_shown])
+      )
+  return examples
+
+
+def _cheapest(among_PC: np.ndarray, costs_PC: np.ndarray, count: int) -> list[tuple[int, int]]:
+  """The `count` places of a mask with the lowest cost, at most one a row; ties in order of place."""
+  costs = np.where(among_PC, costs_PC, np.inf)
+  columns = costs.argmin(axis=1)
+  best = costs.min(axis=1)
+  rows = [int(row) for row in np.argsort(best, kind="stable")[:count] if np.isfinite(best[row])]
+  return [(row, int(columns[row])) for row in rows]

@@ -1,0 +1,41 @@
+"""A progress bar with an estimate of the time left; plain lines where the output is not a terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import rich.progress
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+  """Yields `advance(n=1, note="")`, to be called as the work goes on."""
+  if sys.stderr.isatty():
+    columns = (
+      rich.progress.TextColumn("{task.description:<28}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TimeRemainingColumn(),
+      rich.progress.TextColumn("{task.fields[note]}"),
+    )
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
+      task = bar.add_task(label, total=total, note="")
+      yield lambda n=1, note="": bar.update(task, advance=n, note=note)
+    return
+  start = last = time.monotonic()
+  done = 0
+
+  def advance(n: int = 1, note: str = "") -> None:
+    nonlocal done, last
+    done += n
+    now = time.monotonic()
+    if done >= total or now - last >= _SECONDS_BETWEEN_LINES:
+      last = now
+      left = (now - start) / max(done, 1) * max(total - done, 0)
+      print(f"{label}: {done}/{total}, {now - start:.0f}s gone, {left:.0f}s left {note}", file=sys.stderr, flush=True)
+
+  yield advance

@@ -1,0 +1,323 @@
+"""Text to token ids and back: a tiny built-in tokenizer, and any SentencePiece file.
+
+Prompts and continuations are encoded apart and their ids joined, so what counts here is that the pieces of a text do
+not depend on where it stands: `encode(" Yes")` is the same one id after a prompt as alone, and
+`decode(encode(a) + encode(b)) == decode(encode(a)) + decode(encode(b))`.
+"""
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import sentencepiece
+from etils import epath
+from google.protobuf import message
+from sentencepiece import sentencepiece_model_pb2
+
+from genrm_jax.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+# The pieces that hold a verdict; text/prompts.py checks that a tokenizer has each as one id.
+VERDICT_PIECES = (" Yes", " No")
+
+
+class Tokenizer(Protocol):
+  """What the library asks of a tokenizer."""
+
+  name: str
+  vocab_size: int
+  pad_id: int
+  bos_id: int
+  eos_id: int
+  cls_id: int  # the reserved piece whose logit is the ORM's score
+  digest: str  # sha256, in hex, of what defines the tokenizer
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without bos or eos. Raises UserError where the tokenizer cannot express it."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; pad, bos, eos and cls are "". Raises UserError for an id outside the vocabulary."""
+
+  def spec(self) -> dict[str, Any]:
+    """A JSON description, from which `load_tokenizer` opens the same tokenizer again."""
+
+
+def load_tokenizer(spec: dict[str, Any], base_dir: PathLike | None = None) -> Tokenizer:
+  """Opens what `Tokenizer.spec()` described.
+
+  Args:
+    spec: the description.
+    base_dir: where to look for a tokenizer's file first, by its name (a checkpoint's folder, say), then by the path
+      that the description gives, taken from here if it is relative.
+
+  Raises:
+    UserError: unknown type, no such file, or the tokenizer found is not the one described.
+  """
+  kind = spec.get("type")
+  tokenizer: Tokenizer
+  if kind == "char":
+    tokenizer = CharTokenizer()
+  elif kind == "sentencepiece":
+    tokenizer = SentencePieceTokenizer(_find(spec["path"], base_dir))
+  else:
+    raise UserError(f'tokenizer type {kind!r} is unknown; the types are "char" and "sentencepiece"')
+  if tokenizer.digest != spec["digest"]:
+    raise UserError(
+      f"tokenizer {tokenizer.name}: digest {tokenizer.digest[:12]}, but {str(spec['digest'])[:12]} was expected; "
+      "put back the tokenizer that this run was made with"
+    )
+  return tokenizer
+
+
+class CharTokenizer:
+  """Printable ASCII and the newline, a character a token, except " Yes" and " No", which are one token each.
+
+  For tiny models that learn from scratch: nothing to train, nothing to download.
+  """
+
+  name = "char"
+  pad_id, bos_id, eos_id, cls_id = range(4)
+
+  def __init__(self) -> None:
+    characters = ["\n", *(chr(c) for c in range(ord(" "), ord("~") + 1))]
+    self._pieces = ["", "", "", "", *VERDICT_PIECES, *characters]
+    self._ids = {piece: i for i, piece in enumerate(self._pieces) if piece}
+    self._split = re.compile("|".join(map(re.escape, VERDICT_PIECES)) + "|.", re.DOTALL).findall
+    self.vocab_size = len(self._pieces)
+    self.digest = hashlib.sha256(json.dumps(["char", self._pieces]).encode()).hexdigest()
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without bos or eos. Raises UserError for a character that is not in the table."""
+    try:
+      return [self._ids[piece] for piece in self._split(text)]
+    except KeyError:
+      place, character = next((i, c) for i, c in enumerate(text) if c not in self._ids)
+      around = text[max(0, place - 20) : place + 20]
+      raise UserError(
+        f"the char tokenizer has no {character!r} (U+{ord(character):04X}), at character {place} of the text, "
+        f"in {around!r}; replace it, or use a SentencePiece tokenizer"
+      ) from None
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; specials are ""."""
+    _check_range(ids, self.vocab_size, self.name)
+    return "".join([self._pieces[i] for i in ids])
+
+  def spec(self) -> dict[str, Any]:
+    """A JSON description for `load_tokenizer`."""
+    return {"type": "char", "digest": self.digest}
+
+
+class SentencePieceTokenizer:
+  """Any SentencePiece file: one of ours (`train_sentencepiece`), Gemma's, or someone else's.
+
+  Two habits of SentencePiece are switched off when the file is opened, since they would make the pieces of a text
+  depend on where it stands: the space put before the text (`add_dummy_prefix`) and the folding of spaces
+  (`remove_extra_whitespaces`). The rest is the file's own. So, for any file, " Yes" and "Yes" differ, spaces are
+  kept, and joined ids decode to the joined texts. What the file itself loses stays lost:
+    - its normalisation (nmt_nfkc, the default of SentencePiece, makes a newline a space and "½" "1⁄2");
+    - without byte pieces, characters that it does not know (they become unk, which decodes to " ⁇ ") and "▁" (a space).
+  With identity normalisation and byte pieces, as in our own files and Gemma's, decode(encode(x)) == x for every text.
+
+  Reserved ids: bos and eos are the file's. The padding is the file's or, where it has none, unk: batches give padding
+  no weight and hide it from attention, so the id only has to exist. cls is the first of `CLS_PIECES` that the file has.
+  """
+
+  CLS_PIECES = ("<cls>", "<unused0>", "<extra_id_0>", "▁<extra_id_0>")
+
+  def __init__(self, path: PathLike) -> None:
+    """Opens a file. Raises UserError if it is missing, no SentencePiece model, or lacks bos, eos or a piece for cls."""
+    self._path = os.fspath(path)
+    serialized = _read_model(self._path)
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=_without_folding(serialized, self._path))
+    sp = self._processor
+    self.name = f"sentencepiece:{epath.Path(path).name}"
+    self.digest = hashlib.sha256(serialized).hexdigest()
+    self.vocab_size = sp.get_piece_size()
+    self.bos_id, self.eos_id = self._require("bos", sp.bos_id()), self._require("eos", sp.eos_id())
+    self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else sp.unk_id()
+    known = [i for i in map(sp.piece_to_id, self.CLS_PIECES) if i != sp.unk_id()]
+    if not known:
+      raise UserError(
+        f"{self._path}: no piece to read the ORM's score from, none of {', '.join(self.CLS_PIECES)}; "
+        "train the tokenizer with one of them as a control symbol"
+      )
+    self.cls_id = known[0]
+    self._specials = frozenset((self.pad_id, self.bos_id, self.eos_id, self.cls_id))
+    # SentencePiece writes a space as "▁" and cannot tell the two apart; as bytes the real character survives.
+    as_bytes = [sp.piece_to_id(f"<0x{b:02X}>") for b in "▁".encode()]
+    self._underscore = None if sp.unk_id() in as_bytes else as_bytes
+
+  def _require(self, what: str, token_id: int) -> int:
+    if token_id < 0:
+      raise UserError(f"{self._path}: the file has no {what} piece; train the tokenizer with {what}_id >= 0")
+    return token_id
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without bos or eos. Raises UserError if the text is not valid Unicode."""
+    if not text.isascii():
+      _check_unicode(text)
+      if self._underscore is not None and "▁" in text:
+        first, *rest = text.split("▁")
+        ids = self._processor.encode(first)
+        for part in rest:
+          ids += self._underscore + self._processor.encode(part)
+        return ids
+    return self._processor.encode(text)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; pad, bos, eos and cls are "", bytes that are no UTF-8 become U+FFFD."""
+    _check_range(ids, self.vocab_size, self.name)
+    return self._processor.decode([int(i) for i in ids if i not in self._specials])
+
+  def spec(self) -> dict[str, Any]:
+    """A JSON description for `load_tokenizer`; the file itself is not in it."""
+    return {"type": "sentencepiece", "path": self._path, "digest": self.digest}
+
+
+def train_sentencepiece(
+  texts: Iterable[str], path: PathLike, vocab_size: int, seed: int = 0, max_lines: int = 400_000
+) -> SentencePieceTokenizer:
+  """Learns a BPE vocabulary, writes it to `path` and opens it. The same arguments give the same bytes.
+
+  Every text survives decode(encode(x)); digits stand alone; a newline, " Yes" and " No" are one piece wherever they
+  stand; pad, eos, bos, unk and cls are ids 0 to 4.
+
+  Args:
+    texts: what to learn from, read once.
+    path: the file to write; its folder is made if need be.
+    vocab_size: the number of pieces, all included; at least about 300, since 256 are bytes.
+    seed: chooses the sample where there are more lines than `max_lines`.
+    max_lines: how many lines are held in memory, of at most 4,096 characters each.
+
+  Raises:
+    UserError: the texts are too few for `vocab_size`, or `vocab_size` is too small for their characters.
+  """
+  model = io.BytesIO()
+  lines = _sample(_lines(texts), max_lines, random.Random(seed))
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(lines),
+      model_writer=model,
+      model_type="bpe",
+      vocab_size=vocab_size,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      byte_fallback=True,
+      split_digits=True,
+      user_defined_symbols=["\n", *(piece.replace(" ", "▁") for piece in VERDICT_PIECES)],
+      control_symbols=["<cls>"],
+      pad_id=0,
+      eos_id=1,
+      bos_id=2,
+      unk_id=3,
+      num_threads=1,  # more threads add up counts in another order
+      shuffle_input_sentence=False,
+      max_sentence_length=8 * _MAX_LINE_CHARACTERS,
+      minloglevel=2,
+    )
+  except RuntimeError as e:
+    raise UserError(_training_remedy(str(e), len(lines), vocab_size)) from e
+  target = epath.Path(path)
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(target)
+  except OSError as e:
+    raise UserError(f"{os.fspath(path)}: could not be written: {e.strerror or e}; check the path and the disk") from e
+  return SentencePieceTokenizer(path)
+
+
+_MAX_LINE_CHARACTERS = 4096
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+  """The lines of texts, long ones cut: SentencePiece drops long sentences whole."""
+  for text in texts:
+    _check_unicode(text)
+    for line in text.split("\n"):
+      for start in range(0, len(line), _MAX_LINE_CHARACTERS):
+        yield line[start : start + _MAX_LINE_CHARACTERS]
+
+
+def _sample(lines: Iterable[str], size: int, rng: random.Random) -> list[str]:
+  """At most `size` lines, each with the same chance, read once and never all held."""
+  kept: list[str] = []
+  for seen, line in enumerate(lines):
+    if seen < size:
+      kept.append(line)
+    elif (place := rng.randrange(seen + 1)) < size:
+      kept[place] = line
+  return kept
+
+
+def _training_remedy(error: str, num_lines: int, vocab_size: int) -> str:
+  """What SentencePiece's error means and what to do about it."""
+  if not num_lines:
+    return "no text to train a tokenizer on; pass at least some lines"
+  if too_high := re.search(r"too high.*<= (\d+)", error):
+    return (
+      f"vocab_size {vocab_size} is too large for a text of {num_lines} lines; "
+      f"use at most {too_high[1]}, or pass more text"
+    )
+  if too_low := re.search(r"required_chars\. \d+ vs (\d+)", error):
+    return f"vocab_size {vocab_size} is too small for the characters of this text; use at least {too_low[1]}"
+  return f"SentencePiece could not train on {num_lines} lines with vocab_size {vocab_size}: {error.split('] ')[-1]}"
+
+
+def _find(path: str, base_dir: PathLike | None) -> epath.Path:
+  """The file that a description means: beside the run that holds the description, else where it says."""
+  places = [epath.Path(path)]
+  if base_dir is not None:
+    places = [epath.Path(base_dir) / epath.Path(path).name, epath.Path(base_dir) / path]
+  found = next((p for p in places if p.exists()), None)
+  if found is None:
+    raise UserError(f"no tokenizer file at {' or '.join(str(p) for p in places)}; put the file there")
+  return found
+
+
+def _read_model(path: str) -> bytes:
+  try:
+    return epath.Path(path).read_bytes()
+  except FileNotFoundError as e:
+    raise UserError(f"{path}: no such tokenizer file; check the path") from e
+  except OSError as e:
+    raise UserError(f"{path}: the tokenizer file could not be read: {e.strerror or e}; check its permissions") from e
+
+
+def _without_folding(serialized: bytes, path: str) -> bytes:
+  """The same model, which neither puts a space before a text nor folds its spaces."""
+  model = sentencepiece_model_pb2.ModelProto()
+  try:
+    model.ParseFromString(serialized)
+  except message.DecodeError:
+    model.Clear()
+  if not model.pieces:
+    raise UserError(f"{path}: not a SentencePiece model, or cut short; copy the file again")
+  model.normalizer_spec.add_dummy_prefix = False
+  model.normalizer_spec.remove_extra_whitespaces = False
+  return model.SerializeToString()
+
+
+def _check_unicode(text: str) -> None:
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise UserError(
+      f"the text has half of a surrogate pair, {text[e.start]!r}, at character {e.start}; it is no valid Unicode, "
+      "remove it"
+    ) from None
+
+
+def _check_range(ids: Sequence[int], vocab_size: int, name: str) -> None:
+  for i in ids:
+    if not 0 <= i < vocab_size:
+      raise UserError(f"id {i} is outside the {vocab_size} ids of tokenizer {name}; was it sampled with another one?")

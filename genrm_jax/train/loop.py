@@ -1,0 +1,158 @@
+"""The training loop: read, step, report, evaluate, save; a stopped run goes on where it was, bit for bit."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import tensorboardX
+from jax.sharding import Mesh
+
+from genrm_jax import sharding
+from genrm_jax.errors import UserError
+from genrm_jax.progress import progress
+from genrm_jax.train import optim
+from genrm_jax.train.checkpoint import Checkpoints
+from genrm_jax.train.losses import LossFn, Sums
+from genrm_jax.train.step import init_state, make_eval_step, make_train_step, state_shardings
+from genrm_jax.types import TokenBatch
+
+
+class RowSource(Protocol):
+  """Packed rows: a training batch by (seed, step), and rows by index (-1 gives an empty one)."""
+
+  @property
+  def num_rows(self) -> int: ...
+  def batch(self, seed: int, step: int, batch_size: int) -> TokenBatch: ...
+  def take(self, index: np.ndarray) -> TokenBatch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long and how often. The best step is the one with the least loss on held-out rows."""
+
+  optim: optim.OptimConfig
+  batch_size: int  # rows of one update
+  seed: int
+  log_every_steps: int = 50
+  save_every_steps: int = 200  # evaluate on the held-out rows and save
+
+  def __post_init__(self):
+    if self.save_every_steps % self.log_every_steps:
+      raise UserError(
+        f"save_every_steps {self.save_every_steps} must be a multiple of log_every_steps {self.log_every_steps}, "
+        "so that a resumed run reports the same means"
+      )
+
+
+def train(
+  run: str,
+  loss_fn: LossFn,
+  init_params: Any,
+  param_shardings: Any,
+  rows: RowSource,
+  eval_rows: RowSource,
+  config: TrainConfig,
+  mesh: Mesh,
+  manifest: dict[str, Any],
+  workdir: pathlib.Path,
+) -> None:
+  """Trains to `config.optim.num_steps`; leaves checkpoints/<run>/ and metrics/<run>.jsonl in `workdir`.
+
+  Goes on from the newest checkpoint of the run if there is one. Data order is a function of (seed, step), so the
+  continued run is the run that was never stopped.
+  """
+  num_devices = mesh.devices.size // mesh.shape["tensor"]
+  if config.batch_size % num_devices:
+    raise UserError(f"batch_size {config.batch_size} of {run} does not divide over {num_devices} data devices")
+  optimizer = optim.make_optimizer(config.optim)
+  abstract = jax.eval_shape(lambda: init_state(init_params, optimizer))
+  shardings = state_shardings(abstract, param_shardings, mesh)
+  train_step = make_train_step(loss_fn, optimizer, mesh, shardings)
+  eval_step = make_eval_step(loss_fn, mesh, param_shardings)
+  num_steps = config.optim.num_steps
+
+  with Checkpoints(workdir / "checkpoints" / run) as checkpoints, jax.set_mesh(mesh):
+    newest = checkpoints.latest_step()
+    if newest is None:
+      # A copy: the step donates its state, and the caller keeps `init_params`.
+      params = jax.tree.map(lambda x: x.copy(), init_params)
+      state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+    else:
+      where = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+      state = checkpoints.restore(newest, where, manifest)
+    writer = _Metrics(workdir / "metrics", run, int(state.step))
+    pending: list[Sums] = []
+    with progress(f"train {run}", num_steps) as advance:
+      advance(int(state.step))
+      for step in range(int(state.step), num_steps):
+        batch = sharding.host_to_global(rows.batch(config.seed, step, config.batch_size), mesh)
+        state, sums = train_step(state, batch)
+        pending.append(sums)
+        done = step + 1
+        note = ""
+        if done % config.log_every_steps == 0 or done == num_steps:
+          means = _means(pending)
+          pending = []
+          means["learning_rate"] = float(optim.schedule(config.optim)(step))
+          writer.write(done, {f"train/{name}": value for name, value in means.items()})
+          note = f"loss {means['loss']:.4f}"
+          if not np.isfinite(means["loss"]):
+            raise UserError(f"{run}: the loss is {means['loss']} at step {done}; lower optim.learning_rate")
+        if done % config.save_every_steps == 0 or done == num_steps:
+          evaluated = evaluate(eval_step, state.params, eval_rows, config.batch_size, mesh)
+          writer.write(done, {f"eval/{name}": value for name, value in evaluated.items()})
+          checkpoints.save(state, manifest, evaluated.get("loss_verify", evaluated.get("loss_solve", float("nan"))))
+        advance(1, note)
+    writer.close()
+  assert train_step._cache_size() <= 1, "the train step was compiled more than once"  # type: ignore[attr-defined]
+
+
+def evaluate(eval_step, params: Any, rows: RowSource, batch_size: int, mesh: Mesh) -> dict[str, float]:
+  """Mean losses over all rows, each once."""
+  index = np.full(-(-rows.num_rows // batch_size) * batch_size, -1)
+  index[: rows.num_rows] = np.arange(rows.num_rows)
+  sums = [
+    eval_step(params, sharding.host_to_global(rows.take(part), mesh)) for part in index.reshape(-1, batch_size)
+  ]
+  return _means(sums)
+
+
+def _means(sums: list[Sums]) -> dict[str, float]:
+  """Sums over sums of counts; the only place where the host waits for the device. A kind without targets is left out."""
+  fetched = jax.device_get(sums)
+  out = {}
+  for name in fetched[0]:
+    total, count = (float(np.sum([f[name][i] for f in fetched], dtype=np.float64)) for i in (0, 1))
+    if count > 0:
+      out[name] = total / count
+  return out
+
+
+class _Metrics:
+  """metrics/<run>.jsonl and TensorBoard events. Lines after the step that a run continues from are dropped."""
+
+  def __init__(self, directory: pathlib.Path, run: str, step: int):
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{run}.jsonl"
+    kept = []
+    if path.exists():
+      kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+    self._file = path.open("a")
+    self._events = tensorboardX.SummaryWriter(str(directory / run), purge_step=step + 1)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()

@@ -1,0 +1,61 @@
+"""One update as a jitted pure function over a mesh, compiled once, its state donated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from genrm_jax import sharding
+from genrm_jax.train.losses import LossFn, Sums
+from genrm_jax.types import TokenBatch, TrainState
+
+Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Sums]]
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first update."""
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def state_shardings(state: TrainState, param_shardings: Any, mesh: Mesh) -> TrainState:
+  """Shardings of a state: the optimiser's moments lie as the parameters that they belong to, all else is replicated."""
+  replicated = NamedSharding(mesh, PartitionSpec())
+  params_structure = jax.tree.structure(param_shardings)
+
+  def is_params(node):
+    return jax.tree.structure(node) == params_structure
+
+  opt = jax.tree.map(lambda n: param_shardings if is_params(n) else replicated, state.opt_state, is_leaf=is_params)
+  return TrainState(step=replicated, params=param_shardings, opt_state=opt)
+
+
+def make_train_step(
+  loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, shardings: TrainState
+) -> Step:
+  """A jitted `(state, batch) -> (state, sums)`; the state is donated, nothing is fetched to the host."""
+
+  def train_step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Sums]:
+    (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    sums = {**sums, "grad_norm": (optax.global_norm(grads), jnp.ones(()))}
+    return TrainState(state.step + 1, params, opt_state), sums
+
+  return jax.jit(
+    train_step,
+    donate_argnums=0,
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+  )
+
+
+def make_eval_step(loss_fn: LossFn, mesh: Mesh, param_shardings: Any) -> Callable[[Any, TokenBatch], Sums]:
+  """A jitted `(params, batch) -> sums`."""
+  return jax.jit(
+    lambda params, batch: loss_fn(params, batch)[1],
+    in_shardings=(param_shardings, sharding.batch_sharding(mesh)),
+    out_shardings=NamedSharding(mesh, PartitionSpec()),
+  )

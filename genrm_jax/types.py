@@ -1,0 +1,124 @@
+"""The records that stages write as JSON lines, the pytrees that devices hold, and the legend of axis letters.
+
+Axis letters, used as suffixes of array names (`x_BTD`) and in einsums:
+  B batch, T query position, S key position, L layer, N query head, K kv head, G = N/K, H head dim, D model, F ffw,
+  V vocabulary, W watched token, R rollout (vote), C candidate.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+
+# Kinds of a target in a TokenBatch.
+KIND_PAD, KIND_VERIFY, KIND_SOLVE = 0, 1, 2
+
+# States of a vote (text/verdicts.py says when each is given).
+VOTE_STATES = ("ok", "forced", "truncated", "missing", "contradictory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A problem of a task. `answer` is the normalised right answer; `reference` a worked solution, "" if there is none."""
+
+  id: str
+  task: str
+  split: str
+  question: str
+  answer: str
+  reference: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """One solution to a problem. `answer` is None where no final answer could be read; such a candidate is not correct."""
+
+  problem_id: str
+  index: int
+  text: str
+  answer: str | None
+  correct: bool
+  source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rationale:
+  """A verification of one candidate, for training. `verdict` is None where none could be read."""
+
+  problem_id: str
+  candidate_index: int
+  index: int
+  text: str
+  verdict: bool | None
+  source: str
+  kept: bool
+  why_dropped: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+  """One reading of the verdict: one per candidate for a direct verifier, K for a verifier with rationales.
+
+  `p_yes` and `p_no` are probabilities over the full vocabulary, None where the state gives no number;
+  `num_tokens` counts the sampled tokens; `text` is the sampled rationale ("" for a direct verifier).
+  """
+
+  state: str
+  p_yes: float | None
+  p_no: float | None
+  num_tokens: int
+  text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A verifier's score of one candidate: `value` in [0, 1], None where no vote could be read."""
+
+  problem_id: str
+  candidate_index: int
+  verifier: str
+  step: int
+  value: float | None
+  votes: tuple[Vote, ...] = ()
+
+
+@flax.struct.dataclass
+class TokenBatch:
+  """Packed rows. `targets[b, t]` is what follows `tokens[b, t]`, read where `weights[b, t]` > 0.
+
+      tokens     Q : 1 + 1 ?  Yes <pad>
+      targets    : 1 + 1 ? Yes  0   0       the next token
+      weights    0 0 0 0 0  1   0   0       only the verdict is a target
+      segments   1 1 1 1 1  1   1   0       examples of a row are numbered from 1, padding is 0
+      positions  0 1 2 3 4  5   6   0       count from 0 in each segment
+      kind       0 0 0 0 0  1   0   0       KIND_VERIFY / KIND_SOLVE where weights > 0
+
+  For the ORM the target at the last token is the label, 1 or 0, instead of a token id.
+  """
+
+  tokens: jax.Array  # i32[B, T]
+  targets: jax.Array  # i32[B, T]
+  weights: jax.Array  # f32[B, T]
+  positions: jax.Array  # i32[B, T]
+  segments: jax.Array  # i32[B, T]
+  kind: jax.Array  # i32[B, T]
+
+
+@flax.struct.dataclass
+class KVCache:
+  """Keys and values of what was read so far; row b is filled up to `length[b]`."""
+
+  k: jax.Array  # [L, B, S, K, H]
+  v: jax.Array  # [L, B, S, K, H]
+  positions: jax.Array  # i32[B, S]
+  length: jax.Array  # i32[B]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """`step` is the number of updates already applied. Nothing in a step is random, so there is no key."""
+
+  step: jax.Array  # i32[]
+  params: Any
+  opt_state: Any

@@ -1,0 +1,55 @@
+"""Installs genrm_jax and the experiments: `pip install -e .` or `pip install -e '.[dev]'`."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py").read_text()).group(1)
+
+PY312 = '; python_version >= "3.12"'  # the gemma package of today needs it
+
+setuptools.setup(
+  name="genrm-jax",
+  version=VERSION,
+  description="Generative verifiers: reward modelling as next-token prediction, in JAX.",
+  long_description=(HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["genrm_jax*", "experiments*"]),
+  install_requires=[
+    "absl-py>=2.1",
+    "flax>=0.12.8,<0.13",
+    "jax>=0.10.2,<0.13",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "rich>=13",
+    "sentencepiece>=0.2.1",
+    "tensorboardX>=2.6",
+  ],
+  extras_require={
+    "gemma": [
+      "gemma>=4.0.1,<5" + PY312,
+      "google-cloud-bigquery>=3" + PY312,
+      "protobuf>=7.36.1" + PY312,
+      "python-dateutil<3" + PY312,
+    ],
+    "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9", "array_record>=0.5"],
+    "tpu": ["jax[tpu]"],
+    "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],
+    "dev": [
+      "hypothesis>=6.100",
+      "import-linter>=2.1",
+      "mypy>=1.13",
+      "pytest>=8.3",
+      "pytest-xdist>=3.6",
+      "ruff>=0.8",
+    ],
+  },
+)
