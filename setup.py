@@ -19,6 +19,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["genrm_jax*", "experiments*"]),
+  package_data={"genrm_jax.evals": ["*.j2"]},
   install_requires=[
     "absl-py>=2.1",
     "flax>=0.12.8,<0.13",

@@ -119,9 +119,7 @@ class Run:
   def load_params(self, name: str) -> tuple[Any, int]:
     """The best parameters of a finished run, on the mesh, and their step."""
     shapes = jax.eval_shape(lambda key: gemma.init(self.model, key), jax.random.key(0))
-    where = jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.param_shardings
-    )
+    where = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.param_shardings)
     return checkpoint.load_params(self.path("checkpoints", name), self._identity(), where)
 
   def engine(self, params: Any) -> Engine:
@@ -138,11 +136,15 @@ class Run:
     verifier: str | None = None,
   ) -> None:
     """Packs the examples and trains the run called `name` (`make_loss` is given the most targets that a row has)."""
-    rows = batches.pack(train_examples, config.row_length)
-    eval_rows = batches.pack(eval_examples, config.row_length)
+    rows, eval_rows = (
+      pack(f"{name}, {split}", examples, config)
+      for split, examples in (("train", train_examples), ("val", eval_examples))
+    )
     max_targets = max(rows.max_targets, eval_rows.max_targets)
     used = rows.data.segments.astype(bool).mean()
-    say(f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {config.row_length}, {used:.0%} of them filled")
+    say(
+      f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {config.row_length}, {used:.0%} of them filled"
+    )
     manifest = {**self.manifest(name, verifier), "data": rows.digest}
     loop.train(
       name,
@@ -151,11 +153,23 @@ class Run:
       self.param_shardings,
       rows,
       eval_rows,
-      loop.TrainConfig(optim=optim.OptimConfig(**config.optim.to_dict()), seed=self.config.seed, **config.loop.to_dict()),
+      loop.TrainConfig(
+        optim=optim.OptimConfig(**config.optim.to_dict()), seed=self.config.seed, **config.loop.to_dict()
+      ),
       self.mesh,
       manifest,
       self.workdir,
     )
+
+
+def pack(what: str, examples: Sequence[batches.Example], config: ml_collections.ConfigDict) -> batches.Rows:
+  """Rows of the examples; with `drop_long`, of those that fit into a row, and the others are counted."""
+  if config.drop_long:
+    fitting = [e for e in examples if len(e.tokens) <= config.row_length]
+    left_out = len(examples) - len(fitting)
+    say(f"{what}: {left_out} of {len(examples)} examples are left out, longer than {config.row_length} tokens")
+    examples = fitting
+  return batches.pack(examples, config.row_length)
 
 
 # The verifiers' stages.
@@ -184,9 +198,7 @@ def verifier_examples(
     asked = [(problem_of[c.problem_id], c, None) for c in chosen]
   examples = [verifiers.verify_example(verifier, run.prompter, p, c, r) for p, c, r in asked]
   if settings.solve_weight:
-    examples += [
-      verifiers.solve_example(run.prompter, problem_of[c.problem_id], c.text) for c in chosen if c.correct
-    ]
+    examples += [verifiers.solve_example(run.prompter, problem_of[c.problem_id], c.text) for c in chosen if c.correct]
   return examples, asked
 
 
@@ -195,7 +207,8 @@ def train_verifier(run: Run, name: str, augment: Callable[[list[batches.Example]
   settings = run.config.verifiers[name]
   verifier = verifiers.get_verifier(name)
   examples, asked = verifier_examples(run, verifier, "train", settings)
-  verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples, settings.row_length), asked)
+  longest = max(len(e.tokens) for e in examples)
+  verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples, longest), asked)
   eval_examples, _ = verifier_examples(run, verifier, "val", settings)
   run.train(
     name,

@@ -1,7 +1,7 @@
 """Stages: what is done is not done again, and two runs are never mixed.
 
-    DIR/config.json          the resolved config and its hash
-    DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
+DIR/config.json          the resolved config and its hash
+DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
 """
 
 import dataclasses

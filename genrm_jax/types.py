@@ -20,7 +20,7 @@ VOTE_STATES = ("ok", "forced", "truncated", "missing", "contradictory")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A problem of a task. `answer` is the normalised right answer; `reference` a worked solution, "" if there is none."""
+  """A problem of a task. `answer` is the right one, normalised; `reference` a worked solution or ""."""
 
   id: str
   task: str
@@ -32,7 +32,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One solution to a problem. `answer` is None where no final answer could be read; such a candidate is not correct."""
+  """One solution to a problem. `answer` is None where none could be read; such a candidate is not correct."""
 
   problem_id: str
   index: int

@@ -205,5 +205,3 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
       break
     n += 1
   return n
-
-

@@ -1,4 +1,4 @@
-"""Pieces that the configs share. A config is plain, locked and complete: the library has no defaults of its own for it."""
+"""Pieces that the configs share. A config is plain, locked and complete."""
 
 from typing import Any
 
@@ -18,12 +18,24 @@ def check_variant(variant: str, known: tuple[str, ...]) -> None:
 
 
 def training(
-  *, num_steps: int, learning_rate: float, batch_size: int, row_length: int, init_from: str = "", smoke: bool = False
+  *,
+  num_steps: int,
+  learning_rate: float,
+  batch_size: int,
+  row_length: int,
+  init_from: str = "",
+  drop_long: bool = False,
+  smoke: bool = False,
 ) -> dict[str, Any]:
-  """How one model is trained. `init_from` names the run whose best parameters it starts from; "" starts afresh."""
+  """How one model is trained.
+
+  `init_from` names the run whose best parameters it starts from ("" starts afresh). An example longer than a row is an
+  error, or with `drop_long` left out and counted.
+  """
   return dict(
     init_from=init_from,
     row_length=row_length,
+    drop_long=drop_long,
     loop=dict(
       batch_size=batch_size,
       log_every_steps=2 if smoke else 20,

@@ -47,7 +47,9 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       base=dict(
         num_examples=400 if smoke else 60_000,
         num_eval_examples=100 if smoke else 500,
-        **common.training(num_steps=4 if smoke else 1500, learning_rate=2.5e-3, batch_size=16, row_length=128, smoke=smoke),
+        **common.training(
+          num_steps=4 if smoke else 1500, learning_rate=2.5e-3, batch_size=16, row_length=128, smoke=smoke
+        ),
       ),
       generator=dict(
         num_examples=200 if smoke else 5000,
@@ -64,7 +66,9 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         sample=common.sampling(max_new_tokens=32, temperature=1.0),
       ),
       verifiers=dict(orm=verifier(400), genrm=verifier(400), genrm_cot=verifier(400)),
-      votes=dict(num_votes=2 if smoke else 32, sample=common.sampling(max_new_tokens=8 if smoke else 112, temperature=1.0)),
+      votes=dict(
+        num_votes=2 if smoke else 32, sample=common.sampling(max_new_tokens=8 if smoke else 112, temperature=1.0)
+      ),
       engine=dict(rows_per_batch=256, max_tokens=256),
       report=dict(ns=(1, 2, 4) if smoke else (1, 2, 4, 8, 16, 32), ks=(1, 2) if smoke else (1, 2, 4, 8, 16, 32)),
     )

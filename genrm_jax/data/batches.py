@@ -1,7 +1,7 @@
 """From token ids to packed rows, and the order in which training reads them.
 
-An `Example` is one sequence; `pack` lays examples one after another into rows of a fixed width; `Rows.batch(seed, step)`
-is a pure function, so a resumed run needs no iterator state.
+An `Example` is one sequence; `pack` lays examples one after another into rows; `Rows.batch(seed, step)` is a pure
+function, so a resumed run needs no iterator state.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Example:
 def sft_example(name: str, prompt: Sequence[int], target: Sequence[int], kind: int) -> Example:
   """Next-token prediction of `target` after `prompt`; nothing of the prompt is a target.
 
-      prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
+  prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
   """
   ids = np.asarray([*prompt, *target], np.int32)
   weights = (np.arange(len(ids) - 1) >= len(prompt) - 1).astype(np.float32)
@@ -110,7 +110,7 @@ def pack(examples: Sequence[Example], row_length: int) -> Rows:
   longest = examples[order[0]]
   if len(longest.tokens) > row_length:
     raise UserError(
-      f"{longest.name} has {len(longest.tokens)} tokens, more than a row of {row_length}; raise row_length in the config"
+      f"{longest.name} has {len(longest.tokens)} tokens, more than a row of {row_length}; raise row_length"
     )
   rows: list[list[int]] = []
   by_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # by_room[r]: rows with room for r more tokens

@@ -1,4 +1,4 @@
-"""Training rationales: written by a program or read from released files, filtered, with a ledger of what was dropped."""
+"""Training rationales: written by a program or released by others, filtered, with a ledger of what was dropped."""
 
 import collections
 import dataclasses

@@ -113,6 +113,11 @@ def balanced_rm_accuracy(bank: Bank, values_PC: np.ndarray) -> Quantity:
   return Quantity(tuple(((hits & side).sum(axis=1), side.sum(axis=1)) for side in sides))
 
 
+def scored_share(bank: Bank, values_PC: np.ndarray) -> Quantity:
+  """Share of candidates that have a score."""
+  return Quantity((((~np.isnan(values_PC) & bank.mask).sum(axis=1), bank.sizes),))
+
+
 def brier(bank: Bank, values_PC: np.ndarray) -> Quantity:
   """Mean squared distance of score and label over scored candidates."""
   scored = ~np.isnan(values_PC) & bank.mask
@@ -155,9 +160,12 @@ def auc(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarra
     `f64[D]`, NaN where a row of weights holds only one of the two labels.
   """
   order = np.argsort(values, kind="stable")
+  weights = weights[:, order]
+  rights = weights * right[order]
+  wrongs = weights - rights
   starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-  rights = np.add.reduceat((weights * right)[:, order], starts, axis=1)
-  wrongs = np.add.reduceat((weights * ~right)[:, order], starts, axis=1)
+  if starts.size < values.size:  # tied candidates become one
+    rights, wrongs = (np.add.reduceat(side, starts, axis=1) for side in (rights, wrongs))
   below = np.cumsum(wrongs, axis=1) - wrongs
   return _divide((rights * (below + 0.5 * wrongs)).sum(axis=1), rights.sum(axis=1) * wrongs.sum(axis=1))
 

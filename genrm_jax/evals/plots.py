@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from genrm_jax.evals.tables import method_name
 
@@ -80,7 +80,7 @@ def _by_candidates(results: Mapping[str, Any], title: str, methods: Sequence[str
     curves = results["curves"]
     ns = results["ns"]
     oracle = [point["value"] for point in curves["oracle"]]
-    axes.plot(ns, oracle, color=_GREY, linestyle="--", label=method_name("oracle"))
+    axes.plot(ns, oracle, color=_GREY, linestyle="--", zorder=4, label=method_name("oracle"))
     # By verifier, not by rank, so that a verifier looks the same in all figures.
     for method in methods:
       _line(axes, ns, curves[method], *_look(results, method.rpartition("/")[2]), label=_short(method))
@@ -124,8 +124,7 @@ def _by_votes(results: Mapping[str, Any]) -> bytes:
         last.setdefault(_short(name), level)
       _log2_axis(axes, ks, "votes K per solution")
       _percent_axis(axes, title, shown)
-      axes.set_title(title)
-    canvas.suptitle(_heading(results, "Accuracy by number of votes"), x=0.01, ha="left", fontsize=11.5)
+    canvas.suptitle(_heading(results, "Accuracy by number of votes"), x=0.008, ha="left", fontsize=11.5)
     _legend(panels[1], last)
     return _png(canvas)
 
@@ -163,20 +162,21 @@ def _log2_axis(axes: Axes, values: Sequence[int], label: str) -> None:
 
 
 def _spread(values: Sequence[int]) -> list[int]:
-  """The values that have room for a label: each at least 1.35 times the one before."""
+  """The values that have room for a label, the largest first of all."""
   kept: list[int] = []
-  for value in values:
-    if not kept or value >= 1.35 * kept[-1]:
+  for value in sorted(values, reverse=True):
+    if not kept or value <= kept[-1] / 1.25:
       kept.append(value)
-  return kept
+  return kept[::-1]
 
 
 def _percent_axis(axes: Axes, label: str, shown: Iterable[float]) -> None:
-  """Percent, from a little below to a little above what is shown, within 0 to 100."""
+  """Percent, around what is shown, over at least ten points where 0 to 100 has room; no label beyond these."""
   low, high = axes.get_ylim()
-  low, high = min(low, *shown), max(high, *shown)
-  axes.set_ylim(max(low, -0.02), min(high, 1.02))
-  axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+  low, high = max(min(low, *shown), -0.02), min(max(high, *shown), 1.02)
+  spare = max(0.0, 0.1 - (high - low)) / 2
+  axes.set_ylim(max(low - spare, -0.02), min(high + spare, 1.02))
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%" if 0 <= value <= 1 else ""))
   axes.set_ylabel(label)
 
 

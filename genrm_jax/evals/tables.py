@@ -28,7 +28,7 @@ def method_name(method: str) -> str:
   """The name that people read: `genrm_cot` is GenRM-CoT; an unknown one is shown as it is."""
   vote, _, verifier = method.rpartition("/")
   name = NAMES.get(verifier, verifier)
-  return f"Self-consistency weighted by {name}" if vote else name
+  return f"votes weighted by {name}" if vote else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Table:
   note: str
   header: tuple[str, ...]
   rows: tuple[tuple[str, ...], ...]
+  num_text_columns: int = 1  # the first columns hold words, the others numbers
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -69,12 +70,17 @@ def _number(interval: Mapping[str, float | None]) -> str:
   return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
+def _figures(point: Mapping[str, Any]) -> tuple[str, str, str]:
+  return _percent(point["accuracy"]), _percent(point["rm_accuracy"]), f"{100 * point['scored']['value']:.1f}"
+
+
 def _best_of_n_table(results: Mapping[str, Any]) -> Table:
   rows = [("pass@1", *[_percent(results["pass1"])] * len(results["ns"]))]
   rows += [(method_name(method), *map(_percent, points)) for method, points in results["curves"].items()]
   return Table(
     "Accuracy of the chosen solution",
-    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score.",
+    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score;"
+    " weighted votes are self-consistency with its scores as weights.",
     ("method", *(f"n = {n}" for n in results["ns"])),
     tuple(rows),
   )
@@ -95,7 +101,7 @@ def _difference_table(results: Mapping[str, Any]) -> Table:
   ]
   return Table(
     f"What a verifier adds at n = {results['ns'][-1]}",
-    "Points of percent, paired by problem. An interval that spans 0 shows no difference.",
+    "Points of percent, paired by problem. An interval that spans 0 does not show a difference.",
     ("verifier", *(f"over {method_name(other)}" for other in others)),
     tuple(rows),
   )
@@ -114,9 +120,11 @@ def _verification_table(results: Mapping[str, Any]) -> Table:
     )
     for name, it in results["verifiers"].items()
   ]
+  common = 100 * max(results["share_correct"], 1 - results["share_correct"])
   return Table(
     "Verification: is this solution right?",
-    f"A solution is called right if its score is above {THRESHOLD}. Balanced is the average over right and wrong"
+    f"A solution is called right if its score is above {THRESHOLD}; saying the same of all would reach {common:.1f}% RM"
+    " accuracy. Balanced is the average over right and wrong"
     " solutions. AUC within problems averages over problems that have both. ECE has ten bins and no interval.",
     ("verifier", "RM accuracy, %", "balanced, %", "AUC", "AUC within problems", "Brier", "ECE"),
     tuple(rows),
@@ -125,14 +133,15 @@ def _verification_table(results: Mapping[str, Any]) -> Table:
 
 def _votes_table(results: Mapping[str, Any]) -> Table:
   rows = [
-    (method_name(name), str(point["k"]), _percent(point["accuracy"]), _percent(point["rm_accuracy"]))
+    (method_name(name), str(point["k"]), *_figures(point))
     for name, it in results["verifiers"].items()
     for point in it["by_votes"]
   ]
   return Table(
     "Accuracy by number of votes",
-    "Averaged over disjoint groups of K of the sampled votes.",
-    ("verifier", "K", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %"),
+    "Averaged over disjoint groups of K of the sampled votes. Candidates without a readable vote among the K rank last"
+    " and are not in the RM accuracy.",
+    ("verifier", "K", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %", "scored, %"),
     tuple(rows),
   )
 
@@ -158,20 +167,21 @@ def _coverage_table(results: Mapping[str, Any]) -> Table:
 
 
 def _count(count: int, total: int) -> str:
-  return f"{count:,} ({100 * count / total:.1f}%)" if total else "–"
+  return f"{count:,} ({100 * count / total:.1f}%)" if count else "0"
 
 
 def _rules_table(results: Mapping[str, Any]) -> Table:
   rows = [
-    (method_name(name), point["rule"], _percent(point["accuracy"]), _percent(point["rm_accuracy"]))
+    (method_name(name), point["rule"], *_figures(point))
     for name, it in results["verifiers"].items()
     for point in it["by_rule"]
   ]
   return Table(
     "The same votes under other rules",
     "The first rule of a verifier defines its score.",
-    ("verifier", "rule", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %"),
+    ("verifier", "rule", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %", "scored, %"),
     tuple(rows),
+    num_text_columns=2,
   )
 
 

@@ -197,12 +197,12 @@ class Engine:
     for i, prompt in enumerate(prompts):
       if len(prompt) > room:
         raise UserError(
-          f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones the context of {self.max_tokens} leaves "
-          f"{room}. Raise max_tokens, or leave that problem out"
+          f"prompt {i} has {len(prompt)} tokens; and {max_new_tokens} new ones follow; the context is {self.max_tokens}, which "
+          f"leaves {room} for the prompt. Raise max_tokens, or leave that problem out"
         )
 
   def _batches(self, prompts: Sequence[Sequence[int]], size: int):
-    """Batches of (indices, tokens[size, T], length[size]), shortest prompts first; rows beyond the indices are empty."""
+    """Batches of (indices, tokens[size, T], length[size]), shortest prompts first; further rows are empty."""
     size = -(-size // self._num_shards()) * self._num_shards()
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for start in range(0, len(order), size):

@@ -60,7 +60,7 @@ def rationale_votes(
     votes.append(mine)
   if forced:
     _, probs = engine.read([ids for *_, ids in forced], watch, f"{label}, forced verdicts")
-    for (i, k, ids), (yes, no) in zip(forced, probs, strict=True):
+    for (i, k, _), (yes, no) in zip(forced, probs, strict=True):
       sampled = rollouts[i][k][0]
       votes[i][k] = Vote("forced", float(yes), float(no), len(sampled), prompter.tokenizer.decode(sampled))
   return [[v for v in mine if v is not None] for mine in votes]

@@ -1,7 +1,7 @@
 """Gemma 1, 2 and 3 as pure functions: parameters are declared once, `forward` is one scan over the layers.
 
 Einsum legend: B batch, T query index, S key index, L layers, N query heads, K kv heads, H head dim, D model width,
-F ffw width, V vocabulary.
+F ffw width, V vocabulary. In array names, A is the kinds of layers that the model has: local, global or both.
 
 With h = rms_norm(x), a layer is
 

@@ -83,7 +83,8 @@ def read_problems_tfds(split: str, data_dir: PathLike | None = None) -> list[Pro
   """
   _check_split(split)
   try:
-    import tensorflow_datasets as tfds
+    import importlib_resources  # noqa: F401  (TFDS needs it to read, and does not say so)
+    from tensorflow_datasets.text.gsm8k import gsm8k as tfds_gsm8k
   except ImportError as e:
     raise UserError(
       f"reading GSM8K through TFDS needs a package that is not here ({e}); pip install 'genrm-jax[tfds]', or clone "
@@ -91,7 +92,8 @@ def read_problems_tfds(split: str, data_dir: PathLike | None = None) -> list[Pro
     ) from e
   where = None if data_dir is None else os.fspath(data_dir)
   try:
-    builder = tfds.builder("gsm8k", data_dir=where, file_format="array_record")
+    # By its class: the name "gsm8k" is found only where the data is prepared already, or with TensorFlow.
+    builder = tfds_gsm8k.Gsm8k(data_dir=where, file_format="array_record")
     builder.download_and_prepare()
     source = builder.as_data_source(split=split)
     rows = [source[i] for i in range(len(source))]
@@ -217,7 +219,7 @@ def normalise_answer(text: str) -> str:
   fraction. Anything else ("5 hours and 17 minutes", "9 or 10", "x + 9", "7:08 pm") is folded text: lower case, no
   white space around, no period at the end.
 
-      "$1,234.50." -> "1234.5"    "**72** miles" -> "72"    "4 + 5 = 9" -> "9"    "50%" -> "50"    "2 million" -> "2000000"
+      "$1,234.50." -> "1234.5"   "**72** miles" -> "72"   "4 + 5 = 9" -> "9"   "50%" -> "50"   "2 thousand" -> "2000"
   """
   if integer := _PLAIN_INTEGER.match(text):
     return integer[1]

@@ -74,7 +74,7 @@ class PoolRow(NamedTuple):
 
 @dataclasses.dataclass
 class PooledSolution:
-  """A solution of the pool, once, with all its raw rationales as (round, text), in the order of (round, solution_id)."""
+  """A solution of the pool, once, with its raw rationales as (round, text), by round."""
 
   question: str
   text: str
@@ -213,7 +213,7 @@ def _collect(rows: Iterator[PoolRow]) -> dict[str, list[PooledSolution]]:
 
 
 def _parse_inputs(inputs: str, ask: str, place: str) -> tuple[str, str]:
-  """The question and the solution in `<instruction>\\n\\nQ: ...\\nA: Let's think step by step.\\n...\\nVerification: ...`."""
+  """The question and solution in an instruction, `Q: ...`, `A: Let's think step by step.`, `...`, `Verification: ...`."""
   _, is_question, rest = inputs.partition(_QUESTION)
   question, is_solution, rest = rest.partition(_SOLUTION)
   solution, asked, after = rest.rpartition(ask)

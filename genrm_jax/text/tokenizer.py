@@ -199,6 +199,10 @@ def train_sentencepiece(
   Raises:
     UserError: the texts are too few for `vocab_size`, or `vocab_size` is too small for their characters.
   """
+  if vocab_size < _MIN_VOCAB_SIZE:
+    raise UserError(
+      f"vocab_size {vocab_size} is too small: bytes and reserved pieces alone are {_MIN_VOCAB_SIZE}; use some thousands"
+    )
   model = io.BytesIO()
   lines = _sample(_lines(texts), max_lines, random.Random(seed))
   try:
@@ -237,6 +241,7 @@ def train_sentencepiece(
 
 
 _MAX_LINE_CHARACTERS = 4096
+_MIN_VOCAB_SIZE = 256 + len(("pad", "eos", "bos", "unk", "cls", "newline")) + len(VERDICT_PIECES)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -295,7 +300,7 @@ def _read_model(path: str) -> bytes:
 
 def _without_folding(serialized: bytes, path: str) -> bytes:
   """The same model, which neither puts a space before a text nor folds its spaces."""
-  model = sentencepiece_model_pb2.ModelProto()
+  model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
   try:
     model.ParseFromString(serialized)
   except message.DecodeError:

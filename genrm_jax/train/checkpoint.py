@@ -58,7 +58,9 @@ class Checkpoints:
         force=True,
       )
     except OSError as e:
-      raise UserError(f"could not write checkpoint {int(state.step)} in {self.directory}: {e}; earlier steps are whole")
+      raise UserError(
+        f"could not write checkpoint {int(state.step)} in {self.directory}: {e}; earlier steps are whole"
+      ) from e
 
   def manifest(self, step: int) -> dict[str, Any]:
     try:
@@ -84,7 +86,8 @@ def check_manifest(found: dict[str, Any], expected: dict[str, Any], where: str) 
   ]
   if differences:
     raise UserError(
-      f"checkpoint {where} was made by something else:\n  " + "\n  ".join(differences[:8])
+      f"checkpoint {where} was made by something else:\n  "
+      + "\n  ".join(differences[:8])
       + "\nUse the config that made it, or another workdir."
     )
 

@@ -115,14 +115,12 @@ def evaluate(eval_step, params: Any, rows: RowSource, batch_size: int, mesh: Mes
   """Mean losses over all rows, each once."""
   index = np.full(-(-rows.num_rows // batch_size) * batch_size, -1)
   index[: rows.num_rows] = np.arange(rows.num_rows)
-  sums = [
-    eval_step(params, sharding.host_to_global(rows.take(part), mesh)) for part in index.reshape(-1, batch_size)
-  ]
+  sums = [eval_step(params, sharding.host_to_global(rows.take(part), mesh)) for part in index.reshape(-1, batch_size)]
   return _means(sums)
 
 
 def _means(sums: list[Sums]) -> dict[str, float]:
-  """Sums over sums of counts; the only place where the host waits for the device. A kind without targets is left out."""
+  """Sums over sums of counts; the host waits for the device only here. Kinds without targets are left out."""
   fetched = jax.device_get(sums)
   out = {}
   for name in fetched[0]:

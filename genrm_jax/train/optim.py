@@ -47,7 +47,5 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      schedule(config), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed
-    ),
+    optax.adamw(schedule(config), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed),
   )

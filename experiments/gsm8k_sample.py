@@ -1,0 +1,49 @@
+"""A made-up release in the layout of the real one, so that the smoke run needs no files."""
+
+import gzip
+import json
+import pathlib
+
+import numpy as np
+
+_NAMES = ("Ada", "Bo", "Cleo", "Dan")
+_THINGS = ("apples", "books", "coins", "shells")
+
+
+def write(folder: pathlib.Path, num_problems: int, seed: int) -> pathlib.Path:
+  """Writes `num_problems` sums with four solutions each (two right) and one grading of each; returns `folder`."""
+  rng = np.random.default_rng(seed)
+  problems, graded = [], {"correct": [], "incorrect": []}
+  for i in range(num_problems):
+    a, b = (int(x) for x in rng.integers(2, 50, size=2))
+    name, thing = _NAMES[rng.integers(4)], _THINGS[rng.integers(4)]
+    question = f"{name} has {a} {thing} and finds {b} more. How many {thing} does {name} have now? (no. {i})"
+    problems.append({"question": question, "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"})
+    for j in range(4):
+      right = j % 2 == 0
+      claimed = a + b if right else a + b + int(rng.integers(1, 9))
+      opening = "So" if j < 2 else "Then"
+      solution = f"{name} starts with {a}. {opening} {a} + {b} = {claimed}. The answer is {claimed}."
+      verdict = "Yes" if right else "No"
+      graded["correct" if right else "incorrect"].append(
+        {
+          "question": question,
+          "question_id": i,
+          "model_output": solution,
+          "model_output_id": j,
+          "extracted_answer": str(claimed),
+          "target": str(a + b),
+          "correctness": int(right),
+          "verifier_prompt": "",
+          "verifier_output": f"{a} + {b} is {a + b}.\n\nVerification: Is the answer correct (Yes/No)? {verdict}",
+        }
+      )
+  gsm8k = folder / "grade-school-math/grade_school_math/data"
+  pool = folder / "genrm-critiques/critiques/data_collection"
+  gsm8k.mkdir(parents=True, exist_ok=True)
+  pool.mkdir(parents=True, exist_ok=True)
+  (gsm8k / "train.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
+  for kind, rows in graded.items():
+    with gzip.open(pool / f"critique_gen_{kind}_solutions_round_0_shard_0.jsonl.gz", "wt") as f:
+      f.writelines(json.dumps(row) + "\n" for row in rows)
+  return folder

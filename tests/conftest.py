@@ -1,0 +1,21 @@
+"""What all tests share. The environment is set here, before anything imports jax."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """The folder that holds clones of public data: GENRM_DATA_DIR, else ../shared/data beside the repository."""
+  default = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+  folder = pathlib.Path(os.environ.get("GENRM_DATA_DIR", default))
+  if not folder.is_dir():
+    pytest.skip(f"no data at {folder}; set GENRM_DATA_DIR to the folder that holds clones of the public data")
+  return folder
