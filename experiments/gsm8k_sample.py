@@ -13,7 +13,8 @@ _THINGS = ("apples", "books", "coins", "shells")
 def write(folder: pathlib.Path, num_problems: int, seed: int) -> pathlib.Path:
   """Writes `num_problems` sums with four solutions each (two right) and one grading of each; returns `folder`."""
   rng = np.random.default_rng(seed)
-  problems, graded = [], {"correct": [], "incorrect": []}
+  problems: list[dict[str, str]] = []
+  graded: dict[str, list[dict[str, str | int]]] = {"correct": [], "incorrect": []}
   for i in range(num_problems):
     a, b = (int(x) for x in rng.integers(2, 50, size=2))
     name, thing = _NAMES[rng.integers(4)], _THINGS[rng.integers(4)]

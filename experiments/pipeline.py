@@ -306,7 +306,7 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells of its every step
     try:
-      run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(_WORKDIR.value).absolute())
+      run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
       stages = make_stages(run)
       staging.claim_workdir(run.workdir, run.config.to_dict())
       staging.run_stages(run.workdir, stages, _STAGES.value, say)

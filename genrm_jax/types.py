@@ -10,6 +10,9 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray  # on devices, or still on the host
 
 # Kinds of a target in a TokenBatch.
 KIND_PAD, KIND_VERIFY, KIND_SOLVE = 0, 1, 2
@@ -97,12 +100,12 @@ class TokenBatch:
   For the ORM the target at the last token is the label, 1 or 0, instead of a token id.
   """
 
-  tokens: jax.Array  # i32[B, T]
-  targets: jax.Array  # i32[B, T]
-  weights: jax.Array  # f32[B, T]
-  positions: jax.Array  # i32[B, T]
-  segments: jax.Array  # i32[B, T]
-  kind: jax.Array  # i32[B, T]
+  tokens: Array  # i32[B, T]
+  targets: Array  # i32[B, T]
+  weights: Array  # f32[B, T]
+  positions: Array  # i32[B, T]
+  segments: Array  # i32[B, T]
+  kind: Array  # i32[B, T]
 
 
 @flax.struct.dataclass
@@ -119,6 +122,6 @@ class KVCache:
 class TrainState:
   """`step` is the number of updates already applied. Nothing in a step is random, so there is no key."""
 
-  step: jax.Array  # i32[]
+  step: Any  # i32[]; in the trees of shapes and shardings, its shape or sharding
   params: Any
   opt_state: Any

@@ -8,9 +8,11 @@ from typing import Any
 
 from genrm_jax.types import Candidate, Problem, Rationale
 
-# The released grader was asked to end in "Verification: Is the answer correct (Yes/No)? X". Bold marks, line breaks and
-# other spaces around X are allowed.
-_VERDICT = re.compile(r"(?:Verification:\s*)?Is the answer correct \(Yes/No\)\?[\s*]*(Yes|No)\b")
+# The released grader was asked to end in "Verification: Is the answer correct (Yes/No)? X". Marks of any kind (bold, tags,
+# line breaks, a misplaced question mark) are allowed around the words.
+_MARKS = r"(?:</?\w+>|\W)*"
+_VERDICT = re.compile(rf"\bIs the answer correct{_MARKS}\(Yes/No\){_MARKS}(Yes|No)\b")
+_OPENING = re.compile(r"(?:<\w+>|[\s*])*Verification:?(?:</?\w+>|[\s*])*$|(?:<\w+>|[\s*])+$")
 
 
 def by_program(
@@ -33,7 +35,9 @@ def locate_verdict(text: str) -> tuple[str, bool | None]:
   match = _VERDICT.search(text)
   if not match:
     return text.strip(), None
-  return re.sub(r"[\s*]+$", "", text[: match.start()]), match.group(1) == "Yes"
+  opening = _OPENING.search(text, max(0, match.start() - 40), match.start())
+  end = opening.start() if opening else match.start()
+  return text[:end].strip(), match.group(1) == "Yes"
 
 
 def from_graders(raw: Sequence[Rationale], candidates: Sequence[Candidate]) -> list[Rationale]:

@@ -84,10 +84,11 @@ def rollout(
   """
   B, T = tokens_BT.shape
   max_new = settings.max_new_tokens
-  cache = kv_cache.init(config, B, T + max_new)
-  x_BTD, cache = gemma.forward(params, config, tokens_BT, *_layout(tokens_BT, length_B), cache=cache)
+  empty = kv_cache.init(config, B, T + max_new)
+  x_BTD, cache = gemma.forward(params, config, tokens_BT, *_layout(tokens_BT, length_B), cache=empty)
   logits_BV = gemma.unembed(params, config, _last_hidden(x_BTD, length_B))
 
+  assert cache is not None
   cache = kv_cache.fork(cache, num_rollouts)
   logits_RV = jnp.repeat(logits_BV, num_rollouts, axis=0)
   length_R = jnp.repeat(length_B, num_rollouts)
@@ -197,8 +198,8 @@ class Engine:
     for i, prompt in enumerate(prompts):
       if len(prompt) > room:
         raise UserError(
-          f"prompt {i} has {len(prompt)} tokens; and {max_new_tokens} new ones follow; the context is {self.max_tokens}, which "
-          f"leaves {room} for the prompt. Raise max_tokens, or leave that problem out"
+          f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} new ones follow; the context is {self.max_tokens}, "
+          f"which leaves {room} for the prompt. Raise max_tokens, or leave that problem out"
         )
 
   def _batches(self, prompts: Sequence[Sequence[int]], size: int):

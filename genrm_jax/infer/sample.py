@@ -21,7 +21,7 @@ class SampleConfig:
   top_p: float = 1.0
 
   def __post_init__(self):
-    if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+    if self.max_new_tokens < 1 or not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
       raise UserError(
         f"bad sampling settings {self}: max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1"
       )

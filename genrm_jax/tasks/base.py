@@ -6,7 +6,8 @@ from typing import Protocol
 class Task(Protocol):
   """A family of problems whose final answers can be read and compared."""
 
-  name: str
+  @property
+  def name(self) -> str: ...
 
   def extract_answer(self, text: str) -> str | None:
     """The normalised final answer of a solution, None where it gives none."""

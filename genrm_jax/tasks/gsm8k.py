@@ -189,8 +189,10 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _NOT_PLAIN = re.compile(
   r"[+*^×÷√]|\b(?:half|halves)\b|\b(?:a|one) (?:third|quarter)\b|(?:(?<![a-z'])[b-fj-kn-rt-z](?![a-z']))", re.IGNORECASE
 )
+_EDGES = " :;,*\"'"
 _SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 _MARKUP = (
+  (re.compile(r"\{,\}"), ","),
   (re.compile(r"</?[a-z]{1,6}>", re.IGNORECASE), ""),
   (re.compile(r"\\[dt]?frac\s*\{\s*([0-9,]+)\s*\}\s*\{\s*([0-9,]+)\s*\}"), r" \1/\2"),
   (re.compile(r"\\(?:boxed|text|mathbf|mathrm)\b\s*|\\[()\[\]!,;]|[{}`\\]"), " "),
@@ -244,7 +246,7 @@ def _plain(text: str) -> str:
   """Without markup, currency and case; white space folded."""
   for pattern, instead in _MARKUP:
     text = pattern.sub(instead, text)
-  return " ".join(text.split()).casefold().strip(" .:;,*\"'")
+  return " ".join(text.split()).casefold().rstrip(_EDGES + ".").lstrip(_EDGES)
 
 
 def _value(plain: str) -> fractions.Fraction | None:

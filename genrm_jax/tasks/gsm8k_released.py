@@ -4,7 +4,7 @@
     critiques/critiques_{correct,incorrect}_solutions_batch_NN[_val].zip  the same with a rationale: `iter_critiques`
     critiques/data_collection/critique_gen_*_round_R_shard_S.jsonl.gz     raw rationales, four per solution: `iter_pool`
 
-Problems are GSM8K's train problems. The release numbers them in its own way, so they are matched by `problem_key`.
+Problems are GSM8K's train problems, matched by `problem_key`; the release's `question_id` is their index in TFDS.
 Labels are the release's: of solutions that say "The answer is" twice, say, it judged the first (0.3% differ from ours).
 """
 
@@ -213,7 +213,7 @@ def _collect(rows: Iterator[PoolRow]) -> dict[str, list[PooledSolution]]:
 
 
 def _parse_inputs(inputs: str, ask: str, place: str) -> tuple[str, str]:
-  """The question and solution in an instruction, `Q: ...`, `A: Let's think step by step.`, `...`, `Verification: ...`."""
+  """The question and solution of `instruction, Q: ..., A: Let's think step by step. ..., Verification: ...`."""
   _, is_question, rest = inputs.partition(_QUESTION)
   question, is_solution, rest = rest.partition(_SOLUTION)
   solution, asked, after = rest.rpartition(ask)

@@ -19,8 +19,8 @@ from genrm_jax.errors import UserError
 from genrm_jax.types import Problem
 
 END = ";"
-_ITEM = re.compile(r"(\d)([a-z]+)")
-_LIST = re.compile(r"(?:\d[a-z]+)*;")
+_ITEM = re.compile(r"([0-9])([a-z]+)")
+_LIST = re.compile(r"(?:[0-9][a-z]+)*;")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MAX_NUMBER = 9  # a number is one digit
 
@@ -39,10 +39,11 @@ def write_list(items: list[str], first: int) -> str:
 
 def read_list(text: str) -> tuple[list[str], int]:
   """The items and the first number of what `write_list` wrote; UserError for anything else."""
-  if not _LIST.fullmatch(text):
-    raise UserError(f"not a numbered list that ends in {END!r}: {text!r}")
   items = _ITEM.findall(text)
-  return [word for _, word in items], int(items[0][0]) if items else 0
+  first = int(items[0][0]) if items else 0
+  if not _LIST.fullmatch(text) or [int(number) for number, _ in items] != list(range(first, first + len(items))):
+    raise UserError(f"not a numbered list that ends in {END!r}: {text!r}")
+  return [word for _, word in items], first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LastLetter:
 
   def extract_answer(self, text: str) -> str | None:
     """The letters of a well-formed solution (numbered without a break, ended by ";"), else None."""
-    if not re.fullmatch(r"(?:\d[a-z])+;", text):
+    if not re.fullmatch(r"(?:[0-9][a-z])+;", text):
       return None
     numbers = [int(c) for c in text[:-1:2]]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):

@@ -47,7 +47,7 @@ def read_rationale(ids: list[int], prompter: Prompter, room: int) -> Reading:
     index = _tokens_covering(body, end, tokenizer)
     if index < len(ids):
       return Reading("ok", verdict_index=index)
-    return Reading("forced") if room > 0 else Reading("truncated")
+    return Reading("forced")
   if ended:
     return Reading("missing")
   suffix = tuple(tokenizer.encode(_rest_of(prompter.format.verdict_question, text)))

@@ -23,6 +23,14 @@ VARIANTS = {
 forward = jax.jit(gemma.forward, static_argnums=1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+  """At this size nearly all of the time is the compiler's."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def _params(config):
   rng = np.random.default_rng(0)

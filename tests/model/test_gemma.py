@@ -17,6 +17,14 @@ TINY = ("tiny_gemma1", "tiny_gemma2", "tiny_gemma3")
 forward = jax.jit(gemma.forward, static_argnums=1, static_argnames="remat")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+  """At this size nearly all of the time is the compiler's."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def _params(config):
   """Random weights with norm scales that are not zero, so that a norm in the wrong place shows."""
@@ -109,16 +117,18 @@ def test_packed_segments_are_as_separate_sequences(name):
   packed = np.concatenate([tokens[b, :n] for b, n in enumerate(lengths)])[None]
   packed_positions = np.concatenate([np.arange(n) for n in lengths])[None]
   packed_segments = np.concatenate([np.full(n, b + 1) for b, n in enumerate(lengths)])[None]
-  apart, _ = forward(_params(config), config, tokens, positions, segments)
+  apart = [
+    forward(_params(config), config, *(a[b : b + 1] for a in (tokens, positions, segments)))[0] for b in range(3)
+  ]
   together, _ = forward(_params(config), config, packed, packed_positions, packed_segments)
-  want = np.concatenate([apart[b, :n] for b, n in enumerate(lengths)])
+  want = np.concatenate([apart[b][0, :n] for b, n in enumerate(lengths)])
   np.testing.assert_allclose(together[0], want, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_bfloat16_stays_near_float32(name):
   exact, fast = get_config(name), get_config(name, dtype="bfloat16", param_dtype="bfloat16")
-  rows = _row(2)
+  rows = _row()
   x, _ = forward(_params(exact), exact, *rows)
   params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), _params(exact))
   y, _ = forward(params, fast, *rows)
@@ -133,7 +143,7 @@ def test_logits_are_capped_and_take_any_leading_dims():
   x = 10 * jax.random.normal(jax.random.key(0), (2, 3, 64))
   logits = gemma.unembed(_params(config), config, x)
   assert 0.4 < jnp.abs(logits).max() <= 0.5
-  np.testing.assert_allclose(gemma.unembed(_params(config), config, x[1, 2]), logits[1, 2], atol=1e-6)
+  np.testing.assert_allclose(gemma.unembed(_params(config), config, x[1, 2]), logits[1, 2], atol=1e-5)
 
 
 def test_remat_changes_memory_and_not_gradients():
@@ -184,7 +194,8 @@ def _mesh_and_shardings(config):
 def test_sharded_forward_is_the_unsharded_one(name):
   config = get_config(name)
   rows = _row(8)
-  _, want = jax.jit(_loss, static_argnums=1)(_params(config), config, *rows)
+  alone = [forward(_params(config), config, *(a[b : b + 1] for a in rows))[0] for b in range(8)]
+  want = gemma.unembed(_params(config), config, jnp.concatenate(alone))
   mesh, shardings = _mesh_and_shardings(config)
   with jax.set_mesh(mesh):
     placed = jax.device_put(_params(config), shardings)
@@ -195,7 +206,7 @@ def test_sharded_forward_is_the_unsharded_one(name):
 
 
 def test_sharded_gradient_is_the_unsharded_one():
-  config = get_config("tiny_gemma2")
+  config = get_config("tiny_gemma1")
   rows = _row(8)
   grad = jax.grad(_loss, has_aux=True)
   want, _ = jax.jit(grad, static_argnums=1)(_params(config), config, *rows)
@@ -213,11 +224,10 @@ def test_sharded_gradient_is_the_unsharded_one():
 @pytest.mark.parametrize("name", TINY)
 def test_specs_are_the_parameters(name):
   config = get_config(name)
-  specs, params = gemma.param_specs(config), jax.jit(gemma.init, static_argnums=0)(config, jax.random.key(0))
+  specs, params = gemma.param_specs(config), jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
   jax.tree.map(lambda spec, w: np.testing.assert_equal((spec.shape, len(spec.axes)), (w.shape, w.ndim)), specs, params)
   assert ("q_norm" in params["layers"]) == (name == "tiny_gemma3")
   assert ("post_ffw_norm" in params["layers"]) == (name != "tiny_gemma1")
-  assert all((params["layers"][k] == 0).all() for k in params["layers"] if k.endswith("norm"))
 
 
 def test_init_scale_and_keys():
@@ -229,6 +239,8 @@ def test_init_scale_and_keys():
   assert not np.allclose(one["gate"], one["up"]), "each parameter has a key of its own"
   for name, fan_in in (("q", 128), ("attn_out", 128), ("gate", 128), ("down", 256)):
     assert float(jnp.std(one[name])) == pytest.approx(1 / math.sqrt(fan_in), rel=0.03)
+  assert not one["pre_ffw_norm"].any()
   # A parameter does not move when others come or go.
-  normed = init(get_config("tiny_gemma1", post_norms=True), jax.random.key(0))["layers"]
-  np.testing.assert_array_equal(one["down"], normed["down"])
+  normed = get_config("tiny_gemma1", post_norms=True)
+  down = jax.jit(lambda key: gemma.init(normed, key)["layers"]["down"])(jax.random.key(0))
+  np.testing.assert_array_equal(one["down"], down)

@@ -1,0 +1,185 @@
+"""Decoding with a cache is the naive loop without one; a rollout is its own and ends where it says."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model as tiny
+
+from genrm_jax import sharding
+from genrm_jax.errors import UserError
+from genrm_jax.infer.decode import read_next, rollout
+from genrm_jax.infer.sample import SampleConfig, restrict, rollout_keys
+from genrm_jax.model import gemma
+
+WATCH = (5, 11)
+LENGTHS = (7, 40, 1, 32, 20)  # 40 is padded to 64, the others to 32
+SHORT = (0, 2, 3, 4)
+NEW = 12
+END = 3
+SAMPLED = SampleConfig(NEW, temperature=0.8, top_k=20, top_p=0.95)
+
+
+def _keys(n, num_rollouts=4):
+  """key[n, R] of candidates 0 .. n - 1."""
+  candidates, votes = np.repeat(np.arange(n), num_rollouts), np.tile(np.arange(num_rollouts), n)
+  return rollout_keys(3, ["p"] * n * num_rollouts, candidates, votes).reshape(n, num_rollouts)
+
+
+@functools.cache
+def _rolled():
+  """Four rollouts of each prompt, two prompts at a time, with what they are made of."""
+  prompts, keys = tiny.prompts(LENGTHS), _keys(len(LENGTHS))
+  return prompts, keys, tiny.engine(eos_id=END).write(prompts, keys, SAMPLED, WATCH, "write")
+
+
+def _naive(prompt, key, settings, eos_id):
+  """The loop that reads everything anew for each token."""
+  ids = list(prompt)
+  for t in range(settings.max_new_tokens):
+    z = jnp.asarray(tiny.logits(ids)[-1:])
+    if settings.temperature == 0:
+      ids.append(int(jnp.argmax(z)))
+    else:
+      ids.append(int(jax.random.categorical(jax.random.fold_in(key, t), restrict(z, settings)[0])))
+    if ids[-1] == eos_id:
+      break
+  return ids[len(prompt) :]
+
+
+def _assert_same(got, want):
+  """Same ids, and nearly the same probabilities, for every rollout of every prompt."""
+  assert [[ids for ids, _ in rolled] for rolled in got] == [[ids for ids, _ in rolled] for rolled in want]
+  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_greedy_is_the_naive_loop():
+  prompts, settings = [p[:32] for p in tiny.prompts(LENGTHS)], SampleConfig(NEW, temperature=0)
+  rolled = tiny.engine().write(prompts, _keys(len(prompts), 1), settings, WATCH, "write")
+  got = [ids for ((ids, _),) in rolled]
+  assert got == [_naive(p, None, settings, -1) for p in prompts]
+  assert min(len(set(ids)) for ids in got) >= 3
+
+
+def test_sampling_is_the_naive_loop_with_the_same_keys():
+  prompts, keys, rolled = _rolled()
+  for i, mine in enumerate(rolled):
+    assert [ids for ids, _ in mine] == [_naive(prompts[i], key, SAMPLED, END) for key in keys[i]]
+
+
+def test_a_rollout_ends_at_its_end_mark_or_at_the_budget():
+  _, _, rolled = _rolled()
+  lengths = []
+  for ids, watched in (rollout for mine in rolled for rollout in mine):
+    assert END not in ids[:-1] and (ids[-1] == END or len(ids) == NEW) and len(watched) == len(ids)
+    lengths.append(len(ids))
+  assert len(set(lengths)) > 3 and max(lengths) == NEW, lengths
+  assert len({tuple(ids) for mine in rolled for ids, _ in mine}) > 15
+
+
+def test_watched_is_the_full_forward_untempered():
+  prompts, _, rolled = _rolled()
+  for prompt, mine in zip(prompts, rolled, strict=True):
+    for ids, watched in mine:
+      want = tiny.softmax(tiny.logits([*prompt, *ids]))[len(prompt) - 1 : -1, WATCH]
+      np.testing.assert_allclose(watched, want, atol=2e-5)
+  assert np.concatenate([watched for mine in rolled for _, watched in mine]).std(0).min() > 0.01
+
+
+def test_a_rollout_does_not_depend_on_the_batch_that_it_is_in():
+  prompts, keys, want = _rolled()
+  alone = tiny.engine(eos_id=END, rows_per_batch=1)
+  for i in (0, 3):
+    _assert_same(alone.write(prompts[i : i + 1], keys[i : i + 1], SAMPLED, WATCH, "alone"), want[i : i + 1])
+  together = tiny.engine(eos_id=END, rows_per_batch=32)
+  _assert_same(together.write(prompts[::-1], keys[::-1], SAMPLED, WATCH, "all, backwards")[::-1], want)
+  swapped = tiny.engine(eos_id=END).write(prompts[2::-2], keys[2::-2], SAMPLED, WATCH, "two, swapped")
+  _assert_same(swapped, want[2::-2])
+
+
+def test_a_rollout_does_not_depend_on_how_many_are_asked_for():
+  prompts, keys, want = _rolled()
+  picked = [[prompts[i] for i in SHORT], keys[np.array(SHORT), 2:0:-1]]
+  got = tiny.engine(eos_id=END).write(*picked, SAMPLED, WATCH, "two of four")
+  _assert_same(got, [want[i][2:0:-1] for i in SHORT])
+
+
+def test_the_loop_stops_when_all_rows_have_ended():
+  prompts, keys, rolled = _rolled()
+  i, r, n = next((i, r, len(rolled[i][r][0])) for i in SHORT for r in range(4) if 1 < len(rolled[i][r][0]) < NEW)
+  tokens, length = np.zeros((2, 32), np.int32), np.array([len(prompts[i]), 0], np.int32)
+  tokens[0, : length[0]] = prompts[i]
+  engine = tiny.engine()
+  with jax.set_mesh(engine.mesh):
+    out = rollout(
+      engine.params,
+      *sharding.host_to_global((tokens, length), engine.mesh),
+      jnp.repeat(keys[i, r : r + 1], 8),
+      config=engine.config,
+      settings=SAMPLED,
+      eos_id=END,
+      watch=WATCH,
+      num_rollouts=4,
+    )
+  np.testing.assert_array_equal(out.length, [n] * 4 + [0] * 4)
+  np.testing.assert_array_equal(out.ids[:4, :n], [rolled[i][r][0]] * 4)
+  assert (out.ids[:, n:] == 0).all()
+  # A step leaves a probability in every row, ended or not: there were n steps, and no more.
+  np.testing.assert_array_equal((np.asarray(out.watched) > 0).all((0, 2)), np.arange(NEW) < n)
+
+
+def test_a_mesh_changes_nothing():
+  prompts, keys, rolled = _rolled()
+  model = tiny.config()
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, sharding.rules_for(model.num_kv_heads))
+  engine = dataclasses.replace(tiny.engine(eos_id=END), mesh=mesh, params=jax.device_put(tiny.params(), shardings))
+  # Three prompts over four shards, so that one row is empty.
+  picked = [[prompts[i] for i in SHORT[:3]], keys[np.array(SHORT[:3])]]
+  _assert_same(engine.write(*picked, SAMPLED, WATCH, "on a mesh"), [rolled[i] for i in SHORT[:3]])
+  logits, probs = engine.read(picked[0], WATCH, "read")
+  want = np.stack([tiny.logits(p)[-1] for p in picked[0]])
+  np.testing.assert_allclose(logits, want[:, WATCH], atol=1e-4)
+  np.testing.assert_allclose(probs, tiny.softmax(want)[:, WATCH], atol=1e-5)
+
+
+def test_read_is_the_full_forward_after_the_last_token():
+  prompts = tiny.prompts((33, 5, 64, 1, 32, 63, 31, 2, 40))
+  logits, probs = tiny.engine(rows_per_batch=4).read(prompts, WATCH, "read")
+  want = np.stack([tiny.logits(p)[-1] for p in prompts])
+  np.testing.assert_allclose(logits, want[:, WATCH], atol=1e-4)
+  np.testing.assert_allclose(probs, tiny.softmax(want)[:, WATCH], atol=1e-5)
+  assert want[:, WATCH].std(0).min() > 0.1
+
+
+def test_a_prompt_that_leaves_no_room_is_named():
+  engine = tiny.engine(eos_id=END, rows_per_batch=4, max_tokens=32)
+  fits, too_long = tiny.prompts((32 - NEW, 32 - NEW + 1))
+  with pytest.raises(UserError, match=r"prompt 1 has 21 tokens and 12 new ones .* context is 32, .* leaves 20 "):
+    engine.write([fits, too_long], _keys(2), SAMPLED, WATCH, "write")
+  assert len(engine.write([fits], _keys(1), SAMPLED, WATCH, "write")[0]) == 4
+  with pytest.raises(UserError, match=r"prompt 0 has 33 tokens"):
+    engine.read([[1] * 33], WATCH, "read")
+  assert engine.read([[1] * 32], WATCH, "read")[0].shape == (1, 2)
+
+
+def test_nothing_to_do():
+  engine = tiny.engine()
+  assert engine.write([], _keys(1)[:0], SAMPLED, WATCH, "write") == []
+  assert [a.shape for a in engine.read([], WATCH, "read")] == [(0, 2), (0, 2)]
+
+
+def test_one_compilation_a_width():
+  engine = tiny.engine(rows_per_batch=2)
+  watch = (1, 2, 3)  # no other test's
+  reads, writes = read_next._cache_size(), rollout._cache_size()
+  for lengths, widths in (((1, 32, 7, 20, 31), 1), ((33, 64, 2), 2), ((3, 3, 3, 40, 50), 2)):
+    engine.read(tiny.prompts(lengths), watch, "read")
+    assert read_next._cache_size() - reads == widths
+  for lengths in ((1, 32, 7, 20, 31), (4,), (5, 6, 7)):
+    engine.write(tiny.prompts(lengths), _keys(len(lengths), 2), SampleConfig(2), watch, "write")
+    assert rollout._cache_size() - writes == 1

@@ -1,0 +1,250 @@
+"""Lists are read as written; the program's walk ends in the right verdict for any solution; base tasks are right."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.errors import UserError
+from genrm_jax.tasks import string_base
+from genrm_jax.tasks.last_letter import LastLetter, random_word, read_list, write_list
+from genrm_jax.text.tokenizer import CharTokenizer
+from genrm_jax.types import Problem
+
+TASK = LastLetter()
+WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
+WORDS = st.lists(WORD, min_size=1, max_size=6)
+
+
+def _problem(words, first):
+  letters = [w[-1] for w in words]
+  question, reference = write_list(words, first), write_list(letters, first)
+  return Problem("p", TASK.name, "train", question, "".join(letters), reference)
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS, st.integers(0, 4))
+def test_list_round_trip(words, first):
+  text = write_list(words, first)
+  assert read_list(text) == (words, first)
+  assert text == "".join(f"{first + i}{w}" for i, w in enumerate(words)) + ";"
+
+
+def test_documented_lists():
+  assert write_list(["mike", "dlih"], 3) == "3mike4dlih;"
+  assert write_list([], 0) == ";" and read_list(";") == ([], 0)
+
+
+@pytest.mark.parametrize(("items", "first"), [(["a", "b"], 9), (["a"], -1), (["a"] * 11, 0)])
+def test_numbers_have_one_digit(items, first):
+  assert write_list(["a"] * 10, 0) and write_list(["a"], 9)
+  with pytest.raises(UserError, match=rf"a list of {len(items)} items from number {first} "):
+    write_list(items, first)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;", "٣mike;"],
+)
+def test_what_is_no_list_is_refused(text):
+  with pytest.raises(UserError, match="not a numbered list"):
+    read_list(text)
+
+
+@pytest.mark.parametrize("num_words", range(1, 11))
+def test_problems_have_their_words_and_answer(num_words):
+  rng = np.random.default_rng(num_words)
+  firsts = set()
+  for i in range(60):
+    p = TASK.problem(rng, num_words, "val", i)
+    words, first = read_list(p.question)
+    assert len(words) == num_words and all(3 <= len(w) <= 5 for w in words)
+    assert p.answer == "".join(w[-1] for w in words)
+    assert p.reference == write_list(list(p.answer), first)
+    assert TASK.same_answer(TASK.extract_answer(p.reference), p.answer)
+    assert (p.id, p.task, p.split) == (f"last_letter/val/{i:05d}", "last_letter", "val")
+    firsts.add(first)
+  assert firsts == set(range(11 - num_words))
+
+
+def test_words_have_all_lengths_and_letters():
+  words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
+  assert {len(w) for w in words} == {2, 3, 4}
+  assert set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize(
+  ("text", "answer"),
+  [
+    ("3e4h;", "eh"),
+    ("0a;", "a"),
+    ("8a9b;", "ab"),
+    ("", None),
+    (";", None),
+    ("3e4h", None),
+    ("3e4h;;", None),
+    ("3e4h; ", None),
+    ("3e4h;\n", None),
+    ("3e5h;", None),
+    ("4e3h;", None),
+    ("9a0b;", None),
+    ("3ee4h;", None),
+    ("3E4h;", None),
+    (" 3e4h;", None),
+    ("٣e;", None),
+    ("²e;", None),
+  ],
+)
+def test_answers_are_read_from_well_formed_solutions_only(text, answer):
+  assert TASK.extract_answer(text) == answer
+
+
+def test_no_answer_is_the_same_as_nothing():
+  assert TASK.same_answer("eh", "eh")
+  assert not TASK.same_answer("eh", "he")
+  assert not TASK.same_answer(None, None)
+  assert not TASK.same_answer(None, "eh") and not TASK.same_answer("eh", None)
+
+
+def _edits(problem):
+  """Solutions near the right one: a changed, missing or further character; another first number; anything."""
+  right = problem.reference
+  at, char = st.integers(0, len(right)), st.characters() | st.sampled_from("abcz0123456789;")
+  return st.one_of(
+    st.just(right),
+    st.builds(lambda i, c: right[:i] + c + right[i + 1 :], at, char),
+    st.builds(lambda i, c: right[:i] + c + right[i:], at, char),
+    st.builds(lambda i, n: right[:i] + right[i + n :], at, st.integers(1, 4)),
+    st.builds(lambda s: right + s, st.text(max_size=6)),
+    st.builds(lambda n: right * n, st.integers(0, 3)),
+    st.builds(lambda ls, first: write_list(ls, first), st.lists(WORD, max_size=6), st.integers(0, 4)),
+    st.text(max_size=20),
+  )
+
+
+@st.composite
+def _asked(draw):
+  problem = _problem(draw(WORDS), draw(st.integers(0, 4)))
+  return problem, draw(_edits(problem))
+
+
+MIKE = _problem(["mike", "dlih"], 3)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_asked())
+@example((MIKE, ""))
+@example((MIKE, "3e4h"))
+@example((MIKE, "3e4h;;"))
+@example((MIKE, "3e4h;5x;"))
+@example((MIKE, "3e4h5x;"))
+@example((MIKE, "3e4h5;"))
+@example((MIKE, ";"))
+def test_walk_ends_in_the_verdict_that_the_solution_deserves(asked):
+  problem, solution = asked
+  words, first = read_list(problem.question)
+  text, verdict = TASK.rationale(problem, solution)
+  assert verdict is (solution == problem.reference)
+  assert verdict is TASK.same_answer(TASK.extract_answer(solution), problem.answer) or first != _first_of(solution)
+  steps = re.findall(r"(\d[a-z]+|;)([a-z;.])([+-])", text)
+  assert "".join("".join(s) for s in steps) == text
+  marks = "".join(mark for *_, mark in steps)
+  assert marks == ("+" * (len(words) + 1) if verdict else "+" * (len(steps) - 1) + "-")
+  for i, (head, given_letter, mark) in enumerate(steps):
+    want = f"{first + i}{words[i]}{words[i][-1]}" if i < len(words) else ";"
+    assert head == want
+    assert (given_letter == want[-1]) == (mark == "+")
+  CharTokenizer().encode(text)
+
+
+def _first_of(solution):
+  return int(solution[0]) if solution[:1].isascii() and solution[:1].isdigit() else None
+
+
+@pytest.mark.parametrize(
+  ("solution", "text"),
+  [
+    ("3e4h;", "3mikeee+4dlihhh+;;+"),
+    ("3e4i;", "3mikeee+4dlihhi-"),
+    ("3e;", "3mikeee+4dlihh;-"),
+    ("3e", "3mikeee+4dlihh.-"),
+    ("4e5h;", "3mikee.-"),
+    ("3e4h", "3mikeee+4dlihhh+;.-"),
+    ("3e4h5x;", "3mikeee+4dlihhh+;x-"),
+    ("", "3mikee.-"),
+  ],
+)
+def test_documented_walks(solution, text):
+  assert TASK.rationale(MIKE, solution)[0] == text
+
+
+# Generic list tasks, solved again from their prompts alone.
+
+
+def _items(text):
+  found = re.findall(r"(\d)([a-z]+)", text)
+  assert "".join(n + w for n, w in found) + ";" == text
+  assert [int(n) for n, _ in found] == list(range(int(found[0][0]), int(found[0][0]) + len(found)))
+  return found
+
+
+def _walk(rows):
+  out = ""
+  for number, a, b in rows:
+    out += number + a + b + ("+" if a == b else "-")
+    if a != b:
+      return out
+  return out
+
+
+def _solve(prompt):
+  kind, body = prompt[0], prompt[1:-1]
+  assert prompt[-1] == "="
+  lists = [part + ";" for part in body.split(";")[:-1]]
+  rest = body.rpartition(";")[2]
+  items = [_items(text) for text in lists]
+  assert len(items) == (2 if kind in "ZME" else 1) and len({len(i) for i in items}) == 1
+  assert bool(rest) == (kind == "I")
+  match kind:
+    case "C":
+      return lists[0]
+    case "Z":
+      return "".join(n + w + c for (n, w), (_, c) in zip(*items, strict=True)) + ";"
+    case "F":
+      return "".join(n + w[0] for n, w in items[0]) + ";"
+    case "W":
+      return "".join(n + w + w[-1] for n, w in items[0]) + ";"
+    case "M":
+      return _walk([(n, a, b) for (n, a), (_, b) in zip(*items, strict=True)])
+    case "E":
+      (left,), (right,) = items
+      return _walk([("", a, b) for a, b in zip(left[1], right[1], strict=True)])
+    case "I":
+      return dict(items[0])[rest] + ";"
+  raise AssertionError(prompt)
+
+
+def test_base_tasks_are_right_and_none_is_the_task_itself():
+  rng = np.random.default_rng(0)
+  kinds, stopped = set(), 0
+  tokenizer = CharTokenizer()
+  for _ in range(3000):
+    prompt, completion = string_base.example(rng)
+    assert completion == _solve(prompt), prompt
+    tokenizer.encode(prompt + completion)
+    kinds.add(prompt[0])
+    stopped += completion.endswith("-")
+    # The task asks with S, and its verdict questions are ! and ?: no base prompt holds any of them.
+    assert not set("S!?") & set(prompt + completion)
+  assert kinds == set("CZFWMEI")
+  assert 200 < stopped < 600, "about half of the comparisons (2 of 7 kinds) stop early"
+
+
+def test_base_lists_have_the_lengths_that_were_asked_for():
+  rng = np.random.default_rng(1)
+  sizes = {
+    len(_items(prompt[1:-1])) for prompt, _ in (string_base.example(rng, 2, 4) for _ in range(500)) if prompt[0] == "C"
+  }
+  assert sizes == {2, 3, 4}

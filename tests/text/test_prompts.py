@@ -1,0 +1,141 @@
+"""Prompts are joined part by part, and are the released ones to the byte."""
+
+import json
+import zipfile
+
+import pytest
+
+from genrm_jax.errors import UserError
+from genrm_jax.tasks import gsm8k_released
+from genrm_jax.text.prompts import FORMATS, Prompter, get_format
+from genrm_jax.text.tokenizer import CharTokenizer, train_sentencepiece
+
+CHAR = CharTokenizer()
+LINES = [f"Q: Ann has {n} cards, 4.{n} and 5. The answer is {n}.\nA: Let's think step by step. {n}\n" for n in range(40)]
+QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  return train_sentencepiece(LINES, tmp_path_factory.mktemp("sp") / "tiny.model", vocab_size=320)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("which", ["char", "sentencepiece"])
+def test_parts_are_encoded_apart_and_joined(name, which, trained):
+  tokenizer, form = {"char": CHAR, "sentencepiece": trained}[which], FORMATS[name]
+  prompter, encode = Prompter(tokenizer, form), tokenizer.encode
+  solve = [tokenizer.bos_id, *encode(form.solve.replace("{question}", QUESTION))]
+  assert prompter.solve(QUESTION) == solve
+  assert prompter.solution(SOLUTION) == [*encode(SOLUTION), tokenizer.eos_id]
+  assert prompter.direct(QUESTION, SOLUTION) == [*solve, *encode(SOLUTION), *encode(form.verify)]
+  assert prompter.cot(QUESTION, SOLUTION) == [*solve, *encode(SOLUTION), *encode(form.verify_cot)]
+  for correct, text in ((True, " Yes"), (False, " No")):
+    (verdict,) = encode(text)
+    written = [*encode("3 + 4 = 7."), *encode(form.verdict_question), verdict, tokenizer.eos_id]
+    assert prompter.rationale("3 + 4 = 7.", correct) == written
+    assert prompter.verdict_id(correct) == verdict
+  assert (prompter.yes_id, prompter.no_id) == (prompter.verdict_id(True), prompter.verdict_id(False))
+
+
+def test_no_token_straddles_two_parts(trained):
+  prompter = Prompter(trained, get_format("genrm"))
+  joined = prompter.format.solve.replace("{question}", QUESTION) + "s" + prompter.format.verify
+  parts = prompter.direct(QUESTION, "s")
+  # Texts for which it matters: encoded as one, "s" and what follows it are other pieces.
+  solution = next(s for s in ("s", "The answer is 4.", "cards", "4") if trained.encode(s + "5.") != _apart(trained, s))
+  assert trained.decode(parts) == joined
+  assert prompter.rationale(solution, True)[: len(trained.encode(solution))] == trained.encode(solution)
+  form = prompter.format
+  glued = Prompter(trained, type(form)("glued", form.solve, "5.", form.verify_cot, form.verdict_question))
+  assert glued.direct(QUESTION, solution)[len(glued.solve(QUESTION)) :] == _apart(trained, solution)
+
+
+def _apart(tokenizer, solution):
+  return [*tokenizer.encode(solution), *tokenizer.encode("5.")]
+
+
+def test_each_prompt_begins_as_the_one_for_a_solution():
+  for form in FORMATS.values():
+    prompter = Prompter(CHAR, form)
+    solve = prompter.solve(QUESTION)
+    for prompt in (prompter.direct(QUESTION, SOLUTION), prompter.cot(QUESTION, SOLUTION)):
+      assert prompt[: len(solve)] == solve
+      assert CHAR.decode(prompt[len(solve) :]).startswith(SOLUTION)
+
+
+def test_formats_are_told_apart_by_their_last_texts():
+  for form in FORMATS.values():
+    assert form.solve.count("{question}") == 1
+    assert form.verify != form.verify_cot
+    # The rationale's question is the direct one, so that one verdict is learnt and not two.
+    assert form.verify.strip() == form.verdict_question.strip()
+
+
+@pytest.mark.parametrize("question", ["{question}", "{}", "{0} and {x!r:>{y}}", "}{", "a \\1 %s {{question}}"])
+def test_braces_in_a_question_stay_as_they_are(question):
+  for form in FORMATS.values():
+    before, after = form.solve.split("{question}")
+    text = CHAR.decode(Prompter(CHAR, form).direct(question, "{question}"))
+    assert text == before + question + after + "{question}" + form.verify
+
+
+@pytest.mark.parametrize(
+  ("yes", "no", "message"),
+  [
+    (" yes", " No", r"the verdict ' yes' must be one token, but tokenizer char gives ids \[\d+, \d+, \d+, \d+\]"),
+    (" Yes", "No", r"the verdict 'No' must be one token, but tokenizer char gives ids \[\d+, \d+\]"),
+    (" Yes", "", r"the verdict '' must be one token, but tokenizer char gives ids \[\]"),
+    (" Yes", " Yes", r"tokenizer char maps both verdicts to id \d+"),
+  ],
+)
+def test_verdicts_must_be_one_token_each(yes, no, message):
+  form = get_format("compact")
+  with pytest.raises(UserError, match=message):
+    Prompter(CHAR, type(form)("x", form.solve, form.verify, form.verify_cot, form.verdict_question, yes, no))
+
+
+def test_unknown_format():
+  with pytest.raises(UserError, match="unknown prompt format 'gsm8k'; there are: genrm, genrm_short, compact"):
+    get_format("gsm8k")
+
+
+# --- the released data
+
+
+def _released(data_dir, kind):
+  """Raw rows of the validation set, in the order in which the readers give them."""
+  folder = data_dir / "genrm-critiques" / "critiques"
+  for label in ("correct", "incorrect"):
+    for path in sorted(folder.glob(f"{kind}_{label}_solutions_batch_*_val.zip")):
+      with zipfile.ZipFile(path) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".jsonl") and not n.startswith("__MACOSX"))
+        yield from map(json.loads, archive.read(name).decode().splitlines())
+
+
+def test_direct_prompts_are_the_released_ones(data_dir, trained):
+  prompter = Prompter(trained, get_format("genrm"))
+  raw = list(_released(data_dir, "rm"))
+  parsed = list(gsm8k_released.iter_direct(data_dir, "val"))
+  assert len(raw) == len(parsed) == 212
+  for row, (question, solution, correct) in zip(raw, parsed, strict=True):
+    assert trained.decode(prompter.direct(question, solution)) == row["inputs"]
+    assert trained.decode([prompter.verdict_id(correct)]) == row["targets"]
+
+
+def test_rationale_prompts_are_the_released_ones(data_dir, trained):
+  prompter = Prompter(trained, get_format("genrm"))
+  raw = list(_released(data_dir, "critiques"))
+  parsed = list(gsm8k_released.iter_critiques(data_dir, "val"))
+  assert len(raw) == len(parsed) == 259
+  rebuilt = 0
+  for row, (question, solution, _, correct) in zip(raw, parsed, strict=True):
+    assert trained.decode(prompter.cot(question, solution)) == row["inputs"]
+    verdict = trained.decode([prompter.verdict_id(correct)])
+    assert row["targets"].endswith(prompter.format.verdict_question.strip() + verdict)
+    # Most pose the question after an empty line, as we do; the others after a heading of their own.
+    rationale, asked, end = row["targets"].rpartition(prompter.format.verdict_question)
+    if asked and end == verdict:
+      rebuilt += 1
+      assert trained.decode(prompter.rationale(rationale, correct)) == row["targets"]
+  assert rebuilt == 227

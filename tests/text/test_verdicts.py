@@ -1,0 +1,136 @@
+"""The place of the verdict in a rationale, and the states of rationales that do not lead to one."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.tokenizer import CharTokenizer, train_sentencepiece
+from genrm_jax.text.verdicts import Reading, read_rationale
+
+CHAR = CharTokenizer()
+FORM = get_format("genrm")
+ASK, ASKED = FORM.verdict_question, FORM.verdict_question.strip()
+LINES = [f"Step {n}: {n} + 1 = {n + 1} is right.\n\nVerification: Is the answer correct (Yes/No)?" for n in range(40)]
+CHAR_TEXT = st.lists(
+  st.sampled_from([*"abz?.(/)V ", "\n", " Yes", " No", "\n\nVerification: Is", ASKED[:-1], ASKED[1:]]), max_size=12
+).map("".join)
+ANY_TEXT = st.lists(
+  st.characters(exclude_categories=["Cs"]) | st.sampled_from([" Yes", "\n", "\n\n", "漢", "🙂", "▁", ASKED[:-1], ASK[:9]]),
+  max_size=12,
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  return train_sentencepiece(LINES, tmp_path_factory.mktemp("sp") / "tiny.model", vocab_size=320)
+
+
+@pytest.fixture(params=["char", "sentencepiece"])
+def prompter(request, trained):
+  return Prompter(CHAR if request.param == "char" else trained, FORM)
+
+
+def _check_written(prompter, text, correct):
+  """A rationale that training would supervise reads as "ok", at the verdict."""
+  assume(prompter.format.verdict_question.strip() not in text)
+  ids = prompter.rationale(text, correct)
+  for written in (ids, ids[:-1]):
+    reading = read_rationale(written, prompter, room=0)
+    assert reading == Reading("ok", verdict_index=len(ids) - 2)
+    assert ids[reading.verdict_index] == prompter.verdict_id(correct)
+
+
+def _check_cut(prompter, text, n):
+  """Cut by the budget anywhere before the verdict, it is completed to end in the question, asked once."""
+  question = prompter.format.verdict_question
+  assume(question.strip() not in text)
+  ids = prompter.rationale(text, True)[:-2]
+  reading = read_rationale(ids[:n], prompter, room=1000)
+  assert reading.state == "forced" and reading.verdict_index is None
+  completed = prompter.tokenizer.decode([*ids[:n], *reading.suffix])
+  assert completed.endswith(question) and completed.count(question.strip()) == 1
+  if n >= len(prompter.tokenizer.encode(text)) and not text.endswith("\n"):
+    assert completed == text + question or text.endswith(question[:2])
+
+
+@pytest.mark.parametrize("name", ["genrm", "compact"])
+def test_what_training_writes_is_read_at_the_verdict(name, trained):
+  with_characters, with_pieces = (Prompter(tokenizer, get_format(name)) for tokenizer in (CHAR, trained))
+
+  @settings(max_examples=200, deadline=None)
+  @given(CHAR_TEXT, ANY_TEXT, st.booleans())
+  def check(characters, anything, correct):
+    _check_written(with_characters, characters.replace("?", "") if name == "compact" else characters, correct)
+    _check_written(with_pieces, anything.replace("?", "") if name == "compact" else anything, correct)
+
+  check()
+
+
+@pytest.mark.parametrize("name", ["genrm", "compact"])
+def test_a_cut_rationale_is_completed_to_the_question(name, trained):
+  with_characters, with_pieces = (Prompter(tokenizer, get_format(name)) for tokenizer in (CHAR, trained))
+
+  @settings(max_examples=200, deadline=None)
+  @given(CHAR_TEXT, ANY_TEXT, st.integers(0, 60))
+  def check(characters, anything, n):
+    _check_cut(with_characters, characters.replace("?", "") if name == "compact" else characters, n)
+    _check_cut(with_pieces, anything.replace("?", "") if name == "compact" else anything, n)
+
+  check()
+
+
+def _read(prompter, text, room=1000):
+  """Reads a text in which "$" at the end is the end mark."""
+  ids = prompter.tokenizer.encode(text.removesuffix("$"))
+  return read_rationale([*ids, prompter.tokenizer.eos_id] if text.endswith("$") else ids, prompter, room)
+
+
+@pytest.mark.parametrize(
+  ("text", "state"),
+  [
+    (f"1 + 1 = 2.{ASK} Yes$", "ok"),
+    (f"1 + 1 = 2.{ASK} No", "ok"),
+    (f"{ASKED} No$", "ok"),  # no empty line before the question
+    (f"**Grade:** {ASKED} Maybe$", "ok"),  # p(Yes) stands there all the same
+    (f"a{ASK}$", "ok"),
+    (f"a{ASK} Yes b{ASK} Yes$", "ok"),
+    (f"a{ASK} No\n{ASKED}", "ok"),  # the second one is not answered
+    (f"a{ASK} Yes b{ASK} No$", "contradictory"),
+    (f"a{ASK} No\n{ASKED} Yes c", "contradictory"),
+    (f"a{ASK}", "forced"),
+    ("1 + 1 = 2.", "forced"),
+    ("", "forced"),
+    ("1 + 1 = 2.$", "missing"),
+    ("$", "missing"),
+    (f"a{ASK[:-1]}$", "missing"),
+    ("Is the answer correct (Yes/No)? Yes$", "missing"),
+  ],
+)
+def test_states(prompter, text, state):
+  reading = _read(prompter, text)
+  assert reading.state == state
+  assert (reading.verdict_index is not None) == (state == "ok")
+  if state == "ok":
+    before = text[: text.index(ASKED) + len(ASKED)]
+    ids = [*prompter.tokenizer.encode(text.removesuffix("$")), prompter.tokenizer.eos_id]
+    assert prompter.tokenizer.decode(ids[: reading.verdict_index]) == before
+    assert prompter.tokenizer.decode(ids[: reading.verdict_index + 1]) != before or text == before + "$"
+  assert bool(reading.suffix) == (state == "forced" and ASKED not in text)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 20, len(ASK) - 1])
+def test_the_suffix_is_the_rest_of_the_question(prompter, cut):
+  rest = tuple(prompter.tokenizer.encode(ASK[cut:]))
+  text = "1 + 1 = 2." + ASK[:cut]
+  assert _read(prompter, text) == Reading("forced", suffix=rest)
+  assert _read(prompter, text, room=len(rest)) == Reading("forced", suffix=rest)
+  assert _read(prompter, text, room=len(rest) - 1) == Reading("truncated")
+  assert _read(prompter, "1 + 1 = 2." + ASK, room=0) == Reading("forced")
+
+
+def test_a_forced_verdict_is_asked_for_with_the_tokens_of_training(prompter):
+  text = "1 + 1 = 2."
+  written = prompter.rationale(text, True)
+  ids = prompter.tokenizer.encode(text)
+  assert [*ids, *_read(prompter, text).suffix] == written[:-2]
