@@ -16,7 +16,6 @@ setuptools.setup(
   description="Generative verifiers: reward modelling as next-token prediction, in JAX.",
   long_description=(HERE / "README.md").read_text(),
   long_description_content_type="text/markdown",
-  license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["genrm_jax*", "experiments*"]),
   package_data={"genrm_jax.evals": ["*.j2"]},

@@ -1,10 +1,11 @@
 """What every experiment shares: the run (config, workdir, mesh), the stages of the verifiers, and the command line."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -305,14 +306,38 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
   def run_main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells of its every step
-    try:
+    with _one_message():
       run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
       stages = make_stages(run)
       staging.claim_workdir(run.workdir, run.config.to_dict())
       staging.run_stages(run.workdir, stages, _STAGES.value, say)
-    except UserError as e:
-      print(f"error: {e}", file=sys.stderr)
-      sys.exit(1)
 
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(run_main)
+  app.run(run_main, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def _one_message() -> Iterator[None]:
+  try:
+    yield
+  except UserError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """The command line, parsed by absl, with words for a config file or a key that is not there."""
+  overrides = [a.split("=")[0] for a in argv if a.startswith("--config.")]
+  with _one_message():
+    try:
+      rest = app.parse_flags_with_usage(argv)
+      _CONFIG.value.to_dict()  # a file that could not be loaded shows itself only here
+    except OSError as e:
+      raise UserError(f"cannot load the config: {str(e).splitlines()[-1].strip()}") from e
+    except (AttributeError, KeyError) as e:
+      if not overrides:
+        raise
+      inner = e.args[0] if e.args else ""
+      key = inner.args[0] if isinstance(inner, KeyError) else inner
+      raise UserError(f"{', '.join(overrides)}: the config has no key {str(key).replace(chr(10), '. ')}") from e
+  return rest

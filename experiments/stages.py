@@ -26,34 +26,36 @@ class Stage:
 
 
 def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
-  """Writes DIR/config.json, or checks that it is this config's.
+  """Writes DIR/config.json, or checks that it is this config's. A folder in which nothing was made yet is free.
 
   Raises:
     UserError: the folder belongs to another config (the differing keys are named) or holds something else.
   """
   path = workdir / "config.json"
   config_hash = store.digest_of(config)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    in_use = any(p != path for p in workdir.iterdir())
+  except OSError as e:
+    raise UserError(f"{workdir} cannot be the workdir: {e}") from e
   if path.exists():
     found = store.read_json(path)
-    if found.get("hash") != config_hash:
+    if found.get("hash") == config_hash:
+      return
+    if in_use:
       keys = sorted(_changed(found.get("config", {}), config))
       raise UserError(
         f"{workdir} was made by another config; different: {', '.join(keys[:8])}. Use another --workdir, or that config"
       )
-    return
-  if workdir.exists() and any(workdir.iterdir()):
+  elif in_use:
     raise UserError(f"{workdir} is not empty and holds no config.json, so it is not a run's; use another --workdir")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise UserError(f"cannot make the workdir {workdir}: {e}") from e
   store.write_json(path, {"hash": config_hash, "config": config})
 
 
 def _changed(a: Any, b: Any, key: str = "") -> set[str]:
   if isinstance(a, dict) and isinstance(b, dict):
     return set().union(*(_changed(a.get(k), b.get(k), f"{key}.{k}" if key else k) for k in a.keys() | b.keys()))
-  return set() if a == b else {key}
+  return set() if store.digest_of(a) == store.digest_of(b) else {key}  # to JSON a tuple is a list
 
 
 def run_stages(workdir: pathlib.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]):

@@ -90,12 +90,12 @@ class Score:
 class TokenBatch:
   """Packed rows. `targets[b, t]` is what follows `tokens[b, t]`, read where `weights[b, t]` > 0.
 
-      tokens     Q : 1 + 1 ?  Yes <pad>
-      targets    : 1 + 1 ? Yes  0   0       the next token
-      weights    0 0 0 0 0  1   0   0       only the verdict is a target
-      segments   1 1 1 1 1  1   1   0       examples of a row are numbered from 1, padding is 0
-      positions  0 1 2 3 4  5   6   0       count from 0 in each segment
-      kind       0 0 0 0 0  1   0   0       KIND_VERIFY / KIND_SOLVE where weights > 0
+      tokens     Q : 1 + 1 ?  <pad> <pad>
+      targets    : 1 + 1 ? Yes  0     0     the next token
+      weights    0 0 0 0 0  1   0     0     only the verdict is a target
+      segments   1 1 1 1 1  1   0     0     examples of a row are numbered from 1, padding is 0
+      positions  0 1 2 3 4  5   0     0     count from 0 in each segment
+      kind       0 0 0 0 0  1   0     0     KIND_VERIFY / KIND_SOLVE where weights > 0
 
   For the ORM the target at the last token is the label, 1 or 0, instead of a token id.
   """

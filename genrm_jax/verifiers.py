@@ -172,11 +172,12 @@ def check_verdict_tokens(
       if read.verdict_index is None:
         raise UserError(f"the rationale for candidate {candidate.index} of {problem.id} reads as {read.state!r}")
       sampled = written[: read.verdict_index]
-      forced = read_rationale(prompter.tokenizer.encode(rationale.text), prompter, room=len(written))
-      if [*prompter.tokenizer.encode(rationale.text), *forced.suffix] != sampled:
+      cut = prompter.tokenizer.encode(rationale.text)
+      forced = [*cut, *read_rationale(cut, prompter, room=len(written)).suffix]
+      if forced != sampled:
         raise UserError(
           f"candidate {candidate.index} of {problem.id}: a forced verdict would be asked for with other tokens than a "
-          f"sampled one.\n  sampled: {sampled}\n  forced:  {forced.suffix}"
+          f"sampled one.\n  sampled: {sampled}\n  forced:  {forced}"
         )
       context = [*context, *sampled]
     found = supervised.get(tuple(context))

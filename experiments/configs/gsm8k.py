@@ -20,7 +20,9 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     )
 
   def verifier(steps: int, **changes):
-    return common.verifier(init_from="base", **training(steps, learning_rate=5e-4), **changes)
+    return common.verifier(
+      init_from="base", max_per_label=3, max_rationales=1, **training(steps, learning_rate=5e-4), **changes
+    )
 
   return common.locked(
     dict(
@@ -29,20 +31,20 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       data_dir="",
       task=dict(
         name="gsm8k",
-        rounds=(0,) if smoke else (0, 1, 2, 3),
+        rounds=(0,),
         num_train=12 if smoke else 1400,
         num_val=6 if smoke else 40,
-        num_eval=6 if smoke else 60,
+        num_eval=6 if smoke else 40,
       ),
       tokenizer=dict(type="sentencepiece", vocab_size=320 if smoke else 2048, max_lines=100_000),
       prompt_format="genrm_short",
       model=dict(size="tiny_gemma1", overrides=common.tiny_model(smoke)),
       mesh=dict(data=1, fsdp=-1, tensor=1),
-      base=common.training(**training(600, learning_rate=2e-3)),
-      verifiers=dict(orm=verifier(200), genrm=verifier(200), genrm_cot=verifier(300)),
+      base=common.training(**training(400, learning_rate=2e-3)),
+      verifiers=dict(orm=verifier(120), genrm=verifier(120), genrm_cot=verifier(200)),
       votes=dict(
         num_votes=2 if smoke else 4,
-        sample=common.sampling(max_new_tokens=8 if smoke else 320, temperature=0.7),
+        sample=common.sampling(max_new_tokens=8 if smoke else 192, temperature=0.7),
       ),
       engine=dict(rows_per_batch=64, max_tokens=2048),
       report=dict(ns=(1, 2, 4) if smoke else (1, 2, 4, 8, 16), ks=(1, 2) if smoke else (1, 2, 4)),

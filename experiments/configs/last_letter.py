@@ -34,7 +34,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       seed=0,
       task=dict(
         name="last_letter",
-        train=problems(2000, 2, 4),
+        train=problems(4000, 2, 4),
         val=problems(100, 2, 4),
         eval=problems(100, 6, 6),
       ),
@@ -45,10 +45,10 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       # The most positions left out at random after these characters, in training only: see data/batches.with_gaps.
       gaps={"0123456789": 10, "=;!?": 40},
       base=dict(
-        num_examples=400 if smoke else 60_000,
+        num_examples=400 if smoke else 45_000,
         num_eval_examples=100 if smoke else 500,
         **common.training(
-          num_steps=4 if smoke else 1500, learning_rate=2.5e-3, batch_size=16, row_length=128, smoke=smoke
+          num_steps=4 if smoke else 1000, learning_rate=2.5e-3, batch_size=16, row_length=144, smoke=smoke
         ),
       ),
       generator=dict(
@@ -56,18 +56,23 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         num_eval_examples=50 if smoke else 200,
         long_fraction=0.02,
         **common.training(
-          init_from="base", num_steps=4 if smoke else 80, learning_rate=1e-3, batch_size=16, row_length=128, smoke=smoke
+          init_from="base",
+          num_steps=4 if smoke else 100,
+          learning_rate=1e-3,
+          batch_size=16,
+          row_length=128,
+          smoke=smoke,
         ),
       ),
       candidates=dict(
-        num_train=4 if smoke else 16,
+        num_train=4 if smoke else 8,
         num_eval=4 if smoke else 32,
         add_reference=smoke,  # a model that has learned nothing finds no correct solution
-        sample=common.sampling(max_new_tokens=32, temperature=1.0),
+        sample=common.sampling(max_new_tokens=24, temperature=1.0),
       ),
       verifiers=dict(orm=verifier(400), genrm=verifier(400), genrm_cot=verifier(400)),
       votes=dict(
-        num_votes=2 if smoke else 32, sample=common.sampling(max_new_tokens=8 if smoke else 112, temperature=1.0)
+        num_votes=2 if smoke else 32, sample=common.sampling(max_new_tokens=8 if smoke else 80, temperature=1.0)
       ),
       engine=dict(rows_per_batch=256, max_tokens=256),
       report=dict(ns=(1, 2, 4) if smoke else (1, 2, 4, 8, 16, 32), ks=(1, 2) if smoke else (1, 2, 4, 8, 16, 32)),

@@ -8,8 +8,9 @@ from typing import Any
 
 from genrm_jax.types import Candidate, Problem, Rationale
 
-# The released grader was asked to end in "Verification: Is the answer correct (Yes/No)? X". Marks of any kind (bold, tags,
-# line breaks, a misplaced question mark) are allowed around the words.
+# The released grader was asked to end in "Verification: Is the answer correct (Yes/No)? X". Marks of any kind (bold,
+# tags, line breaks, a misplaced question mark) are allowed around the words.
+_QUESTION = "Is the answer correct (Yes/No)?"
 _MARKS = r"(?:</?\w+>|\W)*"
 _VERDICT = re.compile(rf"\bIs the answer correct{_MARKS}\(Yes/No\){_MARKS}(Yes|No)\b")
 _OPENING = re.compile(r"(?:<\w+>|[\s*])*Verification:?(?:</?\w+>|[\s*])*$|(?:<\w+>|[\s*])+$")
@@ -50,7 +51,7 @@ def from_graders(raw: Sequence[Rationale], candidates: Sequence[Candidate]) -> l
 
 
 def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidate]) -> list[Rationale]:
-  """Drops rationales that are empty, have no verdict, or whose verdict disagrees with the label."""
+  """Drops rationales that are empty, have no verdict or ask for it twice, or whose verdict disagrees with the label."""
   label = {(c.problem_id, c.index): c.correct for c in candidates}
   out = []
   for r in rationales:
@@ -58,6 +59,8 @@ def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidat
       why = "no verdict"
     elif r.verdict != label[r.problem_id, r.candidate_index]:
       why = "verdict disagrees with the label"
+    elif _QUESTION in r.text:
+      why = "asks for the verdict more than once"
     elif not r.text:
       why = "empty"
     else:

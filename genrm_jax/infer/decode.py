@@ -198,8 +198,8 @@ class Engine:
     for i, prompt in enumerate(prompts):
       if len(prompt) > room:
         raise UserError(
-          f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} new ones follow; the context is {self.max_tokens}, "
-          f"which leaves {room} for the prompt. Raise max_tokens, or leave that problem out"
+          f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} new ones follow; the context is "
+          f"{self.max_tokens}, which leaves {room} for the prompt. Raise max_tokens, or leave that problem out"
         )
 
   def _batches(self, prompts: Sequence[Sequence[int]], size: int):

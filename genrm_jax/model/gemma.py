@@ -157,12 +157,12 @@ def forward(
       v_buffer = kv_cache.write(v_buffer, v_BSKH, index, slots_BT)
       k_BSKH, v_BSKH = k_buffer[index], v_buffer[index]
     attended_BTNH = layers.attention(q_BTNH, k_BSKH, v_BSKH, masks_ABTS[kind], config.attn_softcap)
-    out_BTD = jnp.einsum("BTNH,NHD->BTD", attended_BTNH, _cast(weights["attn_out"], config))
+    out_BTD = layers.project(attended_BTNH, _cast(weights["attn_out"], config), num_axes=2)
     x_BTD = _add(x_BTD, out_BTD, weights.get("post_attention_norm"))
     h_BTD = layers.rms_norm(x_BTD, weights["pre_ffw_norm"])
     hidden_BTF = layers.gate_mlp(h_BTD, _cast(weights["gate"], config), _cast(weights["up"], config))
     hidden_BTF = constrain(hidden_BTF, "batch", None, FREE)
-    out_BTD = jnp.einsum("BTF,FD->BTD", hidden_BTF, _cast(weights["down"], config))
+    out_BTD = layers.project(hidden_BTF, _cast(weights["down"], config))
     x_BTD = _add(x_BTD, out_BTD, weights.get("post_ffw_norm"))
     return (x_BTD, k_buffer, v_buffer), None
 
@@ -198,9 +198,9 @@ def _embed(params: Params, config: ModelConfig, tokens_BT: jax.Array) -> jax.Arr
 def _qkv(
   weights: Params, config: ModelConfig, h_BTD: jax.Array, rope: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, _cast(weights["q"], config))
-  k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, _cast(weights["k"], config))
-  v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, _cast(weights["v"], config))
+  q_BTNH = layers.project(h_BTD, _cast(weights["q"], config))
+  k_BTKH = layers.project(h_BTD, _cast(weights["k"], config))
+  v_BTKH = layers.project(h_BTD, _cast(weights["v"], config))
   if config.qk_norm:
     q_BTNH, k_BTKH = layers.rms_norm(q_BTNH, weights["q_norm"]), layers.rms_norm(k_BTKH, weights["k_norm"])
   q_BTNH = constrain((rope(q_BTNH) * config.query_scale).astype(h_BTD.dtype), "batch", None, FREE, None)

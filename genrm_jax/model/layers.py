@@ -1,8 +1,11 @@
 """The parts of a Gemma layer, as pure functions of arrays.
 
 Einsum legend: B batch, T query index, S key index, N query heads, K kv heads, G = N/K query heads that share a kv head,
-H head dim, D model width, F ffw width. Norms, softmax, RoPE and soft-caps are computed in float32 and cast back.
+Q = T * G, H head dim, D model width, F ffw width. Norms, softmax, RoPE and soft-caps are computed in float32 and cast
+back.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -89,18 +92,33 @@ def attention(
   result without meaning.
   """
   B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-  logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-  logits_BKGTS = jnp.where(mask_BTS[:, None, None], soft_cap(logits_BKGTS, softcap), _MASKED)
-  probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).reshape(B, T, N, H)
+  S, K = k_BSKH.shape[1:3]
+  # One plain batched product for each row and kv head, [T * G, H] by [H, S]. XLA on CPU does that 2 to 8 times faster
+  # than the einsum over five axes; for other backends it is the same work.
+  q_BKQH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
+  k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+  logits_BKQS = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
+  logits_BKTGS = soft_cap(logits_BKQS, softcap).reshape(B, K, T, N // K, S)
+  probs_BKTGS = jax.nn.softmax(jnp.where(mask_BTS[:, None, :, None], logits_BKTGS, _MASKED), axis=-1)
+  probs_BKQS = probs_BKTGS.astype(v_BSKH.dtype).reshape(B, K, -1, S)
+  attended_BKTGH = jnp.einsum("BKQS,BKSH->BKQH", probs_BKQS, v_BKSH).reshape(B, K, T, N // K, H)
+  return attended_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+
+
+def project(x: jax.Array, weight: jax.Array, num_axes: int = 1) -> jax.Array:
+  """Contracts the last `num_axes` axes of x with the first of the weight: [B, T, D], [D, N, H] give [B, T, N, H].
+
+  It goes through one plain matrix product over B * T rows. As an einsum, XLA on CPU would contract two axes for the
+  gradient of the weight, which takes twice the time.
+  """
+  leading, inner, outer = x.shape[: x.ndim - num_axes], weight.shape[:num_axes], weight.shape[num_axes:]
+  size = math.prod(inner)
+  return (x.reshape(-1, size) @ weight.reshape(size, -1)).reshape(*leading, *outer)
 
 
 def gate_mlp(x_BTD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array) -> jax.Array:
   """The hidden layer of Gemma's MLP, [B, T, F]: gelu(x gate) * (x up), gelu in its tanh approximation."""
-  gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, gate_DF)
-  return jax.nn.gelu(gate_BTF, approximate=True) * jnp.einsum("BTD,DF->BTF", x_BTD, up_DF)
+  return jax.nn.gelu(project(x_BTD, gate_DF), approximate=True) * project(x_BTD, up_DF)
 
 
 def _within(positions_BT: jax.Array, key_positions_BS: jax.Array, window: int | None) -> jax.Array:

@@ -7,7 +7,8 @@ The compact form for character models numbers the items, from any first number o
 The program's rationale walks the list (number, word, true letter, the solution's letter, mark), stops at the first
 difference, and so ends in the verdict that the answer deserves:
 
-    solution 3e4h;   ->   3mikeee+4dlihhh+;;+       solution 3e4i;   ->   3mikeee+4dlihhi-
+    solution 3e4h;    3mike:ee+4dlih:hh+;+          solution 3e4i;    3mike:ee+4dlih:hi-
+    solution 3e;      3mike:ee+4dlih:h;-            solution 3e4h5a;  3mike:ee+4dlih:hh+;a-
 """
 
 import dataclasses
@@ -81,20 +82,20 @@ class LastLetter:
     """The program's walk through the list, and the verdict that it comes to."""
     words, first = read_list(problem.question)
     steps = []
-    for i, word in enumerate([*words, ""]):
-      number = str(first + i) if word else END
-      true = word[-1] if word else ""
-      given = self._given(solution, 2 * i, number)
-      right = given == (true or END)
-      steps.append(f"{number}{word}{true}{given}{'+' if right else '-'}")
+    for i, word in enumerate(words):
+      given = self._given(solution, i, first + i)
+      right = given == word[-1]
+      steps.append(f"{first + i}{word}:{word[-1]}{given}{'+' if right else '-'}")
       if not right:
         return "".join(steps), False
-    return "".join(steps), True
+    given = self._given(solution, len(words), first + len(words))
+    steps.append("".join([END, "+" if given == END else f"{given}-"]))
+    return "".join(steps), given == END
 
-  def _given(self, solution: str, at: int, number: str) -> str:
+  def _given(self, solution: str, place: int, number: int) -> str:
     """What the solution has at this place: its letter, ";" where it has ended, "." where it is malformed."""
-    pair = solution[at : at + 2]
-    if pair == END:
+    rest = solution[2 * place :]
+    if rest == END:
       return END
-    well_formed = len(pair) == 2 and pair[1] in _LETTERS and (pair[0] == number or number == END)
-    return pair[1] if well_formed else "."
+    letter = re.match(f"{number}([a-z])", rest)
+    return letter[1] if letter else "."

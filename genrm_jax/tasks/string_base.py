@@ -4,9 +4,9 @@ None of them is a task of the paper: a list of last letters alone is never asked
 example is a prompt and its completion, both in the numbered form of tasks/last_letter.py:
 
     copy            C3mike4dlih;=            3mike4dlih;
-    zip             Z3mike4dlih;3a4b;=       3mikea4dlihb;
+    zip             Z3mike4dlih;3a4b;=       3mike:a4dlih:b;
     first letters   F3mike4dlih;=            3m4d;
-    word and last   W3mike4dlih;=            3mikee4dlihh;
+    word and last   W3mike4dlih;=            3mike:e4dlih:h;
     compare lists   M3a4b;3a4c;=             3aa+4bc-          (stops at the first difference)
     compare words   E3mike;3make;=           mmi-              (walks both words, stops at the first difference)
     find            I3mike4dlih;4=           dlih;
@@ -48,12 +48,12 @@ def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) ->
   if kind == 0:
     return f"C{listed}=", listed
   if kind == 1:
-    zipped = write_list([w + c for w, c in zip(words, letters, strict=True)], first)
+    zipped = write_list([f"{w}:{c}" for w, c in zip(words, letters, strict=True)], first)
     return f"Z{listed}{write_list(letters, first)}=", zipped
   if kind == 2:
     return f"F{listed}=", write_list([w[0] for w in words], first)
   if kind == 3:
-    return f"W{listed}=", write_list([w + w[-1] for w in words], first)
+    return f"W{listed}=", write_list([f"{w}:{w[-1]}" for w in words], first)
   if kind == 4:
     other = _spoil(rng, letters)
     return f"M{write_list(letters, first)}{write_list(other, first)}=", _marked_walk(letters, other, numbers)

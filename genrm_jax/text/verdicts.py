@@ -11,6 +11,7 @@ States of a vote:
   contradictory  the question stands more than once, and is answered Yes in one place and No in another: no number
 """
 
+import bisect
 import dataclasses
 
 from genrm_jax.text.prompts import Prompter
@@ -38,13 +39,12 @@ def read_rationale(ids: list[int], prompter: Prompter, room: int) -> Reading:
   ended = bool(ids) and ids[-1] == tokenizer.eos_id
   body = ids[:-1] if ended else ids
   text = tokenizer.decode(body)
-  end = text.find(question)
-  if end >= 0:
-    end += len(question)
+  if question in text:
     answers = {a for a in (_answer(part, prompter) for part in text.split(question)[1:]) if a is not None}
     if len(answers) > 1:
       return Reading("contradictory")
-    index = _tokens_covering(body, end, tokenizer)
+    # The fewest tokens that hold the question. (Not as many characters: a character cut in its bytes decodes to more.)
+    index = bisect.bisect_left(range(len(body)), True, key=lambda n: question in tokenizer.decode(body[:n]))
     if index < len(ids):
       return Reading("ok", verdict_index=index)
     return Reading("forced")
@@ -58,18 +58,6 @@ def _answer(text: str, prompter: Prompter) -> bool | None:
   if text.startswith(prompter.format.yes):
     return True
   return False if text.startswith(prompter.format.no) else None
-
-
-def _tokens_covering(ids: list[int], num_chars: int, tokenizer) -> int:
-  """The least n such that the first n ids decode to at least `num_chars` characters (by bisection)."""
-  low, high = 0, len(ids)
-  while low < high:
-    middle = (low + high) // 2
-    if len(tokenizer.decode(ids[:middle])) >= num_chars:
-      high = middle
-    else:
-      low = middle + 1
-  return low
 
 
 def _rest_of(question: str, text: str) -> str:

@@ -4,7 +4,11 @@ The manifest (JSON) names what the parameters mean: the model's configuration, t
 verifier, data hash, code version.
 """
 
+import contextlib
+import logging
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +19,9 @@ from genrm_jax.errors import UserError
 from genrm_jax.types import TrainState
 
 BEST_METRIC = "eval_loss"
+
+# TensorStore, which writes the arrays for Orbax, reports a full disk as a ValueError that ends like this.
+_SYSTEM_ERROR = re.compile(r"([^:]+) \[os_error_code='\d+'\]")
 
 
 class Checkpoints:
@@ -28,13 +35,17 @@ class Checkpoints:
         checkpoint_managers.BestN(get_metric_fn=lambda m: m[BEST_METRIC], reverse=True, n=1),
       ]
     )
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      item_names=("state", "manifest"),
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=lambda m: m[BEST_METRIC], best_mode="min", enable_async_checkpointing=False
-      ),
-    )
+    with _written(f"cannot open the checkpoints in {self.directory}"):
+      self._manager = ocp.CheckpointManager(
+        self.directory,
+        item_names=("state", "manifest"),
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=policy,
+          best_fn=lambda m: m[BEST_METRIC],
+          best_mode="min",
+          enable_async_checkpointing=False,
+        ),
+      )
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -50,17 +61,13 @@ class Checkpoints:
 
   def save(self, state: TrainState, manifest: dict[str, Any], eval_loss: float) -> None:
     """Writes the state under its step. A failed write (a full disk) is a UserError; earlier steps stay."""
-    try:
+    with _written(f"could not write checkpoint {int(state.step)} in {self.directory}, earlier steps are whole"):
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(manifest)),
         metrics={BEST_METRIC: eval_loss},
         force=True,
       )
-    except OSError as e:
-      raise UserError(
-        f"could not write checkpoint {int(state.step)} in {self.directory}: {e}; earlier steps are whole"
-      ) from e
 
   def manifest(self, step: int) -> dict[str, Any]:
     try:
@@ -77,6 +84,25 @@ class Checkpoints:
     check_manifest(self.manifest(step), expected, f"{self.directory}/{step}")
     restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))
     return restored["state"]
+
+
+@contextlib.contextmanager
+def _written(what: str) -> Iterator[None]:
+  """Turns what the system says of the disk into a UserError."""
+  orbax_log = logging.getLogger("absl")
+  level = orbax_log.level
+  orbax_log.setLevel(logging.CRITICAL)  # or Orbax prints the traceback of a failed write as well
+  try:
+    yield
+  except OSError as e:
+    raise UserError(f"{what}: {e}; check the folder and the space on the disk") from e
+  except ValueError as e:
+    system_error = _SYSTEM_ERROR.search(str(e))
+    if not system_error:
+      raise
+    raise UserError(f"{what}:{system_error[1]}; check the folder and the space on the disk") from e
+  finally:
+    orbax_log.setLevel(level)
 
 
 def check_manifest(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:

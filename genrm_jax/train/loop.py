@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Any, Protocol
@@ -41,6 +42,9 @@ class TrainConfig:
   save_every_steps: int = 200  # evaluate on the held-out rows and save
 
   def __post_init__(self):
+    for name in ("batch_size", "log_every_steps", "save_every_steps"):
+      if getattr(self, name) < 1:
+        raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
     if self.save_every_steps % self.log_every_steps:
       raise UserError(
         f"save_every_steps {self.save_every_steps} must be a multiple of log_every_steps {self.log_every_steps}, "
@@ -100,15 +104,20 @@ def train(
           means["learning_rate"] = float(optim.schedule(config.optim)(step))
           writer.write(done, {f"train/{name}": value for name, value in means.items()})
           note = f"loss {means['loss']:.4f}"
-          if not np.isfinite(means["loss"]):
-            raise UserError(f"{run}: the loss is {means['loss']} at step {done}; lower optim.learning_rate")
+          _check_finite(run, "the loss", means["loss"], done)
         if done % config.save_every_steps == 0 or done == num_steps:
           evaluated = evaluate(eval_step, state.params, eval_rows, config.batch_size, mesh)
           writer.write(done, {f"eval/{name}": value for name, value in evaluated.items()})
+          _check_finite(run, "the loss on held-out rows", evaluated["loss"], done)
           checkpoints.save(state, manifest, evaluated.get("loss_verify", evaluated.get("loss_solve", float("nan"))))
         advance(1, note)
     writer.close()
   assert train_step._cache_size() <= 1, "the train step was compiled more than once"  # type: ignore[attr-defined]
+
+
+def _check_finite(run: str, what: str, value: float, step: int) -> None:
+  if not np.isfinite(value):
+    raise UserError(f"{run}: {what} is {value} at step {step}; lower optim.learning_rate")
 
 
 def evaluate(eval_step, params: Any, rows: RowSource, batch_size: int, mesh: Mesh) -> dict[str, float]:
@@ -130,6 +139,14 @@ def _means(sums: list[Sums]) -> dict[str, float]:
   return out
 
 
+def _step_of(line: str) -> float:
+  """The step of a line of metrics; a line that was cut off when a run was killed comes after all."""
+  try:
+    return json.loads(line)["step"]
+  except ValueError:
+    return math.inf
+
+
 class _Metrics:
   """metrics/<run>.jsonl and TensorBoard events. Lines after the step that a run continues from are dropped."""
 
@@ -138,7 +155,7 @@ class _Metrics:
     path = directory / f"{run}.jsonl"
     kept = []
     if path.exists():
-      kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+      kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept))
     os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """AdamW with linear warm-up, cosine decay and gradient clipping, by optax."""
 
 import dataclasses
+import math
 
 import jax
 import optax
@@ -24,8 +25,17 @@ class OptimConfig:
   def __post_init__(self):
     if not 0 <= self.warmup_steps < self.num_steps:
       raise UserError(f"warmup_steps {self.warmup_steps} must lie in 0..num_steps - 1 = {self.num_steps - 1}")
-    if self.learning_rate <= 0:
-      raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
+    allowed = {
+      "learning_rate": (0 < self.learning_rate < math.inf, "positive and finite"),
+      "final_fraction": (0 <= self.final_fraction <= 1, "in 0..1"),
+      "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+      "beta1": (0 <= self.beta1 < 1, "in 0..1, less than 1"),
+      "beta2": (0 <= self.beta2 < 1, "in 0..1, less than 1"),
+      "clip_norm": (self.clip_norm > 0, "positive"),
+    }
+    for name, (is_good, what) in allowed.items():
+      if not is_good:
+        raise UserError(f"{name} must be {what}, not {getattr(self, name)}")
 
 
 def schedule(config: OptimConfig) -> optax.Schedule:

@@ -66,6 +66,7 @@ def test_filter_keeps_what_agrees_and_says_why_not():
     _raw(1, f"fine\n{ASK} No"),
     _raw(1, f"wrong\n{ASK} Yes"),
     _raw(1, "no end"),
+    _raw(1, f"{ASK} Hard to say.\n{ASK} No"),
   ]
   got = rationales.from_graders(raw, CANDIDATES)
   assert [(r.text, r.verdict, r.kept, r.why_dropped) for r in got] == [
@@ -75,10 +76,17 @@ def test_filter_keeps_what_agrees_and_says_why_not():
     ("fine", False, True, ""),
     ("wrong", True, False, "verdict disagrees with the label"),
     ("no end", None, False, "no verdict"),
+    (f"{ASK} Hard to say.", False, False, "asks for the verdict more than once"),
   ]
   assert rationales.ledger(got, CANDIDATES) == {
     "correct": {"all": 3, "kept": 1, "dropped: verdict disagrees with the label": 1, "dropped: empty": 1},
-    "incorrect": {"all": 3, "kept": 1, "dropped: verdict disagrees with the label": 1, "dropped: no verdict": 1},
+    "incorrect": {
+      "all": 4,
+      "kept": 1,
+      "dropped: verdict disagrees with the label": 1,
+      "dropped: no verdict": 1,
+      "dropped: asks for the verdict more than once": 1,
+    },
   }
 
 
@@ -99,7 +107,7 @@ def test_program_writes_one_rationale_a_candidate_in_order():
     ("p", 0, 0, True, True),
     ("p", 1, 0, False, True),
   ]
-  assert got[0].text == "3mikeee+4dlihhh+;;+"
+  assert got[0].text == TASK.rationale(PROBLEM, "3e4h;")[0]
   assert got[0].source == "program"
 
 

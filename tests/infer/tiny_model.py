@@ -17,7 +17,14 @@ WIDTH = 160  # of the reference: one compilation for all lengths
 @functools.cache
 def config(vocab_size: int = 32) -> ModelConfig:
   return get_config(
-    "tiny_gemma2", vocab_size=vocab_size, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, ffw_dim=64
+    "tiny_gemma2",
+    vocab_size=vocab_size,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    ffw_dim=64,
   )
 
 

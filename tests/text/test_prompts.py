@@ -7,11 +7,13 @@ import pytest
 
 from genrm_jax.errors import UserError
 from genrm_jax.tasks import gsm8k_released
-from genrm_jax.text.prompts import FORMATS, Prompter, get_format
+from genrm_jax.text.prompts import FORMATS, Prompter, PromptFormat, get_format
 from genrm_jax.text.tokenizer import CharTokenizer, train_sentencepiece
 
 CHAR = CharTokenizer()
-LINES = [f"Q: Ann has {n} cards, 4.{n} and 5. The answer is {n}.\nA: Let's think step by step. {n}\n" for n in range(40)]
+LINES = [
+  f"Q: Ann has {n} cards, 4.{n} and 5. The answer is {n}.\nA: Let's think step by step. {n}\n" for n in range(40)
+]
 QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7"
 
 
@@ -39,20 +41,16 @@ def test_parts_are_encoded_apart_and_joined(name, which, trained):
 
 
 def test_no_token_straddles_two_parts(trained):
-  prompter = Prompter(trained, get_format("genrm"))
-  joined = prompter.format.solve.replace("{question}", QUESTION) + "s" + prompter.format.verify
-  parts = prompter.direct(QUESTION, "s")
-  # Texts for which it matters: encoded as one, "s" and what follows it are other pieces.
-  solution = next(s for s in ("s", "The answer is 4.", "cards", "4") if trained.encode(s + "5.") != _apart(trained, s))
-  assert trained.decode(parts) == joined
-  assert prompter.rationale(solution, True)[: len(trained.encode(solution))] == trained.encode(solution)
-  form = prompter.format
-  glued = Prompter(trained, type(form)("glued", form.solve, "5.", form.verify_cot, form.verdict_question))
-  assert glued.direct(QUESTION, solution)[len(glued.solve(QUESTION)) :] == _apart(trained, solution)
-
-
-def _apart(tokenizer, solution):
-  return [*tokenizer.encode(solution), *tokenizer.encode("5.")]
+  encode = trained.encode
+  # "step by step" has pieces of its own where it stands together.
+  assert encode("ste") + encode("p by") != encode("step by")
+  form = PromptFormat("cut", solve="{question}p by", verify="p by", verify_cot="p by", verdict_question="p by")
+  prompter = Prompter(trained, form)
+  pieces = [*encode("ste"), *encode("p by")]
+  assert prompter.direct("q", "ste")[-len(pieces) :] == pieces == prompter.cot("q", "ste")[-len(pieces) :]
+  assert prompter.rationale("ste", True)[:-2] == pieces
+  # The question is part of its template: both are given, and read as one text.
+  assert prompter.solve("ste") == [trained.bos_id, *encode("step by")]
 
 
 def test_each_prompt_begins_as_the_one_for_a_solution():
@@ -92,7 +90,7 @@ def test_braces_in_a_question_stay_as_they_are(question):
 def test_verdicts_must_be_one_token_each(yes, no, message):
   form = get_format("compact")
   with pytest.raises(UserError, match=message):
-    Prompter(CHAR, type(form)("x", form.solve, form.verify, form.verify_cot, form.verdict_question, yes, no))
+    Prompter(CHAR, PromptFormat("x", form.solve, form.verify, form.verify_cot, form.verdict_question, yes, no))
 
 
 def test_unknown_format():

@@ -1,0 +1,106 @@
+"""Losses against numpy; sums and their counts; which hidden states meet which targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genrm_jax.train import losses
+from genrm_jax.types import KIND_PAD, KIND_SOLVE, KIND_VERIFY, TokenBatch
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(scale=3, size=(2, 4, 7)).astype(np.float32)
+TARGETS = RNG.integers(7, size=(2, 4)).astype(np.int32)
+
+
+def _batch(weights, kind=None):
+  """Targets that are numbered 10 * row + column."""
+  weights = np.asarray(weights, np.float32)
+  number = (10 * np.arange(len(weights))[:, None] + np.arange(weights.shape[1])).astype(np.int32)
+  kind = np.where(weights > 0, KIND_VERIFY, KIND_PAD) if kind is None else np.asarray(kind)
+  return TokenBatch(number, number, weights, number, number, kind.astype(np.int32))
+
+
+def test_cross_entropy_is_numpys():
+  exact = LOGITS.astype(np.float64)
+  probs = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
+  want = -np.log(np.take_along_axis(probs, TARGETS[..., None], -1)[..., 0])
+  np.testing.assert_allclose(losses.cross_entropy(LOGITS, TARGETS), want, rtol=1e-5)
+
+
+def test_cross_entropy_stands_large_logits_and_half_precision():
+  got = losses.cross_entropy(jnp.array([[[1000.0, 0.0]]]), jnp.array([[0]]))
+  assert float(got[0, 0]) == 0
+  half = losses.cross_entropy(LOGITS.astype(jnp.bfloat16), TARGETS)
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, losses.cross_entropy(LOGITS, TARGETS), atol=0.05)
+
+
+def test_binary_cross_entropy_is_numpys():
+  z = LOGITS[..., 0]
+  labels = TARGETS % 2
+  p = 1 / (1 + np.exp(-z.astype(np.float64)))
+  want = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
+  np.testing.assert_allclose(losses.binary_cross_entropy(z, labels), want, rtol=1e-5)
+  extreme = losses.binary_cross_entropy(jnp.array([[200.0, -200.0, 200.0]]), jnp.array([[1, 1, 0]]))
+  np.testing.assert_allclose(extreme, [[0, 200, 200]])
+
+
+def test_targets_are_gathered_first_to_last_in_each_row():
+  batch = _batch([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+  x = np.stack([batch.tokens, batch.tokens + 100], axis=-1).astype(np.float32)
+  got_x, targets, weights, kind = losses.gather_targets(x, batch, 3)
+  assert targets[0].tolist() == [1, 3, 4] and targets[1, 0] == 10
+  assert weights.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
+  assert kind.tolist() == weights.tolist()
+  np.testing.assert_array_equal(got_x, np.stack([targets, targets + 100], axis=-1))
+
+
+def test_no_target_is_lost_when_all_places_are_asked_for():
+  weights = RNG.random((3, 6)) < 0.5
+  batch = _batch(weights)
+  _, targets, got, _ = losses.gather_targets(np.zeros((3, 6, 1), np.float32), batch, 6)
+  for row in range(3):
+    np.testing.assert_array_equal(targets[row][got[row] > 0], batch.targets[row][weights[row]])
+
+
+def test_kinds_are_summed_apart_with_their_counts():
+  nll = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+  weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+  kind = np.array([[KIND_VERIFY, KIND_SOLVE, KIND_PAD], [KIND_SOLVE, KIND_PAD, KIND_SOLVE]])
+  sums = jax.tree.map(float, losses.mean_by_kind(nll, weights, kind))
+  assert sums == {"loss_verify": (1.0, 1.0), "loss_solve": (42.0, 3.0)}
+
+
+def _sums(verify, solve):
+  return jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_unified_is_verify_plus_lambda_solve(weight):
+  loss, sums = losses.unified(_sums((6.0, 4.0), (20.0, 5.0)), weight)
+  assert float(loss) == pytest.approx(1.5 + weight * 4.0)
+  assert float(sums["loss"][0]) == float(loss) and float(sums["loss"][1]) == 1
+  assert jax.tree.map(float, {k: sums[k] for k in ("loss_verify", "loss_solve")}) == {
+    "loss_verify": (6.0, 4.0),
+    "loss_solve": (20.0, 5.0),
+  }
+
+
+@pytest.mark.parametrize(
+  ("verify", "solve", "want"), [((6, 4), (0, 0), 1.5), ((0, 0), (20, 5), 2.0), ((0, 0), (0, 0), 0)]
+)
+def test_an_absent_kind_adds_nothing(verify, solve, want):
+  loss, _ = losses.unified(_sums(verify, solve), 0.5)
+  assert float(loss) == want
+  gradient = jax.grad(lambda sums: losses.unified(sums, 0.5)[0])(_sums(verify, solve))
+  assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_targets():
+  batch = _batch([[0, 1, 0, 1], [1, 0, 0, 0]], [[0, KIND_VERIFY, 0, KIND_SOLVE], [KIND_VERIFY, 0, 0, 0]])
+  batch = batch.replace(targets=TARGETS)
+  x, targets, weights, kind = losses.gather_targets(LOGITS, batch, 2)
+  loss, _ = losses.unified(losses.mean_by_kind(losses.cross_entropy(x, targets), weights, kind), 0.5)
+  nll = np.asarray(losses.cross_entropy(LOGITS, TARGETS))
+  assert float(loss) == pytest.approx((nll[0, 1] + nll[1, 0]) / 2 + 0.5 * nll[0, 3])

@@ -1,0 +1,132 @@
+"""The update is the same on every mesh, compiled once, in place; and its numbers do not drift."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genrm_jax import sharding, verifiers
+from genrm_jax.data.batches import pack, sft_example
+from genrm_jax.model import gemma
+from genrm_jax.model.config import get_config
+from genrm_jax.train import optim, step
+from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, TrainState
+
+CONFIG = get_config(
+  "tiny_gemma1", num_layers=1, embed_dim=32, ffw_dim=64, num_heads=4, num_kv_heads=1, head_dim=8, query_scale=8**-0.5
+)
+MESHES = {"one device": {}, "data": {"data": 8}, "fsdp": {"fsdp": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}
+OPTIM = optim.OptimConfig(learning_rate=3e-3, num_steps=50, weight_decay=0.1)
+NUM_STEPS = 4
+
+
+@functools.cache
+def _rows():
+  """Counting up and down in packed rows: something to learn."""
+  rng = np.random.default_rng(0)
+  examples = []
+  for i in range(32):
+    start, n = int(rng.integers(20, 100)), int(rng.integers(4, 9))
+    by = 1 if i % 2 else -1
+    ids = start + by * np.arange(n)
+    examples.append(sft_example(f"{i}", ids[:2], ids[2:], KIND_SOLVE if i % 4 == 0 else KIND_VERIFY))
+  return pack(examples, 16)
+
+
+@functools.cache
+def _params():
+  """As NumPy, so that no device is chosen yet and the numbers depend on no version's random bits."""
+  rng = np.random.default_rng(1)
+
+  def fill(path, spec):
+    std = 0.1 if path[-1].key.endswith("norm") else spec.shape[-1] ** -0.5
+    return rng.normal(scale=std, size=spec.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(fill, gemma.param_specs(CONFIG))
+
+
+@functools.cache
+def _trained(mesh_name):
+  """The compiled step, its shardings, the state before and after `NUM_STEPS` updates, and the losses."""
+  devices = jax.devices()[:1] if mesh_name == "one device" else jax.devices()[:8]
+  mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
+  where = sharding.param_shardings(gemma.param_specs(CONFIG), mesh, sharding.rules_for(CONFIG.num_kv_heads))
+  optimizer = optim.make_optimizer(OPTIM)
+  rows = _rows()
+  with jax.set_mesh(mesh):
+    abstract = jax.eval_shape(lambda: step.init_state(_params(), optimizer))
+    shardings = step.state_shardings(abstract, where, mesh)
+    first = jax.device_put(step.init_state(_params(), optimizer), shardings)
+    train_step = step.make_train_step(verifiers.sft_loss(CONFIG, rows.max_targets, 0.5), optimizer, mesh, shardings)
+    state, losses = first, []
+    for i in range(NUM_STEPS):
+      state, sums = train_step(state, sharding.host_to_global(rows.batch(0, i, 8), mesh))
+      losses.append({name: float(total) / float(count) for name, (total, count) in jax.device_get(sums).items()})
+  return train_step, shardings, first, state, losses
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_every_mesh_trains_alike(mesh_name):
+  *_, want, want_losses = _trained("one device")
+  *_, got, losses = _trained(mesh_name)
+  assert [sorted(one) for one in losses] == [["grad_norm", "loss", "loss_solve", "loss_verify"]] * NUM_STEPS
+  for one, other in zip(losses, want_losses, strict=True):
+    assert one == pytest.approx(other, rel=1e-4)
+  error = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), got.params, want.params)
+  assert max(jax.tree.leaves(error)) < 1e-5, error
+  assert int(got.step) == NUM_STEPS
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_the_step_is_compiled_once_and_its_state_donated(mesh_name):
+  train_step, _, first, _, _ = _trained(mesh_name)
+  assert train_step._cache_size() == 1
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_moments_lie_as_their_parameters(mesh_name):
+  _, shardings, _, state, _ = _trained(mesh_name)
+  moments = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_has_moments) if _has_moments(s)]
+  assert len(moments) == 1
+  for tree in (state.params, moments[0].mu, moments[0].nu):
+    jax.tree.map(lambda a, s: _check_sharding(a, s), tree, shardings.params)
+  q = state.params["layers"]["q"]
+  assert math.prod(q.sharding.shard_shape(q.shape)) * {"fsdp": 8, "all": 4}.get(mesh_name, 1) == q.size
+  assert moments[0].count.sharding.is_fully_replicated and state.step.sharding.is_fully_replicated
+
+
+def _has_moments(node):
+  return hasattr(node, "mu")
+
+
+def _check_sharding(array, where):
+  assert array.sharding.is_equivalent_to(where, array.ndim), (array.sharding, where)
+
+
+def test_losses_are_the_recorded_ones():
+  *_, losses = _trained("one device")
+  assert [one["loss"] for one in losses] == pytest.approx([8.314301, 7.774117, 7.648515, 7.162824], rel=1e-3)
+  assert [one["grad_norm"] for one in losses] == pytest.approx([2.650266, 2.915913, 2.358401, 2.049113], rel=1e-3)
+
+
+def test_eval_leaves_the_parameters_and_counts_every_target():
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  where = sharding.param_shardings(gemma.param_specs(CONFIG), mesh, sharding.rules_for(1))
+  rows = _rows()
+  with jax.set_mesh(mesh):
+    params = jax.device_put(_params(), where)
+    eval_step = step.make_eval_step(verifiers.sft_loss(CONFIG, rows.max_targets, 0.5), mesh, where)
+    sums = eval_step(params, sharding.host_to_global(rows.take(np.arange(8)), mesh))
+  counted = sum(float(sums[name][1]) for name in ("loss_verify", "loss_solve"))
+  assert counted == rows.data.weights[:8].sum()
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_a_state_starts_at_step_zero():
+  optimizer = optim.make_optimizer(OPTIM)
+  state = step.init_state({"w": jnp.ones(3)}, optimizer)
+  assert isinstance(state, TrainState) and int(state.step) == 0 and state.step.dtype == jnp.int32
