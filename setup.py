@@ -21,6 +21,7 @@ setuptools.setup(
   package_data={"genrm_jax.evals": ["*.j2"]},
   install_requires=[
     "absl-py>=2.1",
+    "etils[epath]>=1.7",
     "flax>=0.12.8,<0.13",
     "jax>=0.10.2,<0.13",
     "jinja2>=3.1",

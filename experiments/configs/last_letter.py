@@ -57,7 +57,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         long_fraction=0.02,
         **common.training(
           init_from="base",
-          num_steps=4 if smoke else 100,
+          num_steps=4 if smoke else 120,
           learning_rate=1e-3,
           batch_size=16,
           row_length=128,

@@ -52,10 +52,12 @@ def with_gaps(example: Example, max_gaps: Mapping[int, int], rng: np.random.Gene
   """Random gaps in the positions: after token id i, up to `max_gaps[i]` positions are left out.
 
   Rotary embeddings see only differences of positions; gaps at the separators keep a small model from counting on the
-  distances that short training lists happen to have.
+  distances that short training lists happen to have. Half of the examples, by chance, get none, as in scoring; in the
+  others the limits are scaled by a random share, so that every spread from dense to wide is seen.
   """
-  limits = np.asarray([max_gaps.get(int(t), 0) for t in example.tokens])
-  gaps = rng.integers(0, limits + 1)
+  share = max(0.0, 2 * rng.random() - 1)
+  limits = share * np.asarray([max_gaps.get(int(t), 0) for t in example.tokens])
+  gaps = rng.integers(0, limits.astype(np.int64) + 1)
   shift = np.concatenate([[0], np.cumsum(gaps)[:-1]])
   return dataclasses.replace(example, positions=(example.positions + shift).astype(np.int32))
 

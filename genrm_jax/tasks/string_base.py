@@ -8,7 +8,7 @@ example is a prompt and its completion, both in the numbered form of tasks/last_
     first letters   F3mike4dlih;=            3m4d;
     word and last   W3mike4dlih;=            3mike:e4dlih:h;
     compare lists   M3a4b;3a4c;=             3aa+4bc-          (stops at the first difference)
-    compare words   E3mike;3make;=           mmi-              (walks both words, stops at the first difference)
+    compare words   E3mike;3make;=           mm+ia-            (walks both words, stops at the first difference)
     find            I3mike4dlih;4=           dlih;
 """
 

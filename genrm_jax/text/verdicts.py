@@ -55,9 +55,11 @@ def read_rationale(ids: list[int], prompter: Prompter, room: int) -> Reading:
 
 
 def _answer(text: str, prompter: Prompter) -> bool | None:
-  if text.startswith(prompter.format.yes):
-    return True
-  return False if text.startswith(prompter.format.no) else None
+  """The verdict that a text begins with; "Nothing" is no "No"."""
+  for word, answer in ((prompter.format.yes, True), (prompter.format.no, False)):
+    if text.startswith(word) and not text[len(word) : len(word) + 1].isalpha():
+      return answer
+  return None
 
 
 def _rest_of(question: str, text: str) -> str:

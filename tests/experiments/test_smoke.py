@@ -30,18 +30,19 @@ class Shell:
   """Runs commands, a few at a time."""
 
   def __init__(self, cache: pathlib.Path):
+    self._cache = cache
     self._env = {
       **os.environ,
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": "--xla_backend_optimization_level=0",
-      "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
   def __call__(self, task: str, *args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"experiments.{task}", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=600)
+    env = {**self._env, "JAX_COMPILATION_CACHE_DIR": str(self._cache / task)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
   def smoke(self, task: str, workdir: pathlib.Path, *args: object) -> subprocess.CompletedProcess[str]:
     return self(task, f"--config=experiments/configs/{task}.py:smoke", f"--workdir={workdir}", *args)
@@ -196,7 +197,7 @@ def test_the_same_config_and_seed_give_the_same_numbers(second, work):
   assert results[0] == results[1]
 
 
-# What is wrong, each in a copy of a finished run or in a folder of its own: (task, arguments, what is said).
+# What is wrong, each in a copy of a finished run or in a folder of its own.
 
 
 def _broken_line(copy):
@@ -224,7 +225,7 @@ def _foreign(folder):
 
 
 LETTERS, GSM8K = "--config=experiments/configs/last_letter.py:smoke", "--config=experiments/configs/gsm8k.py:tiny"
-# name -> (task, what is done to a copy of its finished run, arguments, what is said)
+# name -> (arguments, what is done to a copy of the finished run, what is said)
 OF_A_RUN = {
   "another config": ([LETTERS, "--config.seed=1"], None, r"WORK was made by another config; different: seed\. "),
   "unknown stage": ([LETTERS, "--stages=nope"], None, r"no stage nope; there are: problems, base, generator, "),
@@ -245,6 +246,7 @@ OF_A_RUN = {
     r"prompt \d+ has \d+ tokens.* the context is 40, which leaves \d+ for the prompt\. Raise max_tokens",
   ),
 }
+# name -> (task, arguments, what is put into the folder, what is said)
 OF_A_FOLDER = {
   "unknown key": ("last_letter", [LETTERS, "--config.nope=1"], None, r"--config\.nope: the config has no key 'nope'"),
   "unknown inner key": (
