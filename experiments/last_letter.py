@@ -15,7 +15,7 @@ from experiments.pipeline import Run
 from experiments.stages import Stage
 from genrm_jax import verifiers
 from genrm_jax.data import batches, candidates, rationales, store
-from genrm_jax.infer.sample import SampleConfig, rollout_keys
+from genrm_jax.infer.sample import rollout_keys
 from genrm_jax.tasks import string_base
 from genrm_jax.tasks.last_letter import LastLetter
 from genrm_jax.types import KIND_SOLVE, Candidate, Problem
@@ -71,17 +71,15 @@ def train_base(run: Run) -> None:
 
 
 def train_generator(run: Run) -> None:
-  """A generator that is good on short lists and often wrong on long ones, as a pretrained model is.
+  """A generator for lists as short as the verifiers' training problems, stopped early, so that it errs.
 
-  `long_fraction` of its lists have up to 8 words; its training problems are its own and no verifier sees them.
+  Its training problems are its own; no verifier sees them.
   """
-  c = run.config.generator
+  c, words = run.config.generator, run.config.task.train
   rng = _rng(run, "generator")
   examples = []
   for i in range(c.num_examples):
-    long = rng.random() < c.long_fraction
-    low, high = (5, 8) if long else (run.config.task.train.min_words, run.config.task.train.max_words)
-    problem = TASK.problem(rng, int(rng.integers(low, high + 1)), "generator", i)
+    problem = TASK.problem(rng, int(rng.integers(words.min_words, words.max_words + 1)), "generator", i)
     examples.append(verifiers.solve_example(run.prompter, problem, problem.reference))
   train, val = _split_off(with_gaps(run, examples), c.num_eval_examples)
   run.train("generator", train, val, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
@@ -91,7 +89,7 @@ def sample_solutions(run: Run) -> None:
   """Solutions of the generator to the problems of every split."""
   params, step = run.load_params("generator")
   engine = run.engine(params)
-  settings = SampleConfig(**run.config.candidates.sample.to_dict())
+  settings = run.sample_config("candidates")
 
   def generate(problems: Sequence[Problem], indices: Sequence[int]) -> list[str]:
     num = max(indices) + 1
@@ -136,11 +134,11 @@ def make_stages(run: Run) -> list[Stage]:
     Stage("rationales", lambda: write_rationales(run), reads=problems[:2] + pools[:2], writes=written),
     *pipeline.verifier_stages(run, lambda examples: with_gaps(run, examples)),
   ]
-  words, long = run.config.task, run.config.generator.long_fraction
+  words = run.config.task
   notes = [
     "No pretrained model: a small base trained from scratch on generic list tasks stands in for one.",
-    f"Verifiers are trained on lists of {words.train.min_words}-{words.train.max_words} words and evaluated on "
-    f"{words.eval.min_words}-{words.eval.max_words}; {long:.0%} of the generator's lists were longer.",
+    f"Generator and verifiers are trained on lists of {words.train.min_words}-{words.train.max_words} words and "
+    f"evaluated on {words.eval.min_words}-{words.eval.max_words}.",
   ]
   return [*stages, pipeline.report_stage(run, stages, notes)]
 

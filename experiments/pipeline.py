@@ -76,6 +76,25 @@ class Run:
       verifiers.get_verifier(name)
     return [name for name in verifiers.VERIFIERS if name in self.config.verifiers]
 
+  def train_config(self, name: str) -> loop.TrainConfig:
+    """How the base, the generator or a verifier is trained."""
+    c = self.config.verifiers[name] if name in self.config.verifiers else self.config[name]
+    return loop.TrainConfig(optim=optim.OptimConfig(**c.optim.to_dict()), seed=self.config.seed, **c.loop.to_dict())
+
+  def sample_config(self, name: str) -> SampleConfig:
+    """How candidates or votes are sampled."""
+    return SampleConfig(**self.config[name].sample.to_dict())
+
+  def check_settings(self) -> None:
+    """UserError now for a setting that would only be refused when its stage begins."""
+    for name in ("base", "generator", *self.verifier_names):
+      if name in self.config or name in self.config.verifiers:
+        self.train_config(name)
+    for name in ("candidates", "votes"):
+      if name in self.config:
+        self.sample_config(name)
+    get_format(self.config.prompt_format)
+
   # Records.
 
   def problems(self, split: str) -> list[Problem]:
@@ -154,9 +173,7 @@ class Run:
       self.param_shardings,
       rows,
       eval_rows,
-      loop.TrainConfig(
-        optim=optim.OptimConfig(**config.optim.to_dict()), seed=self.config.seed, **config.loop.to_dict()
-      ),
+      self.train_config(name),
       self.mesh,
       manifest,
       self.workdir,
@@ -225,7 +242,6 @@ def score_verifier(run: Run, name: str) -> None:
   """Scores every candidate of the evaluation split; equal solutions to a problem are scored once."""
   params, step = run.load_params(name)
   pool = run.candidates("eval")
-  votes = run.config.votes
   scores = verifiers.score_candidates(
     verifiers.get_verifier(name),
     run.engine(params),
@@ -234,8 +250,8 @@ def score_verifier(run: Run, name: str) -> None:
     candidates.distinct(pool),
     step=step,
     seed=run.config.seed,
-    num_votes=votes.num_votes,
-    settings=SampleConfig(**votes.sample.to_dict()),
+    num_votes=run.config.votes.num_votes,
+    settings=run.sample_config("votes"),
   )
   text = {(c.problem_id, c.index): c.text for c in pool}
   of_text = {(s.problem_id, text[s.problem_id, s.candidate_index]): s for s in scores}
@@ -251,6 +267,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
   scores = {n: store.read_records(run.path("scores", f"{n}.jsonl"), Score) for n in names}
   embedding, rest = gemma.num_params(run.model)
   meta = {
+    "code_version": genrm_jax.__version__,
     "task": config.task.name,
     "variant": config.variant,
     "seed": config.seed,
@@ -309,6 +326,7 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
     with _one_message():
       run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
       stages = make_stages(run)
+      run.check_settings()
       staging.claim_workdir(run.workdir, run.config.to_dict())
       staging.run_stages(run.workdir, stages, _STAGES.value, say)
 

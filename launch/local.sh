@@ -42,7 +42,7 @@ test)
   "$VENV/bin/ruff" check .
   "$VENV/bin/mypy"
   "$VENV/bin/lint-imports"
-  "$VENV/bin/python" -m pytest --numprocesses=2 "${@:2}"
+  "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile "${@:2}"
   ;;
 *)
   usage

@@ -77,5 +77,5 @@ def sampling(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:
 
 
 def tiny_model(smoke: bool) -> dict[str, Any]:
-  """Changes to a tiny size: none, or one that compiles and runs in no time."""
-  return dict(num_layers=1, embed_dim=32, ffw_dim=64) if smoke else {}
+  """The widths of a tiny size, to be changed on the command line, or ones that compile and run in no time."""
+  return dict(num_layers=1, embed_dim=32, ffw_dim=64) if smoke else dict(num_layers=4, embed_dim=128, ffw_dim=256)

@@ -52,12 +52,11 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         ),
       ),
       generator=dict(
-        num_examples=200 if smoke else 5000,
+        num_examples=200 if smoke else 3000,
         num_eval_examples=50 if smoke else 200,
-        long_fraction=0.02,
         **common.training(
           init_from="base",
-          num_steps=4 if smoke else 120,
+          num_steps=4 if smoke else 50,
           learning_rate=1e-3,
           batch_size=16,
           row_length=128,

@@ -56,7 +56,7 @@ def with_gaps(example: Example, max_gaps: Mapping[int, int], rng: np.random.Gene
   others the limits are scaled by a random share, so that every spread from dense to wide is seen.
   """
   share = max(0.0, 2 * rng.random() - 1)
-  limits = share * np.asarray([max_gaps.get(int(t), 0) for t in example.tokens])
+  limits = np.rint(share * np.asarray([max_gaps.get(int(t), 0) for t in example.tokens]))
   gaps = rng.integers(0, limits.astype(np.int64) + 1)
   shift = np.concatenate([[0], np.cumsum(gaps)[:-1]])
   return dataclasses.replace(example, positions=(example.positions + shift).astype(np.int32))

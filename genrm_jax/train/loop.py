@@ -82,9 +82,8 @@ def train(
   with Checkpoints(workdir / "checkpoints" / run) as checkpoints, jax.set_mesh(mesh):
     newest = checkpoints.latest_step()
     if newest is None:
-      # A copy: the step donates its state, and the caller keeps `init_params`.
-      params = jax.tree.map(lambda x: x.copy(), init_params)
-      state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+      # Its outputs are new buffers: the step donates its state, and the caller keeps `init_params`.
+      state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(init_params)
     else:
       where = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
       state = checkpoints.restore(newest, where, manifest)

@@ -211,5 +211,8 @@ def test_gaps_name_characters_that_the_tokenizer_has(tmp_path):
   ids = [run.tokenizer.encode(c) for chars in run.config.gaps for c in chars]
   assert all(len(i) == 1 for i in ids)
   example = last_letter.batches.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("3e4h;"), 2)
-  (got,) = last_letter.with_gaps(run, [example])
-  assert got.positions[-1] > example.positions[-1] and (np.diff(got.positions) >= 1).all()
+  got = last_letter.with_gaps(run, [example] * 20)
+  assert any(e.positions[-1] > example.positions[-1] for e in got)
+  assert [e.positions.tolist() for e in got] == [
+    e.positions.tolist() for e in last_letter.with_gaps(run, [example] * 20)
+  ]
