@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -112,14 +113,16 @@ class Run:
   # Models.
 
   def manifest(self, name: str, verifier: str | None) -> dict[str, Any]:
-    """What a checkpoint of this run says of itself."""
+    """What a checkpoint of this run says of itself; a workdir may be moved, so a file is named without its folder."""
+    tokenizer = self.tokenizer.spec()
+    if "path" in tokenizer:
+      tokenizer["path"] = pathlib.Path(tokenizer["path"]).name
     return {
       "code_version": genrm_jax.__version__,
       "run": name,
       "verifier": verifier,
       "model": self.model.to_dict(),
-      "tokenizer": self.tokenizer.spec(),
-      "tokenizer_digest": self.tokenizer.digest,
+      "tokenizer": tokenizer,
       "prompts": dataclasses.asdict(self.prompter.format),
       "verdict_ids": {"yes": self.prompter.yes_id, "no": self.prompter.no_id, "cls": self.tokenizer.cls_id},
     }
@@ -127,7 +130,7 @@ class Run:
   def _identity(self) -> dict[str, Any]:
     """The part of a manifest that must agree for parameters to mean the same."""
     manifest = self.manifest("", None)
-    return {key: manifest[key] for key in ("model", "tokenizer_digest")}
+    return {"model": manifest["model"], "tokenizer": {"digest": manifest["tokenizer"]["digest"]}}
 
   def init_params(self, source: str) -> Any:
     """Fresh parameters for source "" (from the config's seed), else those of the run called `source`."""
@@ -312,6 +315,16 @@ def report_stage(run: Run, before: Sequence[Stage], notes: Sequence[str]) -> Sta
 
 # The command line.
 
+
+def use_cpu_devices(number: int) -> None:
+  """Splits a CPU into so many devices, if that is what JAX runs on and XLA_FLAGS does not say otherwise.
+
+  A small model keeps two cores busy as two devices, each with half of the batch, and hardly as one.
+  """
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", number)
+
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes is kept.")
 _STAGES = flags.DEFINE_list("stages", [], "Stages to run, by name; all if empty.")
@@ -327,6 +340,7 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
       run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
       stages = make_stages(run)
       run.check_settings()
+      use_cpu_devices(run.config.cpu_devices)
       staging.claim_workdir(run.workdir, run.config.to_dict())
       staging.run_stages(run.workdir, stages, _STAGES.value, say)
 

@@ -39,7 +39,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       tokenizer=dict(type="sentencepiece", vocab_size=320 if smoke else 2048, max_lines=100_000),
       prompt_format="genrm_short",
       model=dict(size="tiny_gemma1", overrides=common.tiny_model(smoke)),
-      mesh=dict(data=1, fsdp=-1, tensor=1),
+      cpu_devices=1 if smoke else 2,  # counts where there is no accelerator
+      mesh=dict(data=-1, fsdp=1, tensor=1),
       base=common.training(**training(400, learning_rate=2e-3)),
       verifiers=dict(orm=verifier(120), genrm=verifier(120), genrm_cot=verifier(200)),
       votes=dict(

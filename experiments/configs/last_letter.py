@@ -41,14 +41,15 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       tokenizer=dict(type="char"),
       prompt_format="compact",
       model=dict(size="tiny_gemma1", overrides=common.tiny_model(smoke)),
-      mesh=dict(data=1, fsdp=-1, tensor=1),
+      cpu_devices=1 if smoke else 2,  # counts where there is no accelerator
+      mesh=dict(data=-1, fsdp=1, tensor=1),
       # The most positions left out at random after these characters, in training only: see data/batches.with_gaps.
       gaps={"0123456789": 10, "=;!?": 40},
       base=dict(
         num_examples=400 if smoke else 45_000,
         num_eval_examples=100 if smoke else 500,
         **common.training(
-          num_steps=4 if smoke else 1000, learning_rate=2.5e-3, batch_size=16, row_length=144, smoke=smoke
+          num_steps=4 if smoke else 900, learning_rate=2.5e-3, batch_size=16, row_length=144, smoke=smoke
         ),
       ),
       generator=dict(
@@ -69,7 +70,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         add_reference=smoke,  # a model that has learned nothing finds no correct solution
         sample=common.sampling(max_new_tokens=24, temperature=1.0),
       ),
-      verifiers=dict(orm=verifier(400), genrm=verifier(400), genrm_cot=verifier(400)),
+      verifiers=dict(orm=verifier(250), genrm=verifier(250), genrm_cot=verifier(400)),
       votes=dict(
         num_votes=2 if smoke else 32, sample=common.sampling(max_new_tokens=8 if smoke else 80, temperature=1.0)
       ),

@@ -90,7 +90,7 @@ def test_a_character_model_needs_no_files(variant, tmp_path):
   assert run.model.vocab_size == run.tokenizer.vocab_size
   assert run.prompter.yes_id != run.prompter.no_id
   assert set(run.param_shardings) == {"embedder", "layers", "final_norm"}
-  assert run.manifest("x", "orm")["tokenizer_digest"] == run.tokenizer.digest
+  assert run.manifest("x", "orm")["tokenizer"]["digest"] == run.tokenizer.digest
   assert not any(tmp_path.iterdir())
 
 
