@@ -70,24 +70,22 @@ def make_tokenizer(run: Run) -> None:
 
 
 def base_examples(run: Run, split: str) -> list[batches.Example]:
-  """Every token of what a verifier reads and writes is a target: problem, solution, question, rationale.
+  """Every token of what a verifier reads and writes is a target: problem, solution, rationale, verdict question.
 
-  Labels are left out of it: what is after the last verdict question is not a target of the base.
+  The verdict itself is left out: the base is not told which solutions are right.
   """
   problem_of = {p.id: p for p in run.problems(split)}
-  solution = {(c.problem_id, c.index): c for c in run.candidates(split)}
+  rationale_of = {(r.problem_id, r.candidate_index): r for r in reversed(run.rationales(split)) if r.kept}
   prompter = run.prompter
   examples = []
-  for r in run.rationales(split):
-    if r.kept and r.index == 0:
-      problem, candidate = problem_of[r.problem_id], solution[r.problem_id, r.candidate_index]
-      ids = [
-        *prompter.cot(problem.question, candidate.text),
-        *prompter.tokenizer.encode(r.text),
-        *prompter.tokenizer.encode(prompter.format.verdict_question),
-      ]
-      name = f"rationale {r.index} for candidate {candidate.index} of {problem.id}"
-      examples.append(batches.sft_example(name, ids[:1], ids[1:], KIND_SOLVE))
+  pool = candidates.choose_for_training(run.candidates(split), run.config.base.max_per_label, False, run.config.seed)
+  for c in pool:
+    rationale = rationale_of.get((c.problem_id, c.index))
+    if rationale:
+      prompt = prompter.cot(problem_of[c.problem_id].question, c.text)
+      written = prompter.rationale(rationale.text, c.correct)[:-2]  # without verdict and end mark
+      name = f"the rationale for candidate {c.index} of {c.problem_id}"
+      examples.append(batches.sft_example(name, prompt[:1], [*prompt[1:], *written], KIND_SOLVE))
   return examples
 
 

@@ -41,7 +41,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       model=dict(size="tiny_gemma1", overrides=common.tiny_model(smoke)),
       cpu_devices=1 if smoke else 2,  # counts where there is no accelerator
       mesh=dict(data=-1, fsdp=1, tensor=1),
-      base=common.training(**training(400, learning_rate=2e-3)),
+      base=dict(max_per_label=3, **common.training(**training(400, learning_rate=2e-3))),
       verifiers=dict(orm=verifier(120), genrm=verifier(120), genrm_cot=verifier(200)),
       votes=dict(
         num_votes=2 if smoke else 4,

@@ -34,7 +34,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       seed=0,
       task=dict(
         name="last_letter",
-        train=problems(4000, 2, 4),
+        train=problems(6000, 2, 4),
         val=problems(100, 2, 4),
         eval=problems(100, 6, 6),
       ),
@@ -57,7 +57,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         num_eval_examples=50 if smoke else 200,
         **common.training(
           init_from="base",
-          num_steps=4 if smoke else 50,
+          num_steps=4 if smoke else 75,
           learning_rate=1e-3,
           batch_size=16,
           row_length=128,
