@@ -134,11 +134,12 @@ def make_stages(run: Run) -> list[Stage]:
     Stage("rationales", lambda: write_rationales(run), reads=problems[:2] + pools[:2], writes=written),
     *pipeline.verifier_stages(run, lambda examples: with_gaps(run, examples)),
   ]
-  words = run.config.task
+  train, evaluated = (
+    "-".join(str(n) for n in sorted({c.min_words, c.max_words})) for c in (run.config.task.train, run.config.task.eval)
+  )
   notes = [
     "No pretrained model: a small base trained from scratch on generic list tasks stands in for one.",
-    f"Generator and verifiers are trained on lists of {words.train.min_words}-{words.train.max_words} words and "
-    f"evaluated on {words.eval.min_words}-{words.eval.max_words}.",
+    f"Generator and verifiers are trained on lists of {train} words and evaluated on {evaluated}.",
   ]
   return [*stages, pipeline.report_stage(run, stages, notes)]
 

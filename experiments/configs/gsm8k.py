@@ -34,15 +34,15 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         rounds=(0,),
         num_train=12 if smoke else 1400,
         num_val=6 if smoke else 40,
-        num_eval=6 if smoke else 40,
+        num_eval=6 if smoke else 30,
       ),
       tokenizer=dict(type="sentencepiece", vocab_size=320 if smoke else 2048, max_lines=100_000),
       prompt_format="genrm_short",
       model=dict(size="tiny_gemma1", overrides=common.tiny_model(smoke)),
       cpu_devices=1 if smoke else 2,  # counts where there is no accelerator
       mesh=dict(data=-1, fsdp=1, tensor=1),
-      base=dict(max_per_label=3, **common.training(**training(400, learning_rate=2e-3))),
-      verifiers=dict(orm=verifier(120), genrm=verifier(120), genrm_cot=verifier(200)),
+      base=dict(max_per_label=3, **common.training(**training(300, learning_rate=2e-3))),
+      verifiers=dict(orm=verifier(80), genrm=verifier(80), genrm_cot=verifier(140)),
       votes=dict(
         num_votes=2 if smoke else 4,
         sample=common.sampling(max_new_tokens=8 if smoke else 192, temperature=0.7),
