@@ -41,7 +41,7 @@ def make_train_step(
     (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    sums = {**sums, "grad_norm": (optax.global_norm(grads), jnp.ones(()))}
+    sums = {**sums, "grad_norm": (optax.tree.norm(grads), jnp.ones(()))}
     return TrainState(state.step + 1, params, opt_state), sums
 
   return jax.jit(
