@@ -39,6 +39,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Sums]:
     (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+    grads = jax.lax.with_sharding_constraint(grads, shardings.params)  # or they come out whole on every fsdp shard
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     sums = {**sums, "grad_norm": (optax.tree.norm(grads), jnp.ones(()))}
