@@ -162,7 +162,7 @@ def check_verdict_tokens(
   Raises:
     UserError: shows both id sequences.
   """
-  supervised = _supervised(rows)
+  supervised = _supervised(rows, () if verifier.is_classifier else (prompter.yes_id, prompter.no_id))
   for problem, candidate, rationale in asked:
     context = verifier.prompt(prompter, problem.question, candidate.text)
     target = int(candidate.correct) if verifier.is_classifier else prompter.verdict_id(candidate.correct)
@@ -189,11 +189,12 @@ def check_verdict_tokens(
       )
 
 
-def _supervised(rows: Rows) -> dict[tuple[int, ...], int]:
-  """Context -> target for every verification target of the packed rows."""
+def _supervised(rows: Rows, verdict_ids: tuple[int, ...]) -> dict[tuple[int, ...], int]:
+  """Context -> target for every verification target of the packed rows that is one of `verdict_ids` (any, if empty)."""
   out = {}
   data = rows.data
-  for r, t in np.argwhere((data.weights > 0) & (data.kind == KIND_VERIFY)):
+  is_verdict = np.isin(data.targets, verdict_ids) if verdict_ids else True
+  for r, t in np.argwhere((data.weights > 0) & (data.kind == KIND_VERIFY) & is_verdict):
     start = int(np.argmax(data.segments[r] == data.segments[r, t]))
     out[tuple(data.tokens[r, start : t + 1].tolist())] = int(data.targets[r, t])
   return out
