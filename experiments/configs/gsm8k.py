@@ -1,6 +1,6 @@
 """GSM8K on the released solutions and rationales.
 
-tiny   about 12 minutes on 2 CPU cores: a small Gemma from scratch; needs --config.data_dir
+tiny   about 15 minutes on 2 CPU cores: a small Gemma from scratch; needs --config.data_dir
 smoke  the same stages in a minute on made-up data with models that learn nothing; for tests
 """
 
