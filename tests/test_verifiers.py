@@ -158,13 +158,12 @@ def test_the_gate_shows_both_sequences_where_the_prompt_differs(verifier):
   rows = batches.pack(_verify_examples(verifier, other), WIDTH)
   problem, candidate, rationale = _asked(verifier)[0]
   scored, trained = (verifier.prompt(p, problem.question, candidate.text) for p in (PROMPTER, other))
-  target = first = int(candidate.correct) if verifier is ORM else PROMPTER.yes_id
+  target = int(candidate.correct) if verifier is ORM else PROMPTER.yes_id
   if rationale is not None:
-    # What is shown as trained has the longest common beginning: the prompt, of which the rationale's start is a target.
-    scored, first = [*scored, *CHAR.encode(rationale.text + "?")], CHAR.encode(rationale.text)[0]
+    scored, trained = ([*prompt, *CHAR.encode(rationale.text + "?")] for prompt in (scored, trained))
   with pytest.raises(UserError, match="candidate 0 of p0: the verdict is not scored where it was trained") as e:
     verifiers.check_verdict_tokens(verifier, PROMPTER, rows, _asked(verifier))
-  assert str(e.value).endswith(f"\n  scored:  {scored} -> {target}\n  trained: {trained} -> {first}")
+  assert str(e.value).endswith(f"\n  scored:  {scored} -> {target}\n  trained: {trained} -> {target}")
 
 
 @pytest.mark.parametrize("verifier", ALL, ids=lambda v: v.name)
