@@ -76,7 +76,7 @@ class Rows:
   @property
   def max_targets(self) -> int:
     """The largest number of targets in a row: logits are computed for so many places of each row and no more."""
-    return int((self.data.weights > 0).sum(axis=1).max())
+    return int(np.max(np.sum(np.asarray(self.data.weights) > 0, axis=1)))
 
   @property
   def digest(self) -> str:

@@ -81,7 +81,7 @@ def build_results(
     "seed": seed,
     "num_problems": len(bank.problems),
     "num_candidates": int(bank.sizes.sum()),
-    "share_correct": float(bank.correct.sum() / bank.sizes.sum()),
+    "share_correct": int(bank.correct.sum()) / int(bank.sizes.sum()),
     "pool_sizes": [int(bank.sizes.min()), int(bank.sizes.max())],
     "ns": ns,
     "interval": {"level": metrics.LEVEL, "draws": metrics.BOOTSTRAP_DRAWS, "over": "problems"},
