@@ -128,9 +128,10 @@ class Run:
     }
 
   def _identity(self) -> dict[str, Any]:
-    """The part of a manifest that must agree for parameters to mean the same."""
+    """The part of a manifest that must agree: parameters mean the same, a verdict is asked for as it was trained."""
     manifest = self.manifest("", None)
-    return {"model": manifest["model"], "tokenizer": {"digest": manifest["tokenizer"]["digest"]}}
+    same = {key: manifest[key] for key in ("model", "prompts", "verdict_ids")}
+    return {**same, "tokenizer": {"digest": manifest["tokenizer"]["digest"]}}
 
   def init_params(self, source: str) -> Any:
     """Fresh parameters for source "" (from the config's seed), else those of the run called `source`."""
