@@ -6,6 +6,8 @@ Stage `base` trains it (tasks/string_base.py: never a task of the paper), stage 
 of Hugging Face. Those of experiments/assets were made so; a list task starts from one by `--config.model.checkpoint`.
 """
 
+import dataclasses
+
 import numpy as np
 
 from experiments import list_tasks, pipeline
@@ -26,7 +28,10 @@ def train_base(run: Run) -> None:
   for i in range(c.num_examples):
     prompt, completion = string_base.example(rng)
     ids = [bos, *encode(prompt)], [*encode(completion), eos]
-    examples.append(batches.sft_example(f"base example {i}", *ids, KIND_SOLVE))
+    made = batches.sft_example(f"base example {i}", *ids, KIND_SOLVE)
+    # An answer of one mark would hardly count among lists of forty.
+    weight = c.short_answer_weight if len(completion) <= 2 else 1.0
+    examples.append(dataclasses.replace(made, weights=made.weights * weight))
   examples = list_tasks.with_gaps(run, examples)
   train, val = examples[c.num_eval_examples :], examples[: c.num_eval_examples]
   run.train("base", train, val, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)

@@ -21,7 +21,7 @@ from genrm_jax.infer.sample import rollout_keys
 from genrm_jax.progress import say
 from genrm_jax.tasks import natural
 from genrm_jax.tasks.last_letter import LastLetter, renumber
-from genrm_jax.tasks.word_sorting import WordSorting
+from genrm_jax.tasks.word_sorting import WordSorting, read_bbh
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
 from genrm_jax.types import Candidate, Problem
 
@@ -50,8 +50,8 @@ def make_problems(run: Run, task: ListTask) -> None:
   for split in _splits(run):
     c = run.config.task[split]
     rng = _rng(run, split)
-    made: list[Problem] = []
-    while len(made) < c.num_problems:
+    made: list[Problem] = read_bbh(c.bbh) if c.get("bbh") else []
+    while not c.get("bbh") and len(made) < c.num_problems:
       problem = task.problem(rng, int(rng.integers(c.min_words, c.max_words + 1)), split, len(made))
       if problem.question not in seen:
         seen.add(problem.question)
@@ -67,15 +67,15 @@ def with_gaps(run: Run, examples: Sequence[batches.Example]) -> list[batches.Exa
 
 
 def train_generator(run: Run, task: ListTask) -> None:
-  """A generator for lists as short as the verifiers' training problems, stopped early, so that it errs.
+  """A generator for lists of all lengths, as a pretrained model would be one, stopped early, so that it errs.
 
   Its training problems are its own; no verifier sees them.
   """
-  c, words = run.config.generator, run.config.task.train
+  c = run.config.generator
   rng = _rng(run, "generator")
   examples = []
   for i in range(c.num_examples):
-    problem = task.problem(rng, int(rng.integers(words.min_words, words.max_words + 1)), "generator", i)
+    problem = task.problem(rng, int(rng.integers(c.min_words, c.max_words + 1)), "generator", i)
     examples.append(verifiers.solve_example(run.prompter, problem, problem.reference))
   examples = with_gaps(run, examples)
   train, val = examples[c.num_eval_examples :], examples[: c.num_eval_examples]
@@ -211,6 +211,7 @@ def make_stages(make_task: Callable[..., ListTask], run: Run) -> list[Stage]:
       reads, writes = ("problems/eval.jsonl", f"checkpoints/{name}"), (f"candidates/by_{name}.jsonl",)
       stages.append(Stage(f"solve_{name}", functools.partial(solve_again, run, task, name), reads, writes))
   train, evaluated = ("-".join(str(n) for n in sorted({w.min_words, w.max_words})) for w in (c.train, c.eval))
+  evaluated = "those of BIG-Bench Hard (2-20)" if c.eval.get("bbh") else evaluated
   notes = [f"Generator and verifiers are trained on lists of {train} words and evaluated on {evaluated}."]
   if c.style == "compact" and run.config.model.checkpoint:
     notes.insert(0, "No pretrained model: a small base trained from scratch on generic string tasks stands in for one.")

@@ -110,6 +110,9 @@ def score_verifier(run: Run, name: str) -> None:
   """Scores every candidate of the evaluated splits; equal solutions to a problem are scored once."""
   verifier = verifiers.get_verifier(name)
   params, step = run.load_params(name) if verifier.is_trained else (run.init_params(name), 0)
+  settings = run.sample_config("votes")
+  if not verifier.is_trained:
+    settings = dataclasses.replace(settings, max_new_tokens=run.config.verifiers[name].max_new_tokens)
   for split in run.eval_splits:
     pool = run.candidates(split)
     scores = verifiers.score_candidates(
@@ -121,7 +124,7 @@ def score_verifier(run: Run, name: str) -> None:
       step=step,
       seed=run.config.seed,
       num_votes=run.config.votes.num_votes,
-      settings=run.sample_config("votes"),
+      settings=settings,
     )
     text = {(c.problem_id, c.index): c.text for c in pool}
     of_text = {(s.problem_id, text[s.problem_id, s.candidate_index]): s for s in scores}

@@ -32,10 +32,11 @@ def get_config(variant: str = "medium") -> ml_collections.ConfigDict:
       mesh=dict(data=-1, fsdp=1, tensor=1),
       gaps=common.LIST_GAPS,
       base=dict(
-        num_examples=400 if smoke else 150_000,
+        num_examples=400 if smoke else 300_000,
         num_eval_examples=100 if smoke else 500,
+        short_answer_weight=8.0,
         **common.training(
-          num_steps=4 if smoke else 3000, learning_rate=2.5e-3, batch_size=16, row_length=160, smoke=smoke
+          num_steps=4 if smoke else 4000, learning_rate=2.5e-3, batch_size=16, row_length=160, smoke=smoke
         ),
       ),
       verifiers=dict(),

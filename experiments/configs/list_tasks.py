@@ -23,6 +23,7 @@ from experiments.configs import common
 from genrm_jax.errors import UserError
 
 ASSETS = "experiments/assets"
+_STUDY_VOTES = 8  # of 32, to save time; they are compared with as many of the main run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     mesh=dict(data=-1, fsdp=1, tensor=1),
     gaps=common.LIST_GAPS,
     generator=dict(
+      min_words=task.train_words[0],
+      max_words=task.eval_words,
       num_examples=200 if smoke else 12_000,
       num_eval_examples=50 if smoke else 200,
       **common.training(**training(task.generator_steps, 1e-3)),
@@ -114,7 +117,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       add_reference=smoke,  # a model that has learned nothing finds no correct solution
       sample=common.sampling(max_new_tokens=task.solution_tokens, temperature=1.0),
     ),
-    verifiers=dict(judge=common.judge(), **trained),
+    verifiers=dict(judge=common.judge(max_new_tokens=8 if smoke else 24), **trained),
     votes=dict(
       num_votes=2 if smoke else 32,
       sample=common.sampling(max_new_tokens=8 if smoke else task.rationale_tokens, temperature=1.0),
@@ -128,7 +131,8 @@ def _study(task: Numbers, variant: str) -> dict[str, Any]:
   config = _tiny(task, smoke=False)
   config["variant"] = variant
   del config["task"]["in_distribution"]
-  config["report"] = dict(ns=(32,), ks=(32,))
+  config["votes"]["num_votes"] = _STUDY_VOTES
+  config["report"] = dict(ns=(32,), ks=(_STUDY_VOTES,))
   study, _, value = variant.partition("_")
   verifiers = config["verifiers"]
   if study == "train":
@@ -193,7 +197,7 @@ def _paper(task: Numbers) -> dict[str, Any]:
       sample=common.sampling(max_new_tokens=192, temperature=0.7),  # ours
     ),
     verifiers=dict(
-      judge=common.judge(),
+      judge=common.judge(max_new_tokens=384),
       dpo=common.dpo(beta=0.1, **training(1e-6)),
       orm=common.verifier(max_per_label=task.paper_samples, **training(1e-7)),
       genrm=common.verifier(max_per_label=task.paper_samples, solve_weight=1 / 3, **training(2e-6)),

@@ -10,8 +10,8 @@ NUMBERS = list_tasks.Numbers(
   eval_words=5,
   walk={},
   walks={},
-  num_problems=6000,
-  generator_steps=400,
+  num_problems=8000,
+  generator_steps=500,
   solution_tokens=48,
   rationale_tokens=176,
   row_length=208,
@@ -19,7 +19,7 @@ NUMBERS = list_tasks.Numbers(
     dpo=dict(init_from="generator", num_steps=200, learning_rate=1e-4, beta=0.1),
     orm=dict(num_steps=400, learning_rate=1e-3),
     genrm=dict(num_steps=400, learning_rate=1e-3),
-    genrm_cot=dict(num_steps=800, learning_rate=1e-3),
+    genrm_cot=dict(num_steps=1200, learning_rate=1e-3),
   ),
   paper_problems=12288,
   paper_samples=64,
@@ -27,5 +27,9 @@ NUMBERS = list_tasks.Numbers(
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-  """The config of a variant."""
-  return list_tasks.get_config(NUMBERS, variant)
+  """The config of a variant; `paper` is evaluated on BIG-Bench Hard with --config.task.eval.bbh=WORD_SORTING_JSON."""
+  config = list_tasks.get_config(NUMBERS, variant)
+  if variant == "paper":
+    with config.unlocked():
+      config.task.eval.bbh = ""
+  return config

@@ -4,7 +4,8 @@
     train_<n>, size_<name>, lambda_<x>               studies of a number, which is read from the run, not from its name
     any other                                        an ablation
 
-A study is compared with the main run of the same seed on the same bank of candidates, problem by problem.
+A study is compared with the main run of the same seed on the same bank of candidates, problem by problem, and with as
+many votes: a study may have fewer than the main run, which then counts as many of its own.
 """
 
 import dataclasses
@@ -52,6 +53,13 @@ class Run:
     """The verifiers that the config trains (it does not train the judge)."""
     return [name for name in self.verifiers if "optim" in self.meta["config"]["verifiers"].get(name, {})]
 
+  def best_of_n(self, verifier: str) -> str:
+    """The name of a verifier's Best-of-N accuracy at the largest n, with all votes that the run has."""
+    it = self.verifiers[verifier]
+    if it["by_votes"]:
+      return f"{verifier}/k={it['coverage']['votes_per_candidate']}"
+    return f"{verifier}/n={max(self.results['ns'])}"
+
   def number(self, study: str, verifier: str) -> float:
     """Where a trained verifier of the run stands on the axis of a study; lambda is infinite for solutions alone."""
     config = self.meta["config"]
@@ -97,6 +105,13 @@ class Task:
       numbers |= {number: variant for number in found}
     return sorted(numbers.items()) if set(numbers.values()) - {MAIN} else []
 
+  def best_of_n(self, verifier: str) -> str:
+    """The figure that studies of this verifier are compared by; see `Run.best_of_n`."""
+    of_studies = (run for variant, of_seed in self.runs.items() if variant != MAIN for run in of_seed.values())
+    return next(
+      (run.best_of_n(verifier) for run in of_studies if verifier in run.verifiers), f"{verifier}/n={self.top}"
+    )
+
   def change(self, variant: str, figure: str, base: str = MAIN) -> Pooled | None:
     """The paired difference of a figure to the main run (or another variant); None where one of them lacks it."""
     return self.figures.get((variant, f"{figure} over {base}"))
@@ -106,7 +121,8 @@ def gather(runs: Sequence[Run]) -> list[Task]:
   """The tasks of all runs, each with its figures over seeds.
 
   Raises:
-    UserError: a run without a main run of its seed, or on another bank, or with other numbers of candidates or votes.
+    UserError: a run without a main run of its seed, or on another bank, or with other numbers of candidates; or a study
+      with a number of votes that the main run or another study has no figure of.
   """
   names = dict.fromkeys((*TASKS, *sorted(run.meta["task"] for run in runs)))
   return [_task(name, of_task) for name in names if (of_task := [run for run in runs if run.meta["task"] == name])]
@@ -125,6 +141,13 @@ def _task(name: str, runs: Sequence[Run]) -> Task:
   for run in main.values():
     if max(run.results["ns"]) != max(first.results["ns"]):
       raise UserError(f"{run.file} and {first.file} have other numbers of candidates; run one of them again")
+
+  studied = [run for variant, of_seed in grouped.items() if variant != MAIN for run in of_seed.values()]
+  for run in studied:
+    for verifier in run.verifiers:
+      other = next(it for it in studied if verifier in it.verifiers)
+      if run.best_of_n(verifier) != other.best_of_n(verifier):
+        raise UserError(f"{run.file} and {other.file} have other numbers of votes of {verifier}; make them equal")
 
   quantities: dict[tuple[str, str], dict[int, Quantity]] = {}
   bases = {variant: _base(variant, grouped) for variant in grouped}
@@ -150,7 +173,7 @@ def _base(variant: str, grouped: Mapping[str, Mapping[int, Run]]) -> str:
 
 def _changes(run: Run, base: Run) -> dict[str, Quantity]:
   """Paired differences of what is a mean over problems: Best-of-N of each verifier, and generation."""
-  wanted = [f"{verifier}/n={max(run.results['ns'])}" for verifier in run.verifiers]
+  wanted = [run.best_of_n(verifier) for verifier in run.verifiers]
   wanted += [name for name in run.quantities if name.startswith("generation/")]
   return {
     name: metrics.mean(run.quantities[name].parts[0][0] - base.quantities[name].parts[0][0])
@@ -169,10 +192,11 @@ def _check_same(run: Run, main: Run) -> None:
   if max(run.results["ns"]) != max(main.results["ns"]):
     raise UserError(f"{run.file} and {main.file} have other numbers of candidates; run one of them again")
   for name in run.verifiers.keys() & main.verifiers.keys():
-    votes = [it.verifiers[name]["coverage"]["votes_per_candidate"] for it in (run, main)]
-    if votes[0] != votes[1]:
+    if run.best_of_n(name) not in main.quantities:
+      votes = run.verifiers[name]["coverage"]["votes_per_candidate"]
       raise UserError(
-        f"{run.file} has {votes[0]} votes of {name} a candidate and {main.file} {votes[1]}; make them equal"
+        f"{run.file} has {votes} votes of {name} a candidate, and {main.file} no figure for as many; add {votes} to its"
+        " config.report.ks"
       )
 
 
@@ -209,11 +233,11 @@ def _lacks(main: Run) -> list[str]:
 
 def differing(run: Run, main: Run) -> list[str]:
   """What a run's config has other than the main run's, as `key: main -> run`; a verifier that only one has is no
-  difference to the others."""
+  difference to the others, nor is the number of votes, which is made equal."""
   return [
     f"{key}: {json.dumps(old)} -> {json.dumps(new)}"
     for key, old, new in _differences(main.meta["config"], run.meta["config"])
-    if key not in ("variant", "seed", "bank") and not key.startswith("report.")
+    if key not in ("variant", "seed", "bank", "votes.num_votes") and not key.startswith("report.")
   ]
 
 

@@ -86,7 +86,7 @@ def _by_study(tasks: Sequence[Task], which: str, unit: float = 1) -> list[_Panel
   for task in tasks:
     curves = {
       name: [
-        (float(f"{x * unit:.3g}"), task.figures[variant, f"{name}/n={task.top}"])
+        (float(f"{x * unit:.3g}"), task.figures[variant, task.best_of_n(name)])
         for x, variant in task.points(which, name)
         if x > 0
       ]

@@ -143,12 +143,11 @@ def study(tasks: Sequence[Task], which: str) -> Table:
   for task in tasks:
     for verifier in studied(task, which):
       for x, variant in task.points(which, verifier):
-        figure = f"{verifier}/n={task.top}"
+        figure = task.best_of_n(verifier)
         pooled = task.figures[variant, figure]
         change = _NONE if variant == MAIN else _signed(task.change(variant, figure))
         where = (task.name, method_name(verifier), f"{x:,g}" if x < 1e6 else f"{x / 1e6:.2f}M")
-        auc = _number(task.figures[variant, _checks(verifier)[1]])
-        rows.append((*where, _percent(pooled), _each(pooled, task.runs[variant]), change, auc, _seeds(task, variant)))
+        rows.append((*where, _percent(pooled), _each(pooled, task.runs[variant]), change, _seeds(task, variant)))
   header = (
     "task",
     "verifier",
@@ -156,10 +155,15 @@ def study(tasks: Sequence[Task], which: str) -> Table:
     "Best-of-N, %",
     "each seed",
     f"minus {MAIN}",
-    "AUC within problems",
     "seeds",
   )
-  return Table(f"Accuracy by {which}", "", header, tuple(rows), num_text_columns=2)
+  return Table(f"Accuracy by {which}", _votes(tasks), header, tuple(rows), num_text_columns=2)
+
+
+def _votes(tasks: Sequence[Task]) -> str:
+  """With how many votes studies of GenRM-CoT are compared."""
+  found = dict.fromkeys(task.best_of_n(COT).partition("/k=")[2] for task in tasks)
+  return f"{NAMES[COT]} with K = {' or '.join(k for k in found if k)} votes."
 
 
 _AXES = {TRAIN: "training problems", SIZE: "parameters"}
@@ -178,7 +182,7 @@ def unified(tasks: Sequence[Task]) -> Table:
     points = task.points(LAMBDA, COT)
     base = next((variant for x, variant in points if x == 0), MAIN)
     for x, variant in points:
-      best, generation = f"{COT}/n={task.top}", f"generation/{COT}"
+      best, generation = task.best_of_n(COT), f"generation/{COT}"
       is_base = variant == base
       rows.append(
         (
@@ -186,7 +190,6 @@ def unified(tasks: Sequence[Task]) -> Table:
           "solutions only" if x == math.inf else f"{x:g}",
           _percent(task.figures[variant, best]),
           _NONE if is_base else _signed(task.change(variant, best, base)),
-          _number(task.figures[variant, _checks(COT)[1]]),
           _percent(task.figures.get((variant, generation))),
           _NONE if is_base else _signed(task.change(variant, generation, base)),
           _each(task.figures[variant, best], task.runs[variant]),
@@ -196,14 +199,13 @@ def unified(tasks: Sequence[Task]) -> Table:
       )
   return Table(
     f"Unified training: {NAMES[COT]} trained on solutions too, with weight lambda",
-    "Best-of-N and AUC: the model as a verifier. pass@1: the same model as a generator. Differences are to lambda 0, in"
-    " points of percent, paired by seed and problem.",
+    "Best-of-N: the model as a verifier. pass@1: the same model as a generator. Differences are to lambda 0, in points"
+    f" of percent, paired by seed and problem. {_votes(tasks)}",
     (
       "task",
       "lambda",
       "Best-of-N, %",
       "difference",
-      "AUC within problems",
       "pass@1, %",
       "difference",
       "Best-of-N of each seed",
@@ -219,7 +221,7 @@ def ablations(tasks: Sequence[Task]) -> Table:
   for task in tasks:
     for variant in (MAIN, *task.variants(ABLATIONS)) if task.variants(ABLATIONS) else ():
       run = next(iter(task.runs[variant].values()))
-      best = f"{COT}/n={task.top}"
+      best = task.best_of_n(COT)
       if COT not in run.verifiers:
         continue
       changed = studies.differing(run, task.runs[MAIN][run.meta["seed"]])
@@ -231,14 +233,13 @@ def ablations(tasks: Sequence[Task]) -> Table:
           _percent(task.figures[variant, best]),
           _NONE if variant == MAIN else _signed(task.change(variant, best)),
           _each(task.figures[variant, best], task.runs[variant]),
-          _number(task.figures[variant, _checks(COT)[1]]),
           _seeds(task, variant),
         )
       )
   return Table(
     f"Ablations of {NAMES[COT]}",
-    f"One thing changed in the main run ({MAIN}); the difference is paired by seed and problem.",
-    ("task", "variant", "what differs", "Best-of-N, %", f"minus {MAIN}", "each seed", "AUC within problems", "seeds"),
+    f"One thing changed in the main run ({MAIN}); the difference is paired by seed and problem. {_votes(tasks)}",
+    ("task", "variant", "what differs", "Best-of-N, %", f"minus {MAIN}", "each seed", "seeds"),
     tuple(rows),
     num_text_columns=3,
   )

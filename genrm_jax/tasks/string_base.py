@@ -15,8 +15,9 @@ example is a prompt and its completion, both in the numbered form of tasks/last_
 import numpy as np
 
 from genrm_jax.tasks.last_letter import END, random_first, random_word, write_list
-from genrm_jax.tasks.word_sorting import draw_words, order, spelling
+from genrm_jax.tasks.word_sorting import STOP, draw_words, order, write_items
 
+_ALIKE = 0.5  # of the words begin like others; see draw_words
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -38,9 +39,12 @@ def _spoil(rng: np.random.Generator, items: list[str]) -> list[str]:
 
 
 def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) -> tuple[str, str]:
-  """A random (prompt, completion), half of them, by chance, from `sorting_example`."""
-  if rng.random() < 0.5:
+  """A random (prompt, completion): of ten four from `sorting_example`, two from `judging_example`, by chance."""
+  draw = rng.integers(10)
+  if draw < 4:
     return sorting_example(rng, min_words, max_words)
+  if draw < 6:
+    return judging_example(rng, min_words, max_words)
   n = int(rng.integers(min_words, max_words + 1))
   first = int(rng.integers(0, 11 - n))
   words = [random_word(rng) for _ in range(n)]
@@ -72,31 +76,63 @@ def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) ->
 def sorting_example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) -> tuple[str, str]:
   """A random (prompt, completion) on the order and the spelling of words; a list is never sorted, nor seen to be.
 
-  order        O3mike;3make;=             mm+ia>          (up to where they differ)
-  spelling     D3mike;3miken;=            mm+ii+kk+ee+.n-
-  number       L3mike4dlih5make;make;=    5;
-  first        N3mike4dlih5make;=         4dlih;          (the first in alphabetical order)
-  insert       P3dlih4mike;make;=         3dlih4make5mike;
+  order        O3mike;4make;=                   mm+ia>
+  first        N3mike4dlih5make;=               4dlih.             (in alphabetical order)
+  same number  Y3mike4dlih;4dlah,3mike.4=       4dlih:dlah-        (in both lists; ":-" where the second has none)
+  next         V5make,4dlih,3mike.5=            5make,4dlih:md>    (the item that follows, and the order of the two)
   """
   n = int(rng.integers(min_words, max_words + 1))
-  kind = rng.integers(5)
+  kind = rng.integers(4)
   if kind == 0:
-    (left, right), first = draw_words(rng, 2), random_first(rng, 1)
-    return f"O{write_list([left], first)}{write_list([right], first)}=", order(left, right)
+    (left, right), first = draw_words(rng, 2, _ALIKE), random_first(rng, 2)
+    return f"O{first}{left};{first + 1}{right};=", order(left, right)
+  first = random_first(rng, n)
+  items = list(enumerate(draw_words(rng, n, _ALIKE), first))
   if kind == 1:
-    word, first = random_word(rng), random_first(rng, 1)
-    other = _misspell(rng, word)
-    return f"D{write_list([word], first)}{write_list([other], first)}=", spelling(word, other)
-  words, first = draw_words(rng, n), random_first(rng, n)
+    return f"N{_listed(items)}=", write_items([min(items, key=lambda item: item[1])])
+  mixed = [items[i] for i in rng.permutation(n)]
+  at = int(rng.integers(n))
   if kind == 2:
-    at = int(rng.integers(n))
-    return f"L{write_list(words, first)}{words[at]}{END}=", f"{first + at}{END}"
-  if kind == 3:
-    least = min(words)
-    return f"N{write_list(words, first)}=", f"{first + words.index(least)}{least}{END}"
-  first = random_first(rng, n + 1)
-  word, *words = draw_words(rng, n + 1)
-  return f"P{write_list(sorted(words), first)}{word}{END}=", write_list(sorted([word, *words]), first)
+    number, word = items[at]
+    given = "" if rng.random() < 0.15 else _misspell(rng, word)
+    others = [(i, given if i == number else w) for i, w in mixed if i != number or given]
+    mark = "+" if given == word else "-"
+    return f"Y{_listed(items)}{write_items(others)}{number}=", f"{number}{word}:{given}{mark}"
+  number, word = mixed[at]
+  asked = f"V{write_items(mixed)}{number}="
+  if at == n - 1:
+    return asked, f"{number}{word}{STOP}"
+  number_after, word_after = mixed[at + 1]
+  return asked, f"{number}{word},{number_after}{word_after}:{order(word, word_after)}"
+
+
+def judging_example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) -> tuple[str, str]:
+  """A random (prompt, completion) that is answered at once, by one mark: what a verifier without a rationale does.
+
+  same letters       A3a4b;3a4c;=             -
+  first letters      G3mike4dlih;3m4d;=       +
+  order              K3mike;4make;=           >
+
+  Short lists are drawn more often: at once, long ones are learnt from short ones only.
+  """
+  n = int(rng.integers(min_words, rng.integers(min_words, max_words + 1) + 1))
+  kind = rng.integers(3)
+  if kind == 0:
+    (left, right), first = draw_words(rng, 2, _ALIKE), random_first(rng, 2)
+    return f"K{first}{left};{first + 1}{right};=", order(left, right)[-1]
+  first = random_first(rng, n)
+  if kind == 1:
+    true, asked = [_LETTERS[i] for i in rng.integers(26, size=n)], "A"
+    shown = true
+  else:
+    shown, asked = draw_words(rng, n, _ALIKE), "G"
+    true = [word[0] for word in shown]
+  given = _spoil(rng, true)
+  return f"{asked}{write_list(shown, first)}{write_list(given, first)}=", "+" if given == true else "-"
+
+
+def _listed(items: list[tuple[int, str]]) -> str:
+  return write_list([word for _, word in items], items[0][0])
 
 
 def _misspell(rng: np.random.Generator, word: str) -> str:

@@ -1,35 +1,35 @@
 """Word Sorting (paper, section 4.1): put a list of words into alphabetical order.
 
-The compact form for character models numbers the items as last_letter.py does. The answer is the numbered list, so
-that there is one right solution to a problem:
+The compact form for character models numbers the items as last_letter.py does. A solution is the sorted list, each
+word with the number that it has in the question, so that there is one right solution to a problem. Its marks are not
+the question's, so that what stands in it cannot be mixed up with what stands there:
 
-    question   3mike4dlih5make;      solution   3dlih4make5mike;      answer   3dlih4make5mike
+    question   3mike4dlih5make;      solution   4dlih,5make,3mike.      answer   4dlih,5make,3mike
 
-The program's rationale never sorts. It shows that the solution has all the words, then that each of its items comes
-after the one before it and that it ends where the question does, and it stops at the first error:
+The program's rationale never sorts. It goes through the question, finds each word in the solution by its number, and
+shows that it is the same and that the word after it comes later in the alphabet. It stops at the first error:
 
-    3mike:mm+ii+kk+ee+4dlih:dd+ll+ii+hh+5make:mm+aa+kk+ee+   each word, and the item of the solution that is like it
-    ;3dm<4mm+ai<                                             each item and the next one, up to where they differ
-    5;+                                                      after the question's last number the solution ends
+    3mike:mike.+               the word of the question, that of the solution, which ends there
+    4dlih:dlih,5make:dm<       the word that follows, and the letters of both up to where they differ
+    5make:make,3mike:mm+ai<
+    ;+                         the first item of the solution is one of the question's, too
 
-    solution 3dlih4mike5make;     ends in  ee+;3dm<4mm+ia>        two words out of order
-    solution 3dlih4maje5mike;     ends in  5make:mm+aa+kj-        a word misspelt
-    solution 3dlih4mike;          ends in  5make:mm+ai-           a word missing: the item that begins like it is shown
-    solution 3dlih4make5mike6x;   ends in  mm+ai<5;6-             a word too many
-    solution 3dlih4make4make5mike; ends in ee+;3dm<4m.>           a number twice: item 5 does not follow
-    solution 3dlih4make5make6mike; ends in 4mm+aa+kk+ee+..>       a word twice
-    solution 3dlih4make5mike      ends in  mm+ai<5;.-             no end
-    solution 4dlih5make6mike;     ends in  ee+;3.-                other numbers
+    solution 4dlih,3mike,5make.         ends in  3mike:mike,5make:mm+ia>    two words out of order
+    solution 4dlih,5maje,3mike.         ends in  5make:maje-                a word misspelt
+    solution 4dlih,3mike.               ends in  5make:-                    a word missing
+    solution 4dlih,5make,3mike,6x.      ends in  3mike:mike,6-              a number that the question has not
+    solution 4dlih,5make,3mike,4zz.     ends in  3mike:mike,4-              a number that was there before
+    solution 6x,4dlih,5make,3mike.      ends in  mm+ai<;-                   and at the beginning
+    solution 4dlih,5make,5make,3mike.   ends in  5make:make,5make:mm+aa+kk+ee+__>    a word twice
+    solution 4dlih,5make,3mike          ends in  3mike:mike-                no end
 
 Why this walk, for models that see at most 4 words in training and meet 5:
   - It goes through the question as the walk of last_letter.py does, number by number, which is known to carry over to
-    longer lists. The rank of a word, which would have to be counted, is never named, nor the number of the item that
-    holds it: a small model can go from letters to those that follow, but not back to the number before them.
-  - A letter of the question is written before the solution's, and the mark after the two depends on these alone. A word
-    wrongly found is caught by its letters.
-  - Spelling and order are the same skill: to walk two words letter by letter, "." standing for the end of a word.
-  - Neighbours are enough: order need not be shown for every pair, and items that rise strictly hold no word twice, so
-    that nothing has to be counted.
+    longer lists. A word is found by its number, and what follows it by reading on. To find a word by its letters is
+    beyond a small model where others begin alike; so is the number that it would have in the sorted list, which has to
+    be counted. In a walk through the solution a slip leads on to the end and so to a Yes; here mostly to a No.
+  - Before a mark stands what it depends on.
+  - Neighbours are enough: items that all are the question's and rise strictly hold each word once.
 
 The natural form, for a real Gemma, asks as BIG-Bench Hard does, whose problems `read_bbh` reads.
 """
@@ -39,7 +39,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -50,20 +50,22 @@ from genrm_jax.tasks.last_letter import END, ITEM, random_first, random_word, re
 from genrm_jax.types import Problem
 
 _ASK = "Sort the following words alphabetically: List:"
+STOP = "."
+_ITEMS = re.compile(r"[0-9][a-z]+(?:,[0-9][a-z]+)*\.")
+_ALIKE = 0.25
 _SHOTS = ("plum apple pear", "stone river", "window basket table lamp bath")
 _BBH_FOLDERS = ("BIG-Bench-Hard/bbh", "bbh", "")
 _BBH_FILE = "word_sorting.json"
 
 
-def draw_words(rng: np.random.Generator, num_words: int, style: str = "compact") -> list[str]:
-  """Distinct words; every other one, by chance, begins with 1 to 3 letters of one before it.
+def draw_words(rng: np.random.Generator, num_words: int, alike: float, style: str = "compact") -> list[str]:
+  """Distinct words; that share of them, by chance, begins with 1 to 3 letters of one before it.
 
-  So in lists of 2 to 5 words half of the neighbours in the sorted list begin alike. Of random words drawn apart 1 in
-  26 would, and a verifier would hardly ever see what second letters are for.
+  Of random words drawn apart 1 in 26 begin alike, and a verifier would hardly ever see what second letters are for.
   """
   words: list[str] = []
   while len(words) < num_words:
-    shared = int(rng.integers(1, 4)) if words and rng.random() < 0.5 else 0
+    shared = int(rng.integers(1, 4)) if words and rng.random() < alike else 0
     beginning = words[rng.integers(len(words))][:shared] if shared else ""
     draw = natural.random_word if style == "natural" else _random_word
     word = draw(rng, beginning)
@@ -76,29 +78,19 @@ def _random_word(rng: np.random.Generator, beginning: str) -> str:
   return beginning + random_word(rng)[len(beginning) :]
 
 
-def _walk(left: str, right: str, mark: Callable[[str, str], str]) -> str:
-  steps = []
-  for a, b in itertools.zip_longest(left, right, fillvalue="."):
-    steps.append(f"{a}{b}{'+' if a == b else mark(a, b)}")
-    if a != b:
-      break
-  return "".join(steps)
-
-
-def spelling(true: str, given: str) -> str:
-  """Both words letter by letter, up to the first difference: "mm+aa+" if they are the same, else "mm+ai-"."""
-  return _walk(true, given, lambda a, b: "-")
-
-
-def nearest(word: str, others: list[str]) -> str:
-  """The word itself if it is among the others, else the first of those that begin most like it."""
-  return max(others, key=lambda other: (word == other, _shared(word, other)))
-
-
 def order(left: str, right: str) -> str:
   """Two words letter by letter up to the first difference, marked "<" if the left one comes first, else ">"."""
-  walk = _walk(left, right, lambda a, b: "<" if a < b else ">")  # "." sorts before every letter
-  return f"{walk}..>" if left == right else walk
+  steps: list[str] = []
+  for a, b in itertools.zip_longest(left, right, fillvalue="_"):  # "_" sorts before every letter
+    if a != b:
+      return "".join([*steps, f"{a}{b}{'<' if a < b else '>'}"])
+    steps.append(f"{a}{b}+")
+  return "".join([*steps, "__>"])
+
+
+def write_items(items: Sequence[tuple[int, str]]) -> str:
+  """Items with their numbers, in any order: `[(4, "dlih"), (3, "mike")]` is "4dlih,3mike."."""
+  return f"{','.join(f'{number}{word}' for number, word in items)}{STOP}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +105,13 @@ class WordSorting:
 
   def problem(self, rng: np.random.Generator, num_words: int, split: str, index: int) -> Problem:
     """A random problem; in the compact form the first number is random where the list is short enough to allow it."""
-    words = draw_words(rng, num_words, self.style)
+    words = draw_words(rng, num_words, _ALIKE, self.style)
     problem_id = f"{self.name}/{split}/{index:05d}"
     if self.style == "natural":
       return self._natural_problem(words, problem_id, split)
     first = random_first(rng, num_words)
-    reference = write_list(sorted(words), first)
-    answer = reference.removesuffix(END)
+    reference = write_items(sorted(enumerate(words, first), key=lambda item: item[1]))
+    answer = reference.removesuffix(STOP)
     return Problem(problem_id, self.name, split, write_list(words, first), answer, reference)
 
   def few_shot(self, solve: str) -> str:
@@ -130,16 +122,12 @@ class WordSorting:
   def extract_answer(self, text: str) -> str | None:
     """The sorted list of a solution, or None.
 
-    Compact: the items with their numbers, if they are numbered without a break and ended by ";". Natural: the words of
-    the final answer in lower case with a space between, without numbers, quotes, commas and other marks around them.
+    Compact: the items with their numbers, if there are any and "." ends them. Natural: the words of the final answer in
+    lower case with a space between, without numbers, quotes, commas and other marks around them.
     """
     if self.style == "natural":
       return " ".join(_read_words(natural.final_answer(text) or "")) or None
-    try:
-      read_list(text)
-    except UserError:
-      return None
-    return text.removesuffix(END) or None
+    return text.removesuffix(STOP) if _ITEMS.fullmatch(text) else None
 
   def same_answer(self, a: str | None, b: str | None) -> bool:
     return a is not None and a == b
@@ -175,35 +163,36 @@ class WordSorting:
 def _compact_steps(words: list[str], first: int, solution: str) -> Iterator[str]:
   """The steps of the walk, each with its mark at the end; what follows the first error means nothing.
 
-  Words are looked for wherever a number and letters stand; that these make one list is for the second pass to see.
+  Words are looked for wherever a number and letters stand; what follows each shows whether these make one list.
   """
-  items = list(ITEM.finditer(solution))
-  for number, word in enumerate(words, first):
-    if not items:
-      yield f"{number}{word}:.-"
-    yield f"{number}{word}:{spelling(word, nearest(word, [item[2] for item in items]))}"
-  left, rest = _take_item(solution, first)
-  if not left:
-    yield f"{END}{first}.-"
-  last = first + len(words) - 1
-  for number in range(first, last):
-    right, rest = _take_item(rest, number + 1)
-    yield f"{END if number == first else ''}{number}{order(left, right)}"
-    left = right
-  following = ITEM.match(rest)
-  ended = "+" if rest == END else f"{following[1] if following else '.'}-"
-  yield f"{END if first == last else ''}{last}{END}{ended}"
+  given: dict[int, re.Match[str]] = {}
+  for item in ITEM.finditer(solution):
+    given.setdefault(int(item[1]), item)
+  numbers = range(first, first + len(words))
+
+  for number, word in zip(numbers, words, strict=True):
+    found = given.get(number)
+    step = f"{number}{word}:{found[2] if found else ''}"
+    if not found or found[2] != word:
+      yield f"{step}-"
+      return
+    rest = solution[found.end() :]
+    following = ITEM.match(rest, 1) if rest.startswith(",") else None
+    if rest == STOP:
+      yield f"{step}{STOP}+"
+    elif following and int(following[1]) in numbers:
+      walk = order(word, following[2])
+      is_new = given[int(following[1])].start() == found.end() + 1
+      yield f"{step},{following[0]}:{walk}" if is_new or walk.endswith(">") else f"{step},{following[1]}-"
+    else:
+      yield f"{step},{following[1]}-" if following else f"{step}-"
+  start = ITEM.match(solution)
+  yield f"{END}+" if start and int(start[1]) in numbers else f"{END}-"
 
 
 def _shared(a: str, b: str) -> int:
   """How many letters two words have in common at their beginning."""
   return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def _take_item(text: str, number: int) -> tuple[str, str]:
-  """The word of the item with this number that the text begins with ("" if it does not), and the rest."""
-  item = ITEM.match(text)
-  return (item[2], text[item.end() :]) if item and int(item[1]) == number else ("", "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

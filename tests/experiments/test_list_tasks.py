@@ -16,6 +16,8 @@ from genrm_jax.data import batches, store
 from genrm_jax.errors import UserError
 from genrm_jax.model import gemma
 from genrm_jax.tasks.last_letter import LastLetter
+from genrm_jax.tasks.word_sorting import WordSorting
+from genrm_jax.text.tokenizer import CharTokenizer
 from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, Score
 
 CONFIGS = {"last_letter": last_letter, "word_sorting": word_sorting}
@@ -106,6 +108,28 @@ def test_a_model_as_it_came_is_shown_worked_examples(tmp_path, monkeypatch):
   alone = f"S{problem.question}="
   assert writer.asked == [alone, task.few_shot("S{question}=") + alone]
   assert len(list_tasks._solve_prompt(prompted, task, problem.question, True)) == len(writer.asked[1]) + 1, "one <bos>"
+
+
+def test_word_sorting_is_evaluated_on_big_bench_hard(data_dir, tmp_path, monkeypatch):
+  splits = {f"task__{split}__num_problems": 3 for split in ("train", "val", "in_distribution")}
+  files = dict(model__checkpoint="gemma", tokenizer__path="tokenizer.model")
+  run = _run(tmp_path, "word_sorting", "paper", task__eval__bbh=str(data_dir), **splits, **files)
+  _do(run, "problems")
+  problems = {p.question: p for p in run.problems("eval")}
+  assert len(run.problems("eval")) == 250 and all(p.task == "word_sorting" for p in problems.values())
+  assert [len(run.problems(split)) for split in ("train", "val", "in_distribution")] == [3, 3, 3]
+
+  def solve(prompt, i):
+    question = prompt.rpartition("Q: ")[2].partition("\nA:")[0]
+    answer = problems[question].answer if question in problems and i % 2 == 0 else "no"
+    return f"Sorted.\nThe answer is {answer}.\n\nQ: another"
+
+  monkeypatch.setattr(Run, "engine", lambda self, params: Writer(CharTokenizer(), solve))
+  monkeypatch.setattr(Run, "init_params", lambda self, name: {})
+  monkeypatch.setattr(Run, "tokenizer", CharTokenizer())
+  list_tasks.make_candidates(run, WordSorting(style="natural"))
+  assert [c.correct for c in run.candidates("eval")] == [True, False] * 500
+  assert not any(c.correct for c in run.candidates("val"))
 
 
 def test_a_prompt_that_is_too_long_is_told_before_anything_is_written(tmp_path):

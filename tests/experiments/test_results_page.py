@@ -166,7 +166,7 @@ def test_table_2_sets_in_distribution_beside_out(page):
 
 def test_studies_take_their_numbers_from_the_runs(page):
   few = row_of(page, "last_letter", "GenRM-CoT", "50")
-  assert few[4] == "41.7 / 33.3" and few[5].startswith("-33.3 [") and few[7] == "0, 1"
+  assert few[4] == "41.7 / 33.3" and few[5].startswith("-33.3 [") and few[6] == "0, 1"
   assert row_of(page, "last_letter", "GenRM-CoT", "600")[4:6] == ["75.0 / 66.7", "–"]
   assert row_of(page, "last_letter", "GenRM-CoT", "80,000")[4] == "41.7 / 33.3"
   assert row_of(page, "last_letter", "GenRM-CoT", "570,000")[4] == "75.0 / 66.7"
@@ -174,9 +174,9 @@ def test_studies_take_their_numbers_from_the_runs(page):
 
 def test_lambda_verifies_and_generates(page):
   none, third = row_of(page, "last_letter", "0"), row_of(page, "last_letter", "0.33")
-  assert none[3] == none[6] == "–" and none[5].startswith("25.0 [")
-  assert third[3].startswith("-33.3 [") and third[5].startswith("50.0 [") and third[6].startswith("+25.0 [")
-  assert third[8] == "50.0 / 50.0"
+  assert none[3] == none[5] == "–" and none[4].startswith("25.0 [")
+  assert third[3].startswith("-33.3 [") and third[4].startswith("50.0 [") and third[5].startswith("+25.0 [")
+  assert third[7] == "50.0 / 50.0"
 
 
 def test_a_lambda_of_0_of_its_own_is_what_others_are_compared_with(parts, folder):
@@ -185,16 +185,33 @@ def test_a_lambda_of_0_of_its_own_is_what_others_are_compared_with(parts, folder
     alone = {"solve_weight": 1.0, "max_rationales": 0}
     place(folder, parts["worse"][seed], "lambda_only", seed, settings=alone, generation=generation_of(seed, 12))
   page, _ = results_page.page_text(folder, folder)
-  assert row_of(page, "last_letter", "0")[7] == "41.7 / 33.3"
+  assert row_of(page, "last_letter", "0")[6] == "41.7 / 33.3"
   assert row_of(page, "last_letter", "0.33")[3] == "+0.0 [+0.0, +0.0]"
-  assert row_of(page, "last_letter", "0.33")[6].startswith("+50.0 [")
-  assert row_of(page, "last_letter", "solutions only")[6].startswith("+100.0 [")
+  assert row_of(page, "last_letter", "0.33")[5].startswith("+50.0 [")
+  assert row_of(page, "last_letter", "solutions only")[5].startswith("+100.0 [")
+
+
+def test_studies_are_compared_with_as_many_votes_of_the_main_run(folder):
+  for seed in (0, 1):
+    path = folder / "last_letter" / f"tiny-seed{seed}.json"
+    main = json.loads(path.read_text())
+    main["verifiers"]["genrm_cot"]["coverage"]["votes_per_candidate"] = 32
+    by_k = main["per_problem"]["by_k"]["genrm_cot"]
+    by_k |= {"32": by_k["2"], "2": [0] * PROBLEMS}
+    path.write_text(json.dumps(main))
+  page, _ = results_page.page_text(folder, folder)
+  assert "GenRM-CoT with K = 2 votes." in page
+  few = row_of(page, "last_letter", "GenRM-CoT", "50")
+  assert few[4] == "41.7 / 33.3" and few[5].startswith("+37.5 [+")
+  assert row_of(page, "last_letter", "GenRM-CoT", "600")[4] == "0.0 / 0.0"
+  assert row_of(page, "last_letter", "tiny")[3].startswith("0.0 [")
+  assert row_of(page, "GenRM-CoT")[2] == "75.0 / 66.7", "table 1 has all votes"
 
 
 def test_an_ablation_tells_what_differs(page):
   cells = row_of(page, "last_letter", "no_gaps")
   assert cells[2] == 'gaps: {"=": 40} -> {}'
-  assert cells[3].startswith("41.7 [") and cells[4].startswith("-33.3 [") and cells[7] == "0"
+  assert cells[3].startswith("41.7 [") and cells[4].startswith("-33.3 [") and cells[6] == "0"
 
 
 def test_what_was_not_run_is_named_in_one_line(page):
@@ -267,7 +284,15 @@ def test_another_bank_is_refused_and_both_files_named(parts, folder):
 
 def test_other_numbers_of_votes_are_refused(folder):
   path = place(folder, results_of("last_letter", 0, {"genrm_cot": 0}, votes=4), "no_gaps", 0)
-  assert f"{path} has 4 votes of genrm_cot a candidate and" in refusal(folder)
+  assert f"{path} has 4 votes of genrm_cot a candidate, and" in refusal(folder)
+
+
+def test_studies_with_other_numbers_of_votes_are_refused(parts, folder):
+  path = folder / "last_letter" / "no_gaps-seed0.json"
+  results = json.loads(path.read_text())
+  results["verifiers"]["genrm_cot"]["coverage"]["votes_per_candidate"] = 1
+  path.write_text(json.dumps(results))
+  assert "other numbers of votes of genrm_cot; make them equal" in refusal(folder)
 
 
 def test_a_study_without_its_main_run_is_refused(parts, folder):

@@ -8,17 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.tasks.last_letter import LastLetter, read_list, renumber, write_list
+from genrm_jax.tasks.last_letter import LastLetter, read_list, renumber
 from genrm_jax.tasks.word_sorting import WordSorting
 from genrm_jax.types import Candidate
 
 TASKS = {"last_letter": LastLetter(), "word_sorting": WordSorting()}
-CHARS = st.sampled_from("abc0123456789;") | st.characters()
+CHARS = st.sampled_from("abc0123456789;,.") | st.characters()
 
 
 def _graded(task, problem, text, index=0):
   answer = task.extract_answer(text)
   return Candidate(problem.id, index, text, answer, task.same_answer(answer, problem.answer), "generator/4")
+
+
+def _shift(text, by):
+  return re.sub("[0-9]", lambda number: str((int(number[0]) + by) % 10), text)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -35,32 +39,32 @@ def test_walks_verdicts_and_labels_stay(name, seed, num_words, data):
       st.builds(lambda i, c: right[:i] + c + right[i + 1 :], at, CHARS),
       st.builds(lambda i, c: right[:i] + c + right[i:], at, CHARS),
       st.builds(lambda i, n: right[:i] + right[i + n :], at, st.integers(1, 4)),
-      st.builds(lambda f: write_list(read_list(right)[0], f), st.integers(0, 10 - num_words)),
-      st.builds(lambda s: right[:-1] + s, st.text("ab0123456789;", max_size=4)),
+      st.builds(lambda by: _shift(right, by), st.integers(0, 9)),
+      st.builds(lambda s: right[:-1] + s, st.text("ab0123456789;,.", max_size=4)),
     )
   )
   candidate = _graded(task, problem, solution, index=3)
   (moved,), (got,) = renumber([problem], [candidate])
-  assert read_list(moved.question) == (words, 0) and read_list(moved.reference) == (read_list(right)[0], 0)
+  assert read_list(moved.question) == (words, 0) and moved.reference == _shift(right, -first)
   assert _graded(task, moved, moved.reference).correct
   assert (got.index, got.correct, got.source) == (3, candidate.correct, "generator/4")
   (text, verdict), (walk, same) = task.rationale(problem, solution), task.rationale(moved, got.text)
   assert same is verdict
-  # Where a list ends with number 9, a further item has no number; from 0 on it has one.
-  if first + num_words < 10:
-    assert walk == re.sub("[0-9]", lambda number: str((int(number[0]) - first) % 10), text)
+  # Where a list ends with number 9, Last Letter's walk has no number for a further item; from 0 on it has one.
+  if name == "word_sorting" or first + num_words < 10:
+    assert walk == _shift(text, -first)
 
 
 def test_each_problem_has_its_own_first_number_and_another_number_stays_wrong():
   make = np.random.default_rng(0)
   task = TASKS["word_sorting"]
-  three = dataclasses.replace(task.problem(make, 2, "train", 0), id="p", question="3b4a;", answer="3a4b")
-  seven = dataclasses.replace(three, id="q", question="7c;", answer="7c", reference="7c;")
-  pool = [_graded(task, seven, "7c;"), _graded(task, three, "2a3b;"), _graded(task, three, "3a4b;")]
+  three = dataclasses.replace(task.problem(make, 2, "train", 0), id="p", question="3b4a;", answer="4a,3b")
+  seven = dataclasses.replace(three, id="q", question="7c;", answer="7c", reference="7c.")
+  pool = [_graded(task, seven, "7c."), _graded(task, three, "3a,2b."), _graded(task, three, "4a,3b.")]
   problems, moved = renumber([three, seven], pool)
-  assert [p.question for p in problems] == ["0b1a;", "0c;"] and [p.answer for p in problems] == ["0a1b", "0c"]
-  assert [c.text for c in moved] == ["0c;", "9a0b;", "0a1b;"]
-  assert [c.answer for c in moved] == ["0c", "9a0b", "0a1b"]
+  assert [p.question for p in problems] == ["0b1a;", "0c;"] and [p.answer for p in problems] == ["1a,0b", "0c"]
+  assert [c.text for c in moved] == ["0c.", "0a,9b.", "1a,0b."]
+  assert [c.answer for c in moved] == ["0c", "0a,9b", "1a,0b"]
   assert [c.correct for c in moved] == [True, False, True]
   again = {p.id: p for p in problems}
   assert [_graded(task, again[c.problem_id], c.text).correct for c in moved] == [True, False, True]

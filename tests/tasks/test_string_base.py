@@ -1,86 +1,112 @@
 """What the base learns is right, solved again from the prompts alone; none of it is a task of the paper."""
 
+import collections
 import hashlib
 import json
 import re
 
 import numpy as np
+import pytest
 
 from genrm_jax.tasks import string_base
 from genrm_jax.text.tokenizer import CharTokenizer
 
+LISTS, SORTING, JUDGING = "CZFWMEI", "ONYV", "AGK"
+ROW = 160  # tokens of a training row of the bases, experiments/configs/base.py
 
-def _items(text):
-  """The numbered items of one list."""
+
+def _any_items(text):
+  """The numbered items of one list, in any order."""
   found = re.findall(r"(\d)([a-z]+)", text)
   assert "".join(n + w for n, w in found) == text
+  return found
+
+
+def _items(text):
+  """The items of a list that is numbered without a break."""
+  found = _any_items(text)
   assert [int(n) for n, _ in found] == list(range(int(found[0][0]), int(found[0][0]) + len(found)))
   return found
 
 
-def _compare(left, right, marks):
+def _distinct(items):
+  assert len({w for _, w in items}) == len(items)
+  return items
+
+
+def _solution(items):
+  return ",".join(n + w for n, w in items) + "."
+
+
+def _read_solution(text):
+  """The items of a list in the form of a solution, in any order; there may be none."""
+  items = re.findall(r"(\d)([a-z]+)", text)
+  assert text == _solution(items) and len(dict(items)) == len(items)
+  return items
+
+
+def _order(left, right):
   out = ""
-  for a, b in zip(left + "." * 9, right + "." * 9, strict=False):
-    if a == b == ".":
-      return out
+  for a, b in zip(left + "_", right + "_", strict=False):
     if a != b:
-      return out + a + b + marks[a > b]
+      return out + a + b + "<>"[a > b]
     out += a + b + "+"
   raise AssertionError
 
 
+def _parts(prompt, num_lists, rest=""):
+  """The lists of a prompt; what stands after the last one is checked by its pattern."""
+  *parts, last = prompt[1:-1].split(";")
+  assert prompt[-1] == "=" and len(parts) == num_lists and re.fullmatch(rest, last)
+  return [*parts, last]
+
+
 def _solve_sorting(prompt):
-  kind, body = prompt[0], prompt[1:-1]
-  assert prompt[-1] == "="
-  *parts, rest = body.split(";")
-  assert rest == "" and len(parts) == (1 if kind == "N" else 2)
-  items = _items(parts[0])
-  words = [w for _, w in items]
-  first = int(items[0][0])
-  assert len(set(words)) == len(words)
-  match kind:
-    case "O" | "D":
-      ((number, left),), ((same, right),) = items, _items(parts[1])
-      assert number == same
-      return _compare(left, right, "<>" if kind == "O" else "--")
-    case "L":
-      return f"{first + words.index(parts[1])};"
+  match prompt[0]:
+    case "O":
+      first, second, _ = _parts(prompt, 2)
+      (_, left), (_, right) = _distinct(_items(first + second))
+      return _order(left, right)
     case "N":
-      return f"{first + words.index(min(words))}{min(words)};"
-    case "P":
-      assert words == sorted(words)
-      both = sorted([*words, parts[1]])
-      assert len(set(both)) == len(both)
-      return "".join(f"{first + i}{w}" for i, w in enumerate(both)) + ";"
+      return _solution([min(_distinct(_items(_parts(prompt, 1)[0])), key=lambda item: item[1])])
+    case "Y":
+      listed, rest = _parts(prompt, 1, r".*\.\d")
+      number, items = rest[-1], _distinct(_items(listed))
+      one, other = dict(items), dict(_read_solution(rest[:-1]))
+      assert set(one) - {number} <= set(other) <= set(one)
+      assert all(one[n] == w for n, w in other.items() if n != number), "all others are the same"
+      given = other.get(number, "")
+      return f"{number}{one[number]}:{given}{'-+'[given == one[number]]}"
+    case "V":
+      mixed, number = re.fullmatch(r"V(.*\.)(\d)=", prompt).groups()
+      items = _distinct(_read_solution(mixed))
+      numbers = [n for n, _ in items]
+      assert "".join(sorted(numbers)) in "0123456789"
+      at = numbers.index(number)
+      word = items[at][1]
+      if at == len(items) - 1:
+        return f"{number}{word}."
+      after, word_after = items[at + 1]
+      return f"{number}{word},{after}{word_after}:{_order(word, word_after)}"
   raise AssertionError(prompt)
 
 
-def test_sorting_examples_are_right_and_none_is_the_task_itself():
-  rng = np.random.default_rng(0)
-  tokenizer = CharTokenizer()
-  marks = {}
-  for _ in range(1000):
-    prompt, completion = string_base.sorting_example(rng)
-    assert completion == _solve_sorting(prompt), prompt
-    tokenizer.encode(prompt + completion)
-    # The task asks with S, and its verdict questions are ! and ?: no base prompt holds any of them.
-    assert not set("S!?") & set(prompt + completion)
-    marks.setdefault(prompt[0], []).append(completion[-1])
-  assert set(marks) == set("ODLNP") and min(map(len, marks.values())) > 140
-  assert 0.4 < np.mean([m == "<" for m in marks["O"]]) < 0.6
-  assert 0.4 < np.mean([m == "+" for m in marks["D"]]) < 0.65
-
-
-def test_documented_sorting_examples():
-  drawn = re.findall(r"([A-Z]\S+=) +(\S+)", string_base.sorting_example.__doc__)
-  assert {prompt[0] for prompt, _ in drawn} == set("ODLNP")
-  assert [_solve_sorting(prompt) for prompt, _ in drawn] == [completion for _, completion in drawn]
-
-
-def test_lists_have_the_lengths_that_were_asked_for():
-  rng = np.random.default_rng(1)
-  drawn = [string_base.sorting_example(rng, 2, 4)[0] for _ in range(300)]
-  assert {len(_items(p[1:-2])) for p in drawn if p[0] == "N"} == {2, 3, 4}
+def _solve_judging(prompt):
+  first, second, _ = _parts(prompt, 2)
+  match prompt[0]:
+    case "A":
+      right = _items(first) == _items(second)
+      assert all(len(w) == 1 for _, w in _items(first)) and len(first) == len(second)
+    case "G":
+      items = _distinct(_items(first))
+      right = [(n, w[0]) for n, w in items] == _items(second)
+      assert len(second) == 2 * len(items)
+    case "K":
+      (_, left), (_, right) = _distinct(_items(first + second))
+      return "<" if left < right else ">"
+    case _:
+      raise AssertionError(prompt)
+  return "+" if right else "-"
 
 
 def _marked(rows):
@@ -119,47 +145,119 @@ def _solve_list(prompt):
   raise AssertionError(prompt)
 
 
-def test_list_examples_are_right_and_none_is_the_task_itself():
+SOLVERS = {
+  **dict.fromkeys(LISTS, _solve_list),
+  **dict.fromkeys(SORTING, _solve_sorting),
+  **dict.fromkeys(JUDGING, _solve_judging),
+}
+
+
+@pytest.mark.parametrize(
+  ("draw", "kinds"),
+  [
+    (string_base.example, LISTS + SORTING + JUDGING),
+    (string_base.sorting_example, SORTING),
+    (string_base.judging_example, JUDGING),
+  ],
+)
+def test_examples_are_right_and_none_is_a_task_of_the_paper(draw, kinds):
   rng = np.random.default_rng(0)
-  kinds, stopped = set(), 0
   tokenizer = CharTokenizer()
-  for _ in range(6000):
-    prompt, completion = string_base.example(rng)
-    if prompt[0] in "ODLNP":
-      continue
-    assert completion == _solve_list(prompt), prompt
-    tokenizer.encode(prompt + completion)
-    kinds.add(prompt[0])
-    stopped += completion.endswith("-")
-    # The task asks with S, and its verdict questions are ! and ?: no base prompt holds any of them.
+  counts = collections.Counter()
+  for _ in range(3000):
+    prompt, completion = draw(rng)
+    kind = prompt[0]
+    assert completion == SOLVERS[kind](prompt), prompt
+    # The tasks ask with S, and their verdict questions are ! and ?: no base prompt holds any of them.
     assert not set("S!?") & set(prompt + completion)
-  assert kinds == set("CZFWMEI")
-  assert 200 < stopped < 600, "about half of the comparisons (2 of 7 kinds) stop early"
+    assert not re.fullmatch(r"(\d[a-z]+,)+\d[a-z]+\.", completion), "the solution of a list"
+    if kind not in LISTS:
+      assert len(re.findall(r"\d", completion)) <= {"N": 1, "Y": 1, "V": 2}.get(kind, 0), "no order of items but of two"
+    assert len(tokenizer.encode(prompt + completion)) + 2 <= ROW, "with <bos> and <eos>"
+    counts[kind] += 1
+  assert set(counts) == set(kinds) and min(counts.values()) > 80
 
 
-def test_documented_list_examples():
-  drawn = re.findall(r"([A-Z]\S+=) +(\S+)", string_base.__doc__)
-  assert {prompt[0] for prompt, _ in drawn} == set("CZFWMEI")
-  assert [_solve_list(prompt) for prompt, _ in drawn] == [completion for _, completion in drawn]
+def test_a_base_learns_lists_sorting_and_judging_in_parts_of_4_4_and_2():
+  rng = np.random.default_rng(0)
+  kinds = [string_base.example(rng)[0][0] for _ in range(3000)]
+  shares = [np.mean([kind in part for kind in kinds]) for part in (LISTS, SORTING, JUDGING)]
+  np.testing.assert_allclose(shares, (0.4, 0.4, 0.2), atol=0.04)
+
+
+def test_no_mark_is_the_likely_one():
+  rng = np.random.default_rng(0)
+  marks = collections.defaultdict(list)
+  for _ in range(8000):
+    prompt, completion = string_base.example(rng)
+    if completion[-1] in "+-<>":
+      marks[prompt[0]].append(completion[-1])
+  assert set(marks) == set("ME" + "OYV" + JUDGING)
+  for kind, drawn in marks.items():
+    assert set(drawn) == set("<>" if kind in "OVK" else "+-"), kind
+    assert 0.35 < np.mean([mark in "+<" for mark in drawn]) < 0.65, kind
+
+
+def test_words_to_compare_often_begin_alike_and_some_are_missing():
+  rng = np.random.default_rng(0)
+  drawn = [string_base.sorting_example(rng) for _ in range(3000)]
+  for kind in "OV":
+    walks = [c.rpartition(":")[2] for p, c in drawn if p[0] == kind and c[-1] in "<>"]
+    assert np.mean([len(walk) > 3 for walk in walks]) > 0.2, kind
+  found = [c for p, c in drawn if p[0] == "Y"]
+  assert 0.1 < np.mean([c.endswith(":-") for c in found]) < 0.2
+
+
+def test_lists_to_look_through_are_in_any_order_and_asked_for_anywhere():
+  rng = np.random.default_rng(0)
+  rising, places = collections.defaultdict(list), collections.defaultdict(list)
+  for _ in range(2000):
+    prompt, completion = string_base.sorting_example(rng, 4, 4)
+    if prompt[0] in "YV":
+      numbers = re.findall(r"(\d)[a-z]", prompt.rpartition(";")[2])
+      rising[prompt[0]].append(numbers == sorted(numbers))
+      if not completion.endswith(":-"):
+        places[prompt[0]].append(numbers.index(prompt[-2]))
+  assert set(rising) == set("YV") and all(np.mean(drawn) < 0.15 for drawn in rising.values()), "by chance 1 of 24"
+  for drawn in places.values():
+    shares = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_allclose(shares, 0.25, atol=0.08)
+
+
+@pytest.mark.parametrize(
+  ("text", "kinds"),
+  [
+    (string_base.__doc__, LISTS),
+    (string_base.sorting_example.__doc__, SORTING),
+    (string_base.judging_example.__doc__, JUDGING),
+  ],
+)
+def test_documented_examples(text, kinds):
+  drawn = re.findall(r"([A-Z]\S+=) +(\S+)", text)
+  assert sorted(prompt[0] for prompt, _ in drawn) == sorted(kinds)
+  assert [SOLVERS[prompt[0]](prompt) for prompt, _ in drawn] == [completion for _, completion in drawn]
 
 
 def test_all_lists_have_the_lengths_that_were_asked_for():
   rng = np.random.default_rng(1)
-  sizes = {
-    len(_items(prompt[1:-2])) for prompt, _ in (string_base.example(rng, 2, 4) for _ in range(900)) if prompt[0] == "C"
-  }
-  assert sizes == {2, 3, 4}
+  sizes = collections.defaultdict(set)
+  for _ in range(3000):
+    prompt, _ = string_base.example(rng, 2, 4)
+    sizes[prompt[0]].add(len(re.findall(r"\d[a-z]", re.split("[;.]", prompt)[0])))
+  assert sizes["O"] == sizes["K"] == sizes["E"] == {1}, "word by word"
+  assert all(sizes[kind] == {2, 3, 4} for kind in "CZFWMI" + "NYV" + "AG")
 
 
-def test_sorting_is_half_of_the_base():
-  rng = np.random.default_rng(0)
-  drawn = [string_base.example(rng)[0][0] for _ in range(1000)]
-  assert set(drawn) == set("CZFWMEI" + "ODLNP")
-  assert 0.45 < np.mean([kind in "ODLNP" for kind in drawn]) < 0.55
+def test_short_lists_are_judged_more_often():
+  rng = np.random.default_rng(1)
+  prompts = [string_base.judging_example(rng)[0] for _ in range(2000)]
+  sizes = [len(_any_items(p[1:].partition(";")[0])) for p in prompts if p[0] != "K"]
+  assert set(sizes) == set(range(1, 9))
+  assert 0.6 < np.mean([size <= 3 for size in sizes]) < 0.8
 
 
 def test_the_examples_of_a_seed_stay_as_they_are():
   rng = np.random.default_rng(7)
   drawn = json.dumps([string_base.example(rng) for _ in range(300)])
-  recorded = "d9a262cdb718ddc580632d9c15b3e73b8d6f4154d073f8f8df27fb3b80b34f7d"
+  recorded = "ef99477d11a1b41497d19d99696ef558531903a81049641380b33176305fdd25"
   assert hashlib.sha256(drawn.encode()).hexdigest() == recorded, "the bases of experiments/assets learnt from these"
