@@ -50,8 +50,11 @@ def make_problems(run: Run, task: ListTask) -> None:
   for split in _splits(run):
     c = run.config.task[split]
     rng = _rng(run, split)
-    made: list[Problem] = read_bbh(c.bbh) if c.get("bbh") else []
-    while not c.get("bbh") and len(made) < c.num_problems:
+    if c.get("bbh"):
+      store.write_records(run.path("problems", f"{split}.jsonl"), read_bbh(c.bbh))
+      continue
+    made: list[Problem] = []
+    while len(made) < c.num_problems:
       problem = task.problem(rng, int(rng.integers(c.min_words, c.max_words + 1)), split, len(made))
       if problem.question not in seen:
         seen.add(problem.question)

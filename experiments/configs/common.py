@@ -92,9 +92,9 @@ def dpo(*, max_pairs: int = 8, beta: float = 0.1, **train: Any) -> dict[str, Any
   return dict(max_problems=0, max_pairs=max_pairs, beta=beta, **training(**train))
 
 
-def judge(max_new_tokens: int, init_from: str = "") -> dict[str, Any]:
+def judge(max_new_tokens: int) -> dict[str, Any]:
   """LLM-as-a-Judge is not trained; it has not learnt to end either, so its rationales have a limit of their own."""
-  return dict(max_new_tokens=max_new_tokens, **start(init_from))
+  return dict(max_new_tokens=max_new_tokens, **start())
 
 
 def sampling(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:
