@@ -38,7 +38,7 @@ def roll_out_batch(params, tokens_BT, length_B, keys_R, *, config, settings, num
   def step(carry):
     t, live_R, x_RD, cache, ids, watched, length_R = carry
     logits_RV = gemma.unembed(params, config, x_RD)
-    token_R = sample(logits_RV, jax.vmap(jax.random.fold_in, (0, None))(keys_R, t), settings)
+    token_R = sample(logits_RV, jax.vmap(jax.random.fold_in, (0, None))(keys_R, t)[:, None], settings)[:, 0]
     ids = ids.at[:, t].set(token_R)
     watched = watched.at[:, t].set(jax.nn.softmax(logits_RV, axis=-1)[:, jnp.asarray(WATCH)])
     length_R = jnp.where(live_R, t + 1, length_R)

@@ -15,7 +15,7 @@ import genrm_jax
 from experiments import stages as staging
 from experiments.run import Run
 from experiments.stages import Stage
-from genrm_jax import verifiers
+from genrm_jax import memory, verifiers
 from genrm_jax.data import batches, candidates, store
 from genrm_jax.errors import UserError, one_message
 from genrm_jax.evals import report, tables
@@ -246,6 +246,7 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
       stages = make_stages(run)
       run.check_settings()
       use_cpu_devices(run.config.cpu_devices)
+      memory.keep_freed_memory()
       staging.claim_workdir(run.workdir, run.config.to_dict())
       staging.run_stages(run.workdir, stages, _STAGES.value, say)
 

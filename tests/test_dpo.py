@@ -23,7 +23,7 @@ from genrm_jax.verifiers import DPO, GENRM
 BETA = 0.3
 WIDTH = 64  # of a packed row, and of the reference
 REFERENCE, POLICY = 4, 2  # keys of parameters
-QUESTIONS = {"1ab2cd;": "1b2d;", "3xyz4uv;": "3z4v;", "0abc1d2efg;": "0c1d2g;"}
+QUESTIONS = {"1ab2cd;": "BbCd;", "3xyz4uv;": "DzEv;", "0abc1d2efg;": "AcBdCg;"}
 PROBLEMS = [Problem(f"p{i}", "last_letter", "train", q, a[1::2], a) for i, (q, a) in enumerate(QUESTIONS.items())]
 PAIRS = [
   (
@@ -180,7 +180,8 @@ def test_loss_is_worked_out_by_hand():
   np.testing.assert_allclose(sums["loss_verify"], (want.sum(), len(PAIRS)), rtol=1e-4)
   assert sums["accuracy"] == ((gain > 0).sum(), len(PAIRS))
   assert sums["accuracy_likelihood"] == ((margin > 0).sum(), len(PAIRS))
-  assert (gain > 0).sum() == 4 and (margin > 0).sum() == 3, "some of both, and not the same"
+  ordered = (gain > 0).sum(), (margin > 0).sum()
+  assert all(0 < number < len(PAIRS) for number in ordered) and ordered[0] != ordered[1], "not all, nor the same"
 
 
 def test_loss_is_log_2_at_the_reference():
@@ -290,7 +291,7 @@ def test_the_gate_opens_for_what_was_packed():
 
 def test_the_gate_shows_both_sequences_where_the_prompt_differs():
   other = Prompter(CHAR, dataclasses.replace(PROMPTER.format, solve="S{question}=="))
-  scored, trained = ([*p.solve(PROBLEMS[0].question), *p.solution("1b2d;")] for p in (PROMPTER, other))
+  scored, trained = ([*p.solve(PROBLEMS[0].question), *p.solution("BbCd;")] for p in (PROMPTER, other))
   with pytest.raises(UserError, match="candidate 0 of p0: the solution is not scored where it was trained") as e:
     _gate(batches.pack(_examples(other), WIDTH))
   half = "chosen for its last 6 tokens"

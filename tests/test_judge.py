@@ -16,7 +16,7 @@ from genrm_jax.types import Candidate, Problem
 from genrm_jax.verifiers import GENRM_COT, JUDGE, VERIFIERS
 
 PROBLEMS = [Problem("p0", "last_letter", "eval", "1ab2cd;", "bd"), Problem("p1", "last_letter", "eval", "3xyz;", "z")]
-CANDIDATES = [Candidate(p.id, i, t, None, False, "") for p in PROBLEMS for i, t in enumerate(("1b2d;", "1b;"))]
+CANDIDATES = [Candidate(p.id, i, t, None, False, "") for p in PROBLEMS for i, t in enumerate(("BbCd;", "Bb;"))]
 
 
 @functools.cache

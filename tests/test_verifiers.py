@@ -22,7 +22,7 @@ from genrm_jax.verifiers import GENRM, GENRM_COT, ORM
 
 WIDTH = 64  # of a packed row, and of the reference
 ALL = (ORM, GENRM, GENRM_COT)
-QUESTIONS = {"1ab2cd;": "1b2d;", "3xyz4uv;": "3z4v;", "0abc1d2efg;": "0c1d2g;"}
+QUESTIONS = {"1ab2cd;": "BbCd;", "3xyz4uv;": "DzEv;", "0abc1d2efg;": "AcBdCg;"}
 PROBLEMS = [Problem(f"p{i}", "last_letter", "train", q, a[1::2], a) for i, (q, a) in enumerate(QUESTIONS.items())]
 CANDIDATES = [
   Candidate(p.id, index, text, text[1::2], correct, "hand")

@@ -1,7 +1,7 @@
 """The base models of the list tasks; see experiments/base.py.
 
 medium  0.6M parameters: what the tasks' :tiny variants start from
-small   for the curve over model sizes
+small, mini   for the curve over model sizes
 smoke   for tests
 """
 
@@ -11,6 +11,7 @@ from experiments.configs import common
 
 WIDTHS = {
   "smoke": dict(num_layers=1, embed_dim=32, ffw_dim=64),
+  "mini": dict(num_layers=2, embed_dim=32, ffw_dim=64),
   "small": dict(num_layers=3, embed_dim=64, ffw_dim=128),
   "medium": dict(num_layers=4, embed_dim=128, ffw_dim=256),
 }
@@ -32,11 +33,11 @@ def get_config(variant: str = "medium") -> ml_collections.ConfigDict:
       mesh=dict(data=-1, fsdp=1, tensor=1),
       gaps=common.LIST_GAPS,
       base=dict(
-        num_examples=400 if smoke else 300_000,
+        num_examples=400 if smoke else 350_000,
         num_eval_examples=100 if smoke else 500,
         short_answer_weight=8.0,
         **common.training(
-          num_steps=4 if smoke else 4000, learning_rate=2.5e-3, batch_size=16, row_length=160, smoke=smoke
+          num_steps=4 if smoke else 5000, learning_rate=2.5e-3, batch_size=16, row_length=160, smoke=smoke
         ),
       ),
       verifiers=dict(),

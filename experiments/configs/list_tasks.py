@@ -37,6 +37,7 @@ class Numbers:
   walks: dict[str, dict[str, Any]]  # further studies: other walks
   # tiny
   num_problems: int
+  num_solutions: int  # to each of them, for training
   generator_steps: int
   solution_tokens: int
   rationale_tokens: int
@@ -112,7 +113,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       **common.training(**training(task.generator_steps, 1e-3)),
     ),
     candidates=dict(
-      num_train=4,
+      num_train=task.num_solutions,
       num_eval=4 if smoke else 32,
       add_reference=smoke,  # a model that has learned nothing finds no correct solution
       sample=common.sampling(max_new_tokens=task.solution_tokens, temperature=1.0),
@@ -120,7 +121,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     verifiers=dict(judge=common.judge(max_new_tokens=8 if smoke else 24), **trained),
     votes=dict(
       num_votes=2 if smoke else 32,
-      sample=common.sampling(max_new_tokens=8 if smoke else task.rationale_tokens, temperature=1.0),
+      sample=common.sampling(max_new_tokens=8 if smoke else task.rationale_tokens, temperature=0.7),
     ),
     engine=dict(rows_per_batch=256, max_tokens=384),
     report=dict(ns=(*ladder, 4) if smoke else ladder, ks=ladder),

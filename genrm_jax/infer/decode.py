@@ -6,6 +6,7 @@ by length, pads them to a few widths (one compilation each), and gives results b
 
 import dataclasses
 import functools
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,9 +25,21 @@ from genrm_jax.model.config import ModelConfig
 from genrm_jax.progress import progress
 
 _WIDTH_STEP = 32  # prompts and continuations are padded to a multiple of it
-# New rollouts are started when one row in so many is free: with fewer, decoding would be interrupted more often, with
+# Texts are started when one row in so many is free: with fewer, decoding would be interrupted more often, with
 # more, more rows would be idle.
 _REFILLS = 8
+_STAYED = (-1, -1)  # the place where a rollout has left its row, and the token that it drew there
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+  """What has been sampled after a prompt, and f32[n, W] of it."""
+
+  ids: list[int]
+  watched: np.ndarray
+
+  def then(self, ids: list[int], watched: np.ndarray) -> "_Text":
+    return _Text([*self.ids, *ids], np.concatenate([self.watched, watched]))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "watch"))
@@ -127,40 +140,64 @@ class Engine:
     out: list[list[Any]] = [[None] * keys.shape[1] for _ in prompts]
     with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
       missing = [keys.shape[1]] * len(prompts)
-      for i, r, ids, watched in self._rollouts(prompts, keys, settings, watch):
-        out[i][r] = ids, watched
-        missing[i] -= 1
+      for i, rollouts, ids, watched in self._rollouts(prompts, keys, settings, watch):
+        for r in rollouts:
+          out[i][r] = ids, watched
+        missing[i] -= len(rollouts)
         advance(int(missing[i] == 0))
     return out
 
   def _rollouts(
     self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, watch: tuple[int, ...]
-  ) -> Iterator[tuple[int, int, list[int], np.ndarray]]:
-    """Gives (prompt, rollout, sampled ids, watched) of every rollout, in the order in which they end."""
-    if not prompts:
+  ) -> Iterator[tuple[int, list[int], list[int], np.ndarray]]:
+    """Gives (prompt, rollouts, sampled ids, watched), each rollout once, in the order in which texts end."""
+    if not prompts or not keys.shape[1]:
       return
-    num_rollouts, num_rows = keys.shape[1], self._whole_shards(self.rows_per_batch)
-    num_free = -(-num_rows // _REFILLS)
+    num_rows, num_rollouts = self._whole_shards(self.rows_per_batch), keys.shape[1]
+    num_free = self._whole_shards(-(-num_rows // _REFILLS))
     key_data = np.asarray(jax.random.key_data(keys))
-    key_of_row = np.zeros((num_rows, *key_data.shape[2:]), key_data.dtype)
-    held: dict[int, tuple[int, int]] = {}  # (prompt, rollout) by row
+    key_of_row = np.zeros((num_rows, num_rollouts, *key_data.shape[2:]), key_data.dtype)
+    everyone = list(range(num_rollouts))
+    # The shortest is read first: what waits holds no memory on the devices, and batches hold little padding.
+    waiting = [(len(prompt), i, everyone, _Text([], np.zeros((0, len(watch))))) for i, prompt in enumerate(prompts)]
+    heapq.heapify(waiting)
+    held: dict[int, tuple[int, list[int], _Text]] = {}  # by row
+    max_len = _round_up(max(map(len, prompts))) + _round_up(settings.max_new_tokens)
     rows = rollout.free_rows(
       num_rows=num_rows,
-      max_len=_round_up(max(map(len, prompts))) + settings.max_new_tokens,
+      num_rollouts=num_rollouts,
+      max_len=max_len,
       max_new_tokens=settings.max_new_tokens,
       num_watched=len(watch),
       config=self.config,
     )
 
-    def decode(num_free: int) -> Iterator[tuple[int, int, list[int], np.ndarray]]:
-      # The rollouts that have ended when so many rows are free.
-      nonlocal rows
-      keys_R = jax.random.wrap_key_data(*self._put(key_of_row), impl=jax.random.key_impl(keys))
+    while waiting or held:
+      free = [row for row in range(num_rows) if row not in held]
+      if waiting and len(free) >= num_free:
+        taken = [heapq.heappop(waiting) for _ in free[:num_free] if waiting]
+        texts = [[*prompts[i], *text.ids] for _, i, _, text in taken]
+        # Widths double: texts come in many lengths, and each width is a compilation.
+        width = min(max_len, _WIDTH_STEP << ((max(map(len, texts)) - 1) // _WIDTH_STEP).bit_length())
+        read = rollout.read(self.params, *self._put(*_padded(texts, num_free, width)), config=self.config)
+        source_of_row, place_of_row = np.full(num_rows, -1, np.int32), np.zeros(num_rows, np.int32)
+        for source, (row, (_, i, rollouts, text)) in enumerate(zip(free, taken, strict=False)):
+          source_of_row[row], place_of_row[row], held[row] = source, len(text.ids), (i, rollouts, text)
+          # What is not taken by a rollout of its own goes with the first.
+          key_of_row[row] = key_data[i, rollouts[0]]
+          key_of_row[row, : len(rollouts)] = key_data[i, rollouts]
+        rows = rollout.start(rows, read, *self._put(source_of_row, place_of_row))
+        if waiting and len(free) - len(taken) >= num_free:
+          continue
+
+      # Texts that wait need rows; where none do, those that leave may come.
+      enough = num_free if waiting else num_rows - len(held) + min(num_free, len(held))
+      keys_RF = jax.random.wrap_key_data(*self._put(key_of_row), impl=jax.random.key_impl(keys))
       rows, sampled = rollout.decode(
         self.params,
         rows,
-        keys_R,
-        np.int32(num_free),
+        keys_RF,
+        np.int32(enough),
         config=self.config,
         settings=settings,
         eos_id=self.eos_id,
@@ -168,26 +205,20 @@ class Engine:
       )
       sampled = jax.device_get(sampled)
       for row in [row for row in held if not sampled.live[row]]:
-        n = int(sampled.length[row])
-        # A view of `watched` would keep that of all rows.
-        yield *held.pop(row), sampled.ids[row, :n].tolist(), sampled.watched[row, :n].copy()
-
-    # Prompts are read when there is a row for one of their rollouts, and not before: waiting ones hold no memory.
-    for index, tokens, length in self._batches(prompts, -(-num_free // num_rollouts)):
-      if len(held) == num_rows:
-        yield from decode(num_free)
-      read = rollout.read(self.params, *self._put(tokens, length), config=self.config)
-      waiting = [(source, i, r) for source, i in enumerate(index) for r in range(num_rollouts)]
-      while waiting:
-        if len(held) == num_rows:
-          yield from decode(num_free)
-        free = [row for row in range(num_rows) if row not in held]
-        source_of_row = np.full(num_rows, -1, np.int32)
-        for row, (source, i, r) in zip(free, waiting, strict=False):
-          source_of_row[row], held[row], key_of_row[row] = source, (i, r), key_data[i, r]
-        waiting = waiting[len(free) :]
-        rows = rollout.start(rows, read, *self._put(source_of_row))
-    yield from decode(num_rows)
+        i, rollouts, before = held.pop(row)
+        start, end = len(before.ids), int(sampled.length[row])
+        # Copies: views would keep the arrays of all rows.
+        text = before.then(sampled.ids[row, start:end].tolist(), sampled.watched[row, start:end].copy())
+        left = zip(sampled.left_at[row].tolist(), sampled.left_with[row].tolist(), strict=True)
+        parted: dict[tuple[int, int], list[int]] = {}
+        for r, (place, token) in zip(rollouts, left, strict=False):
+          parted.setdefault((place, token) if place >= 0 else _STAYED, []).append(r)
+        for (place, token), those in parted.items():
+          own = text if place < 0 else _Text([*text.ids[:place], token], text.watched[: place + 1])
+          if place < 0 or len(own.ids) == settings.max_new_tokens or token == self.eos_id:
+            yield i, those, own.ids, own.watched
+          else:
+            heapq.heappush(waiting, (len(prompts[i]) + len(own.ids), i, those, own))
 
   def _whole_shards(self, num_rows: int) -> int:
     """The least number of rows, not below this one, that all batch shards share evenly."""
@@ -209,15 +240,20 @@ class Engine:
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for start in range(0, len(order), size):
       index = order[start : start + size]
-      tokens = np.zeros((size, _round_up(max(len(prompts[i]) for i in index))), np.int32)
-      length = np.zeros(size, np.int32)
-      for row, i in enumerate(index):
-        tokens[row, : len(prompts[i])] = prompts[i]
-        length[row] = len(prompts[i])
-      yield index, tokens, length
+      mine = [prompts[i] for i in index]
+      yield index, *_padded(mine, size, _round_up(max(map(len, mine))))
 
   def _put(self, *arrays: np.ndarray):
     return sharding.host_to_global(arrays, self.mesh)
+
+
+def _padded(prompts: Sequence[Sequence[int]], num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """tokens[num_rows, width] and length[num_rows]; rows beyond the prompts are empty."""
+  tokens, length = np.zeros((num_rows, width), np.int32), np.zeros(num_rows, np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt)] = prompt
+    length[row] = len(prompt)
+  return tokens, length
 
 
 def _round_up(n: int) -> int:

@@ -1,10 +1,18 @@
-"""Rollouts that enter and leave the batch: a row that has ended makes room for a rollout that waits.
+"""Rollouts that enter and leave the batch: a row that has ended makes room for what waits.
 
-    read    prompts c, d                              their keys and values, computed once
-    start   rows   a1 a2 b1 .  .  .    ->   a1 a2 b1 c1 c2 d1
-    decode  rows   a1 a2 b1 c1 c2 d1   ->   .  a2 .  c1 .  d1      until enough have ended
+    read    prompts c, d                           their keys and values, computed once
+    start   rows   a b .  .    ->   a b c d
+    decode  rows   a b c d     ->   . b . d        until enough have ended
 
-Rows know nothing of each other: each has its own prompt, key and count of tokens. Shapes never depend on which rows
+A row writes one text. All rollouts of its prompt go with it while they draw the tokens that it writes, each with its
+own key; for one that draws another, place and token are recorded, and it can go on from there in a row of its own. So
+what rollouts have in common is computed once, and each is what it would be by itself:
+
+    row        3mike:mm+ai<
+    rollout 1  3mike:mm+ai<      goes with it to the end
+    rollout 2  3mike:mm-         leaves it at place 8, with "-"
+
+Rows know nothing of each other: each has its own prompt, keys and count of tokens. Shapes never depend on which rows
 are taken, so each function compiles once for a width.
 """
 
@@ -36,12 +44,15 @@ class Prompts:
 @flax.struct.dataclass
 class Rollouts:
   """What was sampled: `ids[r, :length[r]]`, with the end mark where there is one; `watched` holds p(watched token) over
-  the full vocabulary, untempered, in the distribution from which the token at that place was sampled."""
+  the full vocabulary, untempered, in the distribution from which the token at that place was sampled. Of a row that was
+  started at a place, nothing is here before it."""
 
   ids: jax.Array  # i32[R, T]
   watched: jax.Array  # f32[R, T, W]
   length: jax.Array  # i32[R]
   live: jax.Array  # bool[R], more is to come
+  left_at: jax.Array  # i32[R, F], the place where a rollout has left the row; -1 where it has not
+  left_with: jax.Array  # i32[R, F], the token that it drew there
 
 
 @flax.struct.dataclass
@@ -57,7 +68,7 @@ class Rows:
 # cache sees to its keys and values itself.
 _BATCH: Any = PartitionSpec(DEFAULT_RULES["batch"])
 _AS_IT_IS: Any = None
-_ROWS = Rows(KVCache(_AS_IT_IS, _AS_IT_IS, _BATCH, _BATCH), _BATCH, Rollouts(_BATCH, _BATCH, _BATCH, _BATCH))
+_ROWS = Rows(KVCache(_AS_IT_IS, _AS_IT_IS, _BATCH, _BATCH), _BATCH, Rollouts(*[_BATCH] * 6))
 
 
 def last_hidden(x_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -81,10 +92,14 @@ def read(params, tokens_BT, length_B, *, config: ModelConfig) -> Prompts:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("num_rows", "max_len", "max_new_tokens", "num_watched", "config"), out_shardings=_ROWS
+  jax.jit,
+  static_argnames=("num_rows", "num_rollouts", "max_len", "max_new_tokens", "num_watched", "config"),
+  out_shardings=_ROWS,
 )
-def free_rows(*, num_rows: int, max_len: int, max_new_tokens: int, num_watched: int, config: ModelConfig) -> Rows:
-  """A batch of free rows, with room for `max_len` tokens in each, prompt and sampled ones."""
+def free_rows(
+  *, num_rows: int, num_rollouts: int, max_len: int, max_new_tokens: int, num_watched: int, config: ModelConfig
+) -> Rows:
+  """A batch of free rows for up to so many rollouts each, with room for `max_len` tokens, prompt and sampled ones."""
   return Rows(
     kv_cache.init(config, num_rows, max_len),
     jnp.zeros((num_rows, config.embed_dim), config.dtype),
@@ -93,13 +108,15 @@ def free_rows(*, num_rows: int, max_len: int, max_new_tokens: int, num_watched: 
       watched=jnp.zeros((num_rows, max_new_tokens, num_watched), jnp.float32),
       length=jnp.zeros(num_rows, jnp.int32),
       live=jnp.zeros(num_rows, bool),
+      left_at=jnp.zeros((num_rows, num_rollouts), jnp.int32),
+      left_with=jnp.zeros((num_rows, num_rollouts), jnp.int32),
     ),
   )
 
 
 @functools.partial(jax.jit, donate_argnames="rows", out_shardings=_ROWS)
-def start(rows: Rows, prompts: Prompts, source_R: jax.Array) -> Rows:
-  """Starts a rollout of prompt `source_R[r]` in row r; where that is -1, the row stays as it is."""
+def start(rows: Rows, prompts: Prompts, source_R: jax.Array, place_R: jax.Array) -> Rows:
+  """Starts row r after prompt `source_R[r]`, which ends in `place_R[r]` tokens that were sampled; -1 leaves it."""
   new_R, sampled = source_R >= 0, rows.sampled
   cache = kv_cache.replace_rows(rows.cache, prompts.cache, source_R)
   # Every shard may need every prompt. They are few, and they are all that the devices exchange here.
@@ -109,7 +126,8 @@ def start(rows: Rows, prompts: Prompts, source_R: jax.Array) -> Rows:
     jnp.where(new_R[:, None], x_BD[source_R], rows.x_RD),
     dataclasses.replace(
       sampled,
-      length=jnp.where(new_R, 0, sampled.length),
+      length=jnp.where(new_R, place_R, sampled.length),
+      left_at=jnp.where(new_R[:, None], -1, sampled.left_at),
       # Nothing follows an empty prompt.
       live=jnp.where(new_R, cache.length > 0, sampled.live),
     ),
@@ -125,7 +143,7 @@ def start(rows: Rows, prompts: Prompts, source_R: jax.Array) -> Rows:
 def decode(
   params,
   rows: Rows,
-  keys_R: jax.Array,
+  keys_RF: jax.Array,
   num_free: jax.Array,
   *,
   config: ModelConfig,
@@ -138,7 +156,8 @@ def decode(
   Args:
     params: of the model.
     rows: the batch.
-    keys_R: one key a row; token t of a rollout is sampled with fold_in(key, t).
+    keys_RF: keys of the rollouts of each row, which writes what the first of them draws; token t of a rollout is
+      sampled with fold_in(key, t).
     num_free: at most the number of rows.
     config: the model.
     settings: temperature and its kin.
@@ -149,7 +168,7 @@ def decode(
     The batch, and a copy of what it has sampled, whole on every device.
   """
   ids_W = jnp.asarray(watch, jnp.int32)
-  index_R = jnp.arange(keys_R.shape[0])
+  index_R = jnp.arange(keys_RF.shape[0])
 
   def too_few_free(rows: Rows):
     return jnp.sum(~rows.sampled.live) < num_free
@@ -157,8 +176,10 @@ def decode(
   def step(rows: Rows) -> Rows:
     out = rows.sampled
     logits_RV = gemma.unembed(params, config, rows.x_RD)
-    keys = jax.vmap(jax.random.fold_in)(keys_R, out.length)
-    token_R = sample(logits_RV, keys, settings)
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys_RF, out.length)
+    token_RF = sample(logits_RV, keys, settings)
+    token_R = token_RF[:, 0]
+    leaves_RF = (token_RF != token_R[:, None]) & (out.left_at < 0) & out.live[:, None]
     watched_RW = jax.nn.softmax(logits_RV, axis=-1)[:, ids_W]
     # A free row writes beyond the end, that is nowhere.
     place_R = jnp.where(out.live, out.length, settings.max_new_tokens)
@@ -177,6 +198,8 @@ def decode(
         watched=out.watched.at[index_R, place_R].set(watched_RW, mode="drop"),
         length=length_R,
         live=live_R,
+        left_at=jnp.where(leaves_RF, out.length[:, None], out.left_at),
+        left_with=jnp.where(leaves_RF, token_RF, out.left_with),
       ),
     )
 

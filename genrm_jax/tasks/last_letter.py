@@ -1,14 +1,20 @@
 """Last Letter Concatenation (paper, section 4.1): join the last letters of a list of words.
 
-The compact form for character models numbers the items, from any first number on, and ends a list with ";":
+The compact form for character models numbers the words, from any first number on, and ends a list with ";". In a
+solution letters stand for the numbers (A for 0), so that what stands in it cannot be mixed up with what stands in the
+question:
 
-    question   3mike4dlih;      solution   3e4h;      answer   eh
+    question   3mike4dlih;      solution   DeEh;      answer   eh
 
-The program's rationale walks the list (number, word, true letter, the solution's letter, mark), stops at the first
-difference, and so ends in the verdict that the answer deserves:
+The program's rationale walks both lists at once: number, word, what ends it (";" after the last), true letter, place,
+the solution's letter at that place and what follows it, mark. It stops at the first error, and so ends in the verdict
+that the answer deserves:
 
-    solution 3e4h;    3mike:ee+4dlih:hh+;+          solution 3e4i;    3mike:ee+4dlih:hi-
-    solution 3e;      3mike:ee+4dlih:h;-            solution 3e4h5a;  3mike:ee+4dlih:hh+;a-
+    solution DeEh;    3mike:eDeE+4dlih;hEh;+        solution DeEi;    3mike:eDeE+4dlih;hEi-
+    solution De;      3mike:eDe;-                   solution DeEhFa;  3mike:eDeE+4dlih;hEhF-
+
+The place is written whether the solution has it or not. A walk that wrote "." where it has none let small models learn
+that no list has a fifth word.
 
 The natural form, for a real Gemma, asks and verifies in English; its answer is read from free text.
 """
@@ -25,11 +31,12 @@ from genrm_jax.tasks import natural
 from genrm_jax.types import Candidate, Problem
 
 END = ";"
+PLACES = "ABCDEFGHIJ"
 ITEM = re.compile(r"([0-9])([a-z]+)")
 _LIST = re.compile(r"(?:[0-9][a-z]+)*;")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MAX_NUMBER = 9  # a number is one digit
-_NUMBER = re.compile("[0-9]")
+_COUNTERS = ("0123456789", PLACES)
 _QUOTED = re.compile(r'"([a-z]+(?: [a-z]+)*)"')
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 _SHOTS = ("paper moon", "lamp basket orange", "quiet river stone window")
@@ -54,6 +61,11 @@ def write_list(items: list[str], first: int) -> str:
   return "".join(f"{first + i}{item}" for i, item in enumerate(items)) + END
 
 
+def write_placed(items: Sequence[str], first: int) -> str:
+  """A list in the form of a solution: `["e", "h"]` from 3 on is "DeEh;"."""
+  return "".join(f"{PLACES[first + i]}{item}" for i, item in enumerate(items)) + END
+
+
 def read_list(text: str) -> tuple[list[str], int]:
   """The items and the first number of what `write_list` wrote; UserError for anything else."""
   items = ITEM.findall(text)
@@ -64,12 +76,14 @@ def read_list(text: str) -> tuple[list[str], int]:
 
 
 def renumber(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> tuple[list[Problem], list[Candidate]]:
-  """The same lists in the compact form, each numbered from 0 on; labels stay as they are."""
+  """The same lists in the compact form, each numbered from 0 on (places from A on); labels stay as they are."""
   first = {p.id: int(p.question[0]) for p in problems}
 
   def shift(problem_id: str, text: str) -> str:
-    # Modulo 10, so that a wrong number before the first one does not become a right one.
-    return _NUMBER.sub(lambda number: str((int(number[0]) - first[problem_id]) % 10), text)
+    # In a circle, so that a wrong number before the first one does not become a right one.
+    by = first[problem_id]
+    table = {ord(c): counter[i - by] for counter in _COUNTERS for i, c in enumerate(counter)}
+    return text.translate(table)
 
   moved = [
     dataclasses.replace(
@@ -92,7 +106,7 @@ class LastLetter:
   Attributes:
     name: of the task.
     style: "compact", for character models, or "natural", for a real Gemma.
-    true_first: whether the compact walk writes the true letter before the solution's ("ab-") or after it ("ba-").
+    true_first: whether the compact walk writes the true letter before the solution's ("aDb-") or after it ("Dba-").
     stop: whether the compact walk ends at the first error, or goes on to the end of the list.
   """
 
@@ -116,7 +130,7 @@ class LastLetter:
       split=split,
       question=write_list(words, first),
       answer="".join(w[-1] for w in words),
-      reference=write_list([w[-1] for w in words], first),
+      reference=write_placed([w[-1] for w in words], first),
     )
 
   def few_shot(self, solve: str) -> str:
@@ -127,15 +141,12 @@ class LastLetter:
   def extract_answer(self, text: str) -> str | None:
     """The letters of a solution, or None.
 
-    Compact: of a well-formed one (numbered without a break, ended by ";"). Natural: of the final answer, one word or
+    Compact: of a well-formed one (places without a gap, ended by ";"). Natural: of the final answer, one word or
     single letters ("eh", "e-h", "e, h").
     """
     if self.style == "natural":
       return _read_letters(natural.final_answer(text))
-    if not re.fullmatch(r"(?:[0-9][a-z])+;", text):
-      return None
-    numbers = [int(c) for c in text[:-1:2]]
-    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+    if not re.fullmatch(r"(?:[A-J][a-z])+;", text) or text[:-1:2] not in PLACES:
       return None
     return text[1::2]
 
@@ -149,24 +160,20 @@ class LastLetter:
     words, first = read_list(problem.question)
     steps, verdict = [], True
     for i, word in enumerate(words):
-      given = self._given(solution, i, first + i)
-      right = given == word[-1]
+      number, is_last, rest = first + i, i == len(words) - 1, solution[2 * i :]
+      found = re.match(f"{PLACES[number]}([a-z])([A-J;]?)", rest)
+      letter, after = found.groups() if found else ("", "")
+      ends = rest[2:] == END if is_last else after == PLACES[number + 1]
+      right = letter == word[-1] and ends
       verdict &= right
-      letters = f"{word[-1]}{given}" if self.true_first else f"{given}{word[-1]}"
-      steps.append(f"{first + i}{word}:{letters}{'+' if right else '-'}")
+      given = f"{PLACES[number]}{letter}"
+      pair = f"{word[-1]}{given}" if self.true_first else f"{given}{word[-1]}"
+      steps.append(
+        f"{number}{word}{END if is_last else ':'}{pair}{after if letter == word[-1] else ''}{'+' if right else '-'}"
+      )
       if not right and self.stop:
-        return "".join(steps), False
-    given = self._given(solution, len(words), first + len(words))
-    steps.append("".join([END, "+" if given == END else f"{given}-"]))
-    return "".join(steps), verdict and given == END
-
-  def _given(self, solution: str, place: int, number: int) -> str:
-    """What the solution has at this place: its letter, ";" where it has ended, "." where it is malformed."""
-    rest = solution[2 * place :]
-    if rest == END:
-      return END
-    letter = re.match(f"{number}([a-z])", rest)
-    return letter[1] if letter else "."
+        break
+    return "".join(steps), verdict
 
   def _natural_problem(self, words: list[str], split: str, index: int) -> Problem:
     answer = "".join(w[-1] for w in words)

@@ -1,35 +1,33 @@
 """Word Sorting (paper, section 4.1): put a list of words into alphabetical order.
 
-The compact form for character models numbers the items as last_letter.py does. A solution is the sorted list, each
-word with the number that it has in the question, so that there is one right solution to a problem. Its marks are not
-the question's, so that what stands in it cannot be mixed up with what stands there:
+The compact form for character models numbers the words, and gives letters to the places of a solution, as
+last_letter.py does. A solution is the sorted list, each word with the number that it has in the question, so that there
+is one right solution to a problem:
 
-    question   3mike4dlih5make;      solution   4dlih,5make,3mike.      answer   4dlih,5make,3mike
+    question   3mike4dlih5make;      solution   D4dlihE5makeF3mike.      answer   D4dlihE5makeF3mike
 
-The program's rationale never sorts. It goes through the question, finds each word in the solution by its number, and
-shows that it is the same and that the word after it comes later in the alphabet. It stops at the first error:
+The program's rationale never sorts. With each number it goes one item on in both lists at once: the item of the
+question, which the solution must have under the same number, and the item of the solution, which the next one must
+follow in the alphabet. It stops at the first error:
 
-    3mike:mike.+               the word of the question, that of the solution, which ends there
-    4dlih:dlih,5make:dm<       the word that follows, and the letters of both up to where they differ
-    5make:make,3mike:mm+ai<
-    ;+                         the first item of the solution is one of the question's, too
+    3mike:mike+D4dlihE5make:dm<       number 3 in question and solution; items D and E, letters up to where they differ
+    4dlih:dlih+E5makeF3mike:mm+ai<
+    5make;make+F3mike.+               ";" and ".": both lists end here
 
-    solution 4dlih,3mike,5make.         ends in  3mike:mike,5make:mm+ia>    two words out of order
-    solution 4dlih,5maje,3mike.         ends in  5make:maje-                a word misspelt
-    solution 4dlih,3mike.               ends in  5make:-                    a word missing
-    solution 4dlih,5make,3mike,6x.      ends in  3mike:mike,6-              a number that the question has not
-    solution 4dlih,5make,3mike,4zz.     ends in  3mike:mike,4-              a number that was there before
-    solution 6x,4dlih,5make,3mike.      ends in  mm+ai<;-                   and at the beginning
-    solution 4dlih,5make,5make,3mike.   ends in  5make:make,5make:mm+aa+kk+ee+__>    a word twice
-    solution 4dlih,5make,3mike          ends in  3mike:mike-                no end
+    solution D4dlihE3mikeF5make.      ends in  E3mikeF5make:mm+ia>    two words out of order
+    solution D4dlihE5majeF3mike.      ends in  5make;maje-            a word misspelt
+    solution D4dlihE3mike.            ends in  E3mike.-               a word missing
+    solution D4dlihE5makeF3mikeG6x.   ends in  F3mikeG-               a word too many
+    solution D4dlihE5makeF5make.      ends in  3mike:-                a word twice, so another is missing
+    solution C6xD4dlihE5makeF3mike.   ends in  3mike:mike+C-          a beginning of its own
+    solution D4dlihE5makeF3mike       ends in  F3mike-                no end
 
 Why this walk, for models that see at most 4 words in training and meet 5:
-  - It goes through the question as the walk of last_letter.py does, number by number, which is known to carry over to
-    longer lists. A word is found by its number, and what follows it by reading on. To find a word by its letters is
-    beyond a small model where others begin alike; so is the number that it would have in the sorted list, which has to
-    be counted. In a walk through the solution a slip leads on to the end and so to a Yes; here mostly to a No.
+  - All that is looked up is looked up by a number or a letter that stands in the list once. To find a word by its
+    letters is beyond a small model where others begin alike; so is the place that it would have, which must be counted.
+  - Number and letter go up together, as in the walk of last_letter.py, which is known to carry over to longer lists.
+    The lists end together, so they have the same length; each number is found; so each item is there once.
   - Before a mark stands what it depends on.
-  - Neighbours are enough: items that all are the question's and rise strictly hold each word once.
 
 The natural form, for a real Gemma, asks as BIG-Bench Hard does, whose problems `read_bbh` reads.
 """
@@ -46,12 +44,13 @@ from etils import epath
 
 from genrm_jax.errors import UserError
 from genrm_jax.tasks import natural
-from genrm_jax.tasks.last_letter import END, ITEM, random_first, random_word, read_list, write_list
+from genrm_jax.tasks.last_letter import END, ITEM, PLACES, random_first, random_word, read_list, write_list
 from genrm_jax.types import Problem
 
 _ASK = "Sort the following words alphabetically: List:"
 STOP = "."
-_ITEMS = re.compile(r"[0-9][a-z]+(?:,[0-9][a-z]+)*\.")
+_PLACED = re.compile(r"([A-J])([0-9])([a-z]+)")
+_SOLUTION = re.compile(rf"(?:{_PLACED.pattern})+\.")
 _ALIKE = 0.25
 _SHOTS = ("plum apple pear", "stone river", "window basket table lamp bath")
 _BBH_FOLDERS = ("BIG-Bench-Hard/bbh", "bbh", "")
@@ -88,9 +87,9 @@ def order(left: str, right: str) -> str:
   return "".join([*steps, "__>"])
 
 
-def write_items(items: Sequence[tuple[int, str]]) -> str:
-  """Items with their numbers, in any order: `[(4, "dlih"), (3, "mike")]` is "4dlih,3mike."."""
-  return f"{','.join(f'{number}{word}' for number, word in items)}{STOP}"
+def write_items(items: Sequence[tuple[int, str]], first: int) -> str:
+  """Items with their numbers, in any order, at the places from `first` on: `[(4, "dlih")]` from 3 on is "D4dlih."."""
+  return f"{''.join(f'{PLACES[first + i]}{number}{word}' for i, (number, word) in enumerate(items))}{STOP}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ class WordSorting:
     if self.style == "natural":
       return self._natural_problem(words, problem_id, split)
     first = random_first(rng, num_words)
-    reference = write_items(sorted(enumerate(words, first), key=lambda item: item[1]))
+    reference = write_items(sorted(enumerate(words, first), key=lambda item: item[1]), first)
     answer = reference.removesuffix(STOP)
     return Problem(problem_id, self.name, split, write_list(words, first), answer, reference)
 
@@ -122,12 +121,12 @@ class WordSorting:
   def extract_answer(self, text: str) -> str | None:
     """The sorted list of a solution, or None.
 
-    Compact: the items with their numbers, if there are any and "." ends them. Natural: the words of the final answer in
-    lower case with a space between, without numbers, quotes, commas and other marks around them.
+    Compact: the items, if there are any and "." ends them. Natural: the words of the final answer in lower case with a
+    space between, without numbers, quotes, commas and other marks around them.
     """
     if self.style == "natural":
       return " ".join(_read_words(natural.final_answer(text) or "")) or None
-    return text.removesuffix(STOP) if _ITEMS.fullmatch(text) else None
+    return text.removesuffix(STOP) if _SOLUTION.fullmatch(text) else None
 
   def same_answer(self, a: str | None, b: str | None) -> bool:
     return a is not None and a == b
@@ -161,33 +160,29 @@ class WordSorting:
 
 
 def _compact_steps(words: list[str], first: int, solution: str) -> Iterator[str]:
-  """The steps of the walk, each with its mark at the end; what follows the first error means nothing.
+  """The steps of the walk, each with its mark at the end; what follows the first error means nothing."""
+  given: dict[int, str] = {}
+  for number, word in ITEM.findall(solution):
+    given.setdefault(int(number), word)
 
-  Words are looked for wherever a number and letters stand; what follows each shows whether these make one list.
-  """
-  given: dict[int, re.Match[str]] = {}
-  for item in ITEM.finditer(solution):
-    given.setdefault(int(item[1]), item)
-  numbers = range(first, first + len(words))
+  end = 0  # of the solution's part that has been walked
+  for number, word in enumerate(words, first):
+    is_last = number == first + len(words) - 1
+    found = given.get(number, "")
+    yield f"{number}{word}{END if is_last else ':'}{found}{'+' if found == word else '-'}"
 
-  for number, word in zip(numbers, words, strict=True):
-    found = given.get(number)
-    step = f"{number}{word}:{found[2] if found else ''}"
-    if not found or found[2] != word:
-      yield f"{step}-"
+    here = _PLACED.match(solution, end)
+    if not here or here[1] != PLACES[number]:
+      yield f"{here[1] if here else ''}-"
       return
-    rest = solution[found.end() :]
-    following = ITEM.match(rest, 1) if rest.startswith(",") else None
-    if rest == STOP:
-      yield f"{step}{STOP}+"
-    elif following and int(following[1]) in numbers:
-      walk = order(word, following[2])
-      is_new = given[int(following[1])].start() == found.end() + 1
-      yield f"{step},{following[0]}:{walk}" if is_new or walk.endswith(">") else f"{step},{following[1]}-"
+    end = here.end()
+    following = _PLACED.match(solution, end)
+    if solution[end:] == STOP:
+      yield f"{here[0]}{STOP}{'+' if is_last else '-'}"
+    elif following and not is_last and following[1] == PLACES[number + 1]:
+      yield f"{here[0]}{following[0]}:{order(here[3], following[3])}"
     else:
-      yield f"{step},{following[1]}-" if following else f"{step}-"
-  start = ITEM.match(solution)
-  yield f"{END}+" if start and int(start[1]) in numbers else f"{END}-"
+      yield f"{here[0]}{following[1] if following else ''}-"
 
 
 def _shared(a: str, b: str) -> int:

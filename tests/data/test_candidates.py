@@ -27,15 +27,15 @@ def test_sampled_solutions_are_asked_for_and_graded_in_order():
 
   def generate(problems, indices):
     asked.extend((p.id, i) for p, i in zip(problems, indices, strict=True))
-    return [["3e4h;", "no list", "3e4x;"][i] for i in indices]
+    return [["DeEh;", "no list", "DeEx;"][i] for i in indices]
 
   got = candidates.sample_candidates(PROBLEMS, 3, LastLetter(), generate, "me")
   assert asked == [(f"p{p}", i) for p in range(3) for i in range(3)]
   assert [(c.problem_id, c.index) for c in got] == asked
   assert [(c.text, c.answer, c.correct, c.source) for c in got[3:6]] == [
-    ("3e4h;", "eh", True, "me"),
+    ("DeEh;", "eh", True, "me"),
     ("no list", None, False, "me"),
-    ("3e4x;", "ex", False, "me"),
+    ("DeEx;", "ex", False, "me"),
   ]
 
 

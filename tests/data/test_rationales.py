@@ -10,7 +10,7 @@ from genrm_jax.types import Candidate, Problem, Rationale
 
 ASK = "Verification: Is the answer correct (Yes/No)?"
 TASK = LastLetter()
-PROBLEM = Problem("p", "last_letter", "train", "3mike4dlih;", "eh", "3e4h;")
+PROBLEM = Problem("p", "last_letter", "train", "3mike4dlih;", "eh", "DeEh;")
 
 
 def _candidate(index, text):
@@ -22,7 +22,7 @@ def _raw(index, text):
   return Rationale("p", index, 0, text, None, "test", kept=True)
 
 
-CANDIDATES = [_candidate(0, "3e4h;"), _candidate(1, "3e4x;")]
+CANDIDATES = [_candidate(0, "DeEh;"), _candidate(1, "DeEx;")]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_program_writes_one_rationale_a_candidate_in_order():
     ("p", 0, 0, True, True),
     ("p", 1, 0, False, True),
   ]
-  assert got[0].text == TASK.rationale(PROBLEM, "3e4h;")[0]
+  assert got[0].text == TASK.rationale(PROBLEM, "DeEh;")[0]
   assert got[0].source == "program"
 
 

@@ -318,7 +318,7 @@ def test_gaps_name_characters_that_the_tokenizer_has(tmp_path):
   run = _run(tmp_path, "last_letter", "tiny")
   ids = [run.tokenizer.encode(c) for chars in run.config.gaps for c in chars]
   assert all(len(i) == 1 for i in ids)
-  example = batches.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("3e4h;"), 2)
+  example = batches.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("DeEh;"), 2)
   got = [e.positions.tolist() for e in list_tasks.with_gaps(run, [example] * 20)]
   assert any(positions[-1] > example.positions[-1] for positions in got)
   assert got == [e.positions.tolist() for e in list_tasks.with_gaps(run, [example] * 20)]

@@ -52,9 +52,9 @@ def test_top_p_looks_at_the_mass_that_top_k_leaves():
 
 def test_temperature_0_takes_the_likeliest_whatever_the_key():
   for seed in range(3):
-    keys = jax.random.split(jax.random.key(seed), 3)
+    keys = jax.random.split(jax.random.key(seed), (3, 2))
     got = sample(jnp.asarray(LOGITS), keys, SampleConfig(1, temperature=0, top_k=3, top_p=0.5))
-    np.testing.assert_array_equal(got, LOGITS.argmax(1))
+    np.testing.assert_array_equal(got, np.stack([LOGITS.argmax(1)] * 2, axis=1))
     assert got.dtype == jnp.int32
 
 
@@ -63,8 +63,8 @@ def test_temperature_0_takes_the_likeliest_whatever_the_key():
 )
 def test_tokens_are_drawn_as_often_as_their_probability(config):
   n, logits = 20_000, LOGITS[1]
-  keys = jax.random.split(jax.random.key(7), n)
-  drawn = sample(jnp.broadcast_to(logits, (n, 8)), keys, config)
+  keys = jax.random.split(jax.random.key(7), (n // 100, 100))
+  drawn = np.ravel(sample(jnp.broadcast_to(logits, (n // 100, 8)), keys, config))
   kept = _kept(logits[None], config.temperature, config.top_k, config.top_p)[0]
   expected = np.where(kept, np.exp(logits.astype(np.float64) / config.temperature), 0)
   expected *= n / expected.sum()
@@ -75,12 +75,23 @@ def test_tokens_are_drawn_as_often_as_their_probability(config):
 
 
 def test_rows_draw_with_their_own_keys():
-  keys = jax.random.split(jax.random.key(0), 64)
-  logits = jnp.broadcast_to(LOGITS[1], (64, 8))
+  keys = jax.random.split(jax.random.key(0), (16, 4))
+  logits = jnp.broadcast_to(LOGITS[1], (16, 8))
   drawn = np.asarray(sample(logits, keys, SampleConfig(1)))
-  assert len(set(drawn.tolist())) > 3
-  order = np.random.default_rng(0).permutation(64)[:10]
-  np.testing.assert_array_equal(sample(logits[:10], keys[order], SampleConfig(1)), drawn[order])
+  assert len(set(drawn.ravel().tolist())) > 3
+  order = np.random.default_rng(0).permutation(16)[:10]
+  np.testing.assert_array_equal(sample(logits[:10], keys[order, 1:3], SampleConfig(1)), drawn[order, 1:3])
+
+
+def test_a_token_without_probability_is_never_drawn():
+  # The first, some in the middle and the last are impossible, whatever is drawn: also 0, and just below 1.
+  logits = jnp.asarray([[-jnp.inf, 0.0, -jnp.inf, -jnp.inf, -20.0, -jnp.inf]])
+  drawn = []
+  with pytest.MonkeyPatch.context() as patch:
+    for number in (0.0, 0.3, 1 - 2**-23):
+      patch.setattr(jax.random, "uniform", lambda key, number=number: jnp.float32(number))
+      drawn.append(int(sample(logits, jax.random.split(jax.random.key(0), (1, 1)), SampleConfig(1))[0, 0]))
+  assert drawn == [1, 1, 4] or drawn == [1, 1, 1]
 
 
 def _key_data(*args):

@@ -28,7 +28,7 @@ def _logits(ids):
 
 
 def _prompts():
-  return [PROMPTER.direct(q, s) for q, s in (("1ab2cd;", "1b2d;"), ("3xy;", "3x;"), ("0abc1d2efg;", "0c1d2g;"))]
+  return [PROMPTER.direct(q, s) for q, s in (("1ab2cd;", "BbCd;"), ("3xy;", "Dx;"), ("0abc1d2efg;", "AcBdCg;"))]
 
 
 def test_a_direct_vote_is_the_probability_of_yes():
@@ -86,7 +86,7 @@ def test_every_rationale_gets_its_state(monkeypatch):
     ["a? No", "abcdef", "? Yes? No$", "$"],
   ]
   _write_by_hand(monkeypatch, texts)
-  prompts = [PROMPTER.cot("1ab;", "1b;"), PROMPTER.cot("2cd;", "2c;")]
+  prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd;", "2c;")]
   votes = _votes(_engine(), prompts, 4)
   assert [[v.state for v in mine] for mine in votes] == [
     ["ok", "forced", "missing", "ok"],
@@ -108,7 +108,7 @@ def test_every_rationale_gets_its_state(monkeypatch):
 @pytest.mark.parametrize(("room", "state"), [(0, "truncated"), (1, "forced")])
 def test_a_verdict_is_forced_where_the_context_has_room(monkeypatch, room, state):
   _write_by_hand(monkeypatch, [["abcdef", "ab? No"]])
-  prompt = PROMPTER.cot("1ab;", "1b;")
+  prompt = PROMPTER.cot("1ab;", "Bb;")
   votes = _votes(_engine(max_tokens=len(prompt) + 6 + room), [prompt], 2)
   assert [[v.state for v in mine] for mine in votes] == [[state, "ok"]]
   assert (votes[0][0].p_yes is None) == (state == "truncated")
@@ -117,7 +117,7 @@ def test_a_verdict_is_forced_where_the_context_has_room(monkeypatch, room, state
 
 def test_a_question_at_the_very_end_needs_no_room(monkeypatch):
   _write_by_hand(monkeypatch, [["abcde?"]])
-  prompt = PROMPTER.cot("1ab;", "1b;")
+  prompt = PROMPTER.cot("1ab;", "Bb;")
   ((vote,),) = _votes(_engine(max_tokens=len(prompt) + 6), [prompt], 1)
   assert vote.state == "forced"
   want = tiny.softmax(_logits([*prompt, *CHAR.encode("abcde?")]))[list(WATCH)]
@@ -139,7 +139,7 @@ def test_a_question_cut_in_the_middle_is_completed(monkeypatch):
 def test_sampled_rationales_are_read_where_they_were_sampled(monkeypatch):
   write, written = Engine.write, []
   monkeypatch.setattr(Engine, "write", lambda *args: written.append(write(*args)) or written[0])
-  prompts = [PROMPTER.cot("1ab;", "1b;"), PROMPTER.cot("2cd3ef;", "2c3f;")]
+  prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd3ef;", "CcDf;")]
   keys = rollout_keys(0, ["p"] * 48, [0] * 24 + [1] * 24, list(range(24)) * 2).reshape(2, 24)
   votes = score.rationale_votes(_engine(), PROMPTER, prompts, keys, SampleConfig(20, temperature=1.5), "score")
   (question,) = CHAR.encode("?")

@@ -13,7 +13,7 @@ from genrm_jax.tasks.word_sorting import WordSorting
 from genrm_jax.types import Candidate
 
 TASKS = {"last_letter": LastLetter(), "word_sorting": WordSorting()}
-CHARS = st.sampled_from("abc0123456789;,.") | st.characters()
+CHARS = st.sampled_from("abc0123456789ABCJ;,.") | st.characters()
 
 
 def _graded(task, problem, text, index=0):
@@ -22,7 +22,10 @@ def _graded(task, problem, text, index=0):
 
 
 def _shift(text, by):
-  return re.sub("[0-9]", lambda number: str((int(number[0]) + by) % 10), text)
+  counters = "0123456789", "ABCDEFGHIJ"
+  for counter in counters:
+    text = re.sub(f"[{counter}]", lambda found, c=counter: c[(c.index(found[0]) + by) % 10], text)
+  return text
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -58,13 +61,13 @@ def test_walks_verdicts_and_labels_stay(name, seed, num_words, data):
 def test_each_problem_has_its_own_first_number_and_another_number_stays_wrong():
   make = np.random.default_rng(0)
   task = TASKS["word_sorting"]
-  three = dataclasses.replace(task.problem(make, 2, "train", 0), id="p", question="3b4a;", answer="4a,3b")
-  seven = dataclasses.replace(three, id="q", question="7c;", answer="7c", reference="7c.")
-  pool = [_graded(task, seven, "7c."), _graded(task, three, "3a,2b."), _graded(task, three, "4a,3b.")]
+  three = dataclasses.replace(task.problem(make, 2, "train", 0), id="p", question="3b4a;", answer="D4aE3b")
+  seven = dataclasses.replace(three, id="q", question="7c;", answer="H7c", reference="H7c.")
+  pool = [_graded(task, seven, "H7c."), _graded(task, three, "D3aC2b."), _graded(task, three, "D4aE3b.")]
   problems, moved = renumber([three, seven], pool)
-  assert [p.question for p in problems] == ["0b1a;", "0c;"] and [p.answer for p in problems] == ["1a,0b", "0c"]
-  assert [c.text for c in moved] == ["0c.", "0a,9b.", "1a,0b."]
-  assert [c.answer for c in moved] == ["0c", "0a,9b", "1a,0b"]
+  assert [p.question for p in problems] == ["0b1a;", "0c;"] and [p.answer for p in problems] == ["A1aB0b", "A0c"]
+  assert [c.text for c in moved] == ["A0c.", "A0aJ9b.", "A1aB0b."]
+  assert [c.answer for c in moved] == ["A0c", "A0aJ9b", "A1aB0b"]
   assert [c.correct for c in moved] == [True, False, True]
   again = {p.id: p for p in problems}
   assert [_graded(task, again[c.problem_id], c.text).correct for c in moved] == [True, False, True]

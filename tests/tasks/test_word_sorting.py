@@ -24,8 +24,11 @@ WORD = st.text("abc", min_size=1, max_size=4) | st.text(LETTERS, min_size=1, max
 WORDS = st.lists(WORD, min_size=1, max_size=5, unique=True)
 
 
-def _write(items, between=",", end="."):
-  return between.join(f"{number}{word}" for number, word in items) + end
+PLACES = "ABCDEFGHIJ"
+
+
+def _write(items, first=3, end="."):
+  return "".join(f"{PLACES[(first + i) % 10]}{number}{word}" for i, (number, word) in enumerate(items)) + end
 
 
 def _sorted(words, first):
@@ -33,7 +36,7 @@ def _sorted(words, first):
 
 
 def _problem(words, first):
-  reference = _write(_sorted(words, first))
+  reference = _write(_sorted(words, first), first)
   return Problem("p", TASK.name, "train", write_list(words, first), reference[:-1], reference)
 
 
@@ -48,7 +51,7 @@ def test_problems_have_their_words_and_answer(num_words):
     p = TASK.problem(rng, num_words, "val", i)
     words, first = read_list(p.question)
     assert len(set(words)) == num_words and all(3 <= len(w) <= 5 for w in words)
-    assert p.reference == p.answer + "." == _write(_sorted(words, first))
+    assert p.reference == p.answer + "." == _write(_sorted(words, first), first)
     assert TASK.same_answer(TASK.extract_answer(p.reference), p.answer)
     assert (p.id, p.task, p.split) == (f"word_sorting/val/{i:05d}", "word_sorting", "val")
     firsts.add(first)
@@ -78,12 +81,12 @@ def test_a_word_that_begins_another_stands_before_it_or_after_it():
 @pytest.mark.parametrize(
   ("text", "answer"),
   [
-    ("4dlih,5make,3mike.", "4dlih,5make,3mike"),
-    ("4dlih,4dlih,9a.", "4dlih,4dlih,9a"),
-    ("0a.", "0a"),
-    *[(text, None) for text in ("", ".", "3dlih", "3dlih.\n", "3dlih..", "3dlih,.", ",3dlih.", "3dlih,,4make.")],
-    *[(text, None) for text in ("3dlih,4.", "34dlih.", "3dlih, 4make.", "3dlih4make.", "3dlih;4make.", "3dlih4make;")],
-    *[(text, None) for text in ("3Dlih.", "٣dlih.", "3mik_.", "3dlih.4make.")],
+    ("D4dlihE5makeF3mike.", "D4dlihE5makeF3mike"),
+    ("A4dlihA4dlihJ9a.", "A4dlihA4dlihJ9a"),
+    ("A0a.", "A0a"),
+    *[(text, None) for text in ("", ".", "D3dlih", "D3dlih.\n", "D3dlih..", "D3dlih;", ",D3dlih.", "D3dlih,E4make.")],
+    *[(text, None) for text in ("D3dlihE4.", "D34dlih.", "D3dlih E4make.", "D3dlih4make.", "3dlih.", "DE3dlih.")],
+    *[(text, None) for text in ("D3Dlih.", "D٣dlih.", "D3mik_.", "D3dlih.E4make.", "K3dlih.")],
   ],
 )
 def test_answers_are_read_from_well_formed_solutions_only(text, answer):
@@ -91,17 +94,16 @@ def test_answers_are_read_from_well_formed_solutions_only(text, answer):
 
 
 def test_no_answer_is_the_same_as_nothing():
-  assert TASK.same_answer("3a", "3a")
-  assert not TASK.same_answer("3a", "4a") and not TASK.same_answer(None, None) and not TASK.same_answer(None, "3a")
+  assert TASK.same_answer("A3a", "A3a")
+  assert not TASK.same_answer("A3a", "A4a") and not TASK.same_answer(None, None) and not TASK.same_answer(None, "A3a")
 
 
 def _corrupted(words, first):
-  """Lists and texts near the right solution: items swapped, dropped, repeated, added; words, numbers, marks."""
+  """Lists and texts near the right solution: items swapped, dropped, repeated, added; words, numbers, places, marks."""
   right = _sorted(words, first)
-  text = _write(right)
-  place, char = st.integers(0, len(right) - 1), st.sampled_from(LETTERS[:4] + "0123456789,.;_ \n") | st.characters()
+  text = _write(right, first)
+  place, char = st.integers(0, len(right) - 1), st.sampled_from("abcdABCD0123456789,.;_ \n") | st.characters()
   at, number, gap = st.integers(0, len(text)), st.integers(0, 9), st.integers(0, len(right))
-  marks, mark = [m.start() for m in re.finditer("[,.]", text)], st.sampled_from(["", ",,", "..", ",", ".", ";", ", "])
 
   def swap(i, j):
     out = list(right)
@@ -129,10 +131,9 @@ def _corrupted(words, first):
   )
   return st.one_of(
     st.just(text),
-    lists.map(_write),
-    st.builds(_write, lists, mark, mark),
-    st.builds(lambda i, m: text[:i] + m + text[i + 1 :], st.sampled_from(marks), mark),
-    st.sampled_from([_write(right, "", ";"), write_list(words, first), write_list(sorted(words), first)]),
+    lists.map(lambda items: _write(items, first)),
+    st.builds(_write, lists, number, st.sampled_from([".", "", ";", "..", "J9a."])),
+    st.sampled_from([write_list(words, first), write_list(sorted(words), first), re.sub("[A-J]", "", text)]),
     st.builds(lambda i, c: text[:i] + c + text[i + 1 :], at, char),
     st.builds(lambda i, c: text[:i] + c + text[i:], at, char),
     st.builds(lambda i, n: text[:i] + text[i + n :], at, st.integers(1, 4)),
@@ -150,56 +151,62 @@ def _asked(draw):
   return _problem(words, first), draw(_corrupted(words, first))
 
 
-STEP = re.compile(r"([0-9])([a-z]+):([a-z]*)(-|\.\+|,[0-9]-|,[0-9][a-z]+:(?:[a-z_]{2}[+<>])+)")
+ITEM = r"([A-J])([0-9])([a-z]+)"
+STEP = re.compile(r"([0-9])([a-z]+)([:;])([a-z]*)(-|\+(?:(?P<placed>.*?)(?P<mark>-|\.\+|<|>)))")
 
 
 def _check_steps(problem, solution, text):
   """Every step says what question and solution hold, as a reader with nothing but the two texts would find it."""
   words, first = read_list(problem.question)
-  numbers = [str(number) for number in range(first, first + len(words))]
   at = 0
-  for number, word in zip(numbers, words, strict=True):
+  for i, word in enumerate(words):
+    number, is_last = str(first + i), i == len(words) - 1
     step = STEP.match(text, at)
     at = step.end()
-    found = re.search(f"{number}([a-z]+)(.*)", solution, re.DOTALL)
-    assert (step[1], step[2], step[3]) == (number, word, found[1] if found else "")
-    after = re.match(",([0-9])([a-z]+)", found[2]) if found else None
-    match step[4]:
-      case "-":
-        assert step[3] != word or (found[2] != "." and not after)
-      case ".+":
-        assert step[3] == word and found[2] == "."
-      case told if told[2] == "-":
-        is_again = after and re.search(f"{after[1]}[a-z]", solution).start() <= found.end(1)
-        assert step[3] == word and told[1] == after[1] and (told[1] not in numbers or is_again)
-      case told:
-        assert step[3] == word and told == f"{after[0]}:{order(word, after[2])}" and told[1] in numbers
+    found = re.search(f"{number}([a-z]+)", solution)
+    assert step.groups()[:4] == (number, word, ";" if is_last else ":", found[1] if found else "")
+    if step[4] != word:
+      assert step[5] == "-"
+      return at
+    # The solution's item at this place, and what follows it: all before it has been found in order.
+    before, placed = re.match(f"(?:{ITEM}){{{i}}}", solution).end(), step["placed"]
+    here = re.compile(ITEM).match(solution, before)
+    if not here or here[1] != PLACES[first + i]:
+      assert (placed, step["mark"]) == (here[1] if here else "", "-")
+      return at
+    rest, place_after = solution[here.end() :], PLACES[first + i + 1 : first + i + 2]
+    after = re.match(ITEM, rest)
+    if rest == ".":
+      assert placed + step["mark"] == here[0] + (".+" if is_last else ".-")
+    elif after and not is_last and after[1] == place_after:
+      assert placed + step["mark"] == f"{here[0]}{after[0]}:{order(here[3], after[3])}"
+    else:
+      assert placed + step["mark"] == f"{here[0]}{after[1] if after else ''}-"
     if text[at - 1] in "->":
       return at
-  begins = re.match("([0-9])[a-z]", solution)
-  assert text[at:] == (";+" if begins and begins[1] in numbers else ";-")
   return len(text)
 
 
 @settings(max_examples=400, deadline=None)
 @given(_asked())
-@example((MIKE, "4dlih,5make,3mike"))
-@example((MIKE, "4dlih,5make,3mike.\n"))
-@example((MIKE, "4dlih;5make,3mike."))
-@example((MIKE, "4dlih5make3mike;"))
-@example((MIKE, ",4dlih,5make,3mike."))
-@example((MIKE, "44dlih,5make,3mike."))
-@example((MIKE, "4dlih,5make,3mika."))
-@example((MIKE, "4dlih,4dlih,5make,3mike."))
-@example((MIKE, "4dlih,5make,3mike,3mile."))
-@example((MIKE, "4dlih,5make,3mike,4zzz."))
-@example((MIKE, "4dlih,5make,5male,3mike."))
-@example((MIKE, "4dlih,4dlii !5make,3mike."))
-@example((MIKE, "4dlih,5make,3mike,6mike."))
-@example((MIKE, "٤dlih,5make,3mike."))
-@example((_problem(["a", "aa"], 0), "1aa,0a."))
-@example((_problem(["a"], 9), "x9a."))
-@example((_problem(list(LETTERS[:10]), 0), ",".join(f"{i}{c}" for i, c in enumerate(LETTERS[:10])) + ",10k."))
+@example((MIKE, "D4dlihE5makeF3mike"))
+@example((MIKE, "D4dlihE5makeF3mike.\n"))
+@example((MIKE, "D4dlih;E5makeF3mike."))
+@example((MIKE, "4dlih5make3mike."))
+@example((MIKE, ",D4dlihE5makeF3mike."))
+@example((MIKE, "DD4dlihE5makeF3mike."))
+@example((MIKE, "D4dlihE5makeF3mika."))
+@example((MIKE, "D4dlihE4dlihF5makeG3mike."))
+@example((MIKE, "D4dlihE5makeF3mikeG3mile."))
+@example((MIKE, "D4dlihE5makeF3mikeG4zzz."))
+@example((MIKE, "D4dlihE5makeE5makeF3mike."))
+@example((MIKE, "E4dlihF5makeG3mike."))
+@example((MIKE, "D4dlihE5makeF3mike.G3mike"))
+@example((MIKE, "D٤dlihE5makeF3mike."))
+@example((_problem(["a", "aa"], 0), "A1aaB0a."))
+@example((_problem(["a"], 9), "xJ9a."))
+@example((_problem(["a"], 9), "J9aK9b."))
+@example((_problem(list(LETTERS[:10]), 0), _write(list(enumerate(LETTERS[:10])), 0, "A0k.")))
 def test_walk_ends_in_the_verdict_that_the_answer_deserves(asked):
   problem, solution = asked
   text, verdict = TASK.rationale(problem, solution)
@@ -231,16 +238,17 @@ def test_documented_walks():
   for solution, end in drawn:
     text, verdict = TASK.rationale(MIKE, solution)
     assert text.endswith(end) and not verdict, solution
-  walk = re.findall(r"^    (\d[a-z]+:\S+|;\+)(?:  |$)", word_sorting.__doc__, re.MULTILINE)
+  walk = re.findall(r"^    (\d[a-z]+[:;]\S+)(?:  |$)", word_sorting.__doc__, re.MULTILINE)
   assert "".join(walk) == TASK.rationale(MIKE, MIKE.reference)[0]
   for name, text in (("question", MIKE.question), ("solution", MIKE.reference), ("answer", MIKE.answer)):
     assert re.search(rf"{name}   {re.escape(text)}\s", word_sorting.__doc__)
-  assert write_items([(4, "dlih"), (3, "mike")]) == "4dlih,3mike." and '"4dlih,3mike."' in write_items.__doc__
+  assert write_items([(4, "dlih")], 3) == "D4dlih." and '"D4dlih."' in write_items.__doc__
+  assert write_items([(4, "dlih"), (3, "mike")], 0) == "A4dlihB3mike."
 
 
 def test_a_repeated_word_in_a_compact_question_is_refused():
   with pytest.raises(UserError, match="p: a word stands twice in '0a1a;'"):
-    TASK.rationale(_problem(["a", "a"], 0), "0a,1a.")
+    TASK.rationale(_problem(["a", "a"], 0), "A0aB1a.")
 
 
 # The natural form
