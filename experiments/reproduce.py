@@ -21,7 +21,17 @@ from genrm_jax.errors import UserError, one_message
 from genrm_jax.evals import report
 from genrm_jax.progress import say
 
-_SHARED = ("lambda_0.1", "lambda_0.3", "lambda_1", "lambda_only", "no_shift", "no_gaps", "size_mini", "size_small", "train_500")
+_SHARED = (
+  "lambda_0.1",
+  "lambda_0.3",
+  "lambda_1",
+  "lambda_only",
+  "no_shift",
+  "no_gaps",
+  "size_mini",
+  "size_small",
+  "train_500",
+)
 VARIANTS = {
   "last_letter": ("tiny", *_SHARED, "train_2000", "given_first", "no_stop"),
   "word_sorting": ("tiny", *_SHARED, "train_2000"),
