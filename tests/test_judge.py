@@ -53,7 +53,8 @@ def test_the_judge_votes_on_rationales_that_it_samples():
     assert s.value == (pytest.approx(np.mean(numbers)) if numbers else None)
     question = next(p.question for p in PROBLEMS if p.id == c.problem_id)
     for v in s.votes:
-      if v.state == "forced" and "?" not in v.text:
+      # Of a text with special tokens, which it does not show, the tokens are not known here.
+      if v.state == "forced" and "?" not in v.text and len(CHAR.encode(v.text)) == v.num_tokens:
         ids = [*PROMPTER.cot(question, c.text), *CHAR.encode(v.text + "?")]
         _, ((yes, _),) = _engine().read([ids], (PROMPTER.yes_id, PROMPTER.no_id), "read")
         assert v.p_yes == pytest.approx(yes, rel=1e-4)

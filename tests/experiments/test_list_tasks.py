@@ -15,7 +15,7 @@ from genrm_jax import verifiers
 from genrm_jax.data import batches, store
 from genrm_jax.errors import UserError
 from genrm_jax.model import gemma
-from genrm_jax.tasks.last_letter import LastLetter
+from genrm_jax.tasks.last_letter import LastLetter, read_list, write_placed
 from genrm_jax.tasks.word_sorting import WordSorting
 from genrm_jax.text.tokenizer import CharTokenizer
 from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, Score
@@ -59,10 +59,8 @@ class Writer:
 
 def _letters(prompt, i):
   """Of an even index a right solution, of an odd one a wrong one."""
-  items = prompt.removeprefix("S").removesuffix(";=")
-  numbers = [j for j, char in enumerate(items) if char.isdigit()]
-  words = [items[a:b] for a, b in zip(numbers, [*numbers[1:], None], strict=True)]
-  return "".join(w[0] + (w[-1] if i % 2 == 0 else "z" if w[-1] != "z" else "a") for w in words) + ";"
+  words, first = read_list(prompt.removeprefix("S").removesuffix("="))
+  return write_placed([w[-1] if i % 2 == 0 else "z" if w[-1] != "z" else "a" for w in words], first)
 
 
 @pytest.fixture
