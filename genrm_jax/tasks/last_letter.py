@@ -61,9 +61,9 @@ def write_list(items: list[str], first: int) -> str:
   return "".join(f"{first + i}{item}" for i, item in enumerate(items)) + END
 
 
-def write_placed(items: Sequence[str], first: int) -> str:
+def write_placed(items: Sequence[str], first: int, end: str = END) -> str:
   """A list in the form of a solution: `["e", "h"]` from 3 on is "DeEh;"."""
-  return "".join(f"{PLACES[first + i]}{item}" for i, item in enumerate(items)) + END
+  return "".join(f"{PLACES[first + i]}{item}" for i, item in enumerate(items)) + end
 
 
 def read_list(text: str) -> tuple[list[str], int]:
@@ -168,9 +168,8 @@ class LastLetter:
       verdict &= right
       given = f"{PLACES[number]}{letter}"
       pair = f"{word[-1]}{given}" if self.true_first else f"{given}{word[-1]}"
-      steps.append(
-        f"{number}{word}{END if is_last else ':'}{pair}{after if letter == word[-1] else ''}{'+' if right else '-'}"
-      )
+      after = after if letter == word[-1] else ""
+      steps.append(f"{number}{word}{END if is_last else ':'}{pair}{after}{'+' if right else '-'}")
       if not right and self.stop:
         break
     return "".join(steps), verdict

@@ -44,7 +44,16 @@ from etils import epath
 
 from genrm_jax.errors import UserError
 from genrm_jax.tasks import natural
-from genrm_jax.tasks.last_letter import END, ITEM, PLACES, random_first, random_word, read_list, write_list
+from genrm_jax.tasks.last_letter import (
+  END,
+  ITEM,
+  PLACES,
+  random_first,
+  random_word,
+  read_list,
+  write_list,
+  write_placed,
+)
 from genrm_jax.types import Problem
 
 _ASK = "Sort the following words alphabetically: List:"
@@ -89,7 +98,7 @@ def order(left: str, right: str) -> str:
 
 def write_items(items: Sequence[tuple[int, str]], first: int) -> str:
   """Items with their numbers, in any order, at the places from `first` on: `[(4, "dlih")]` from 3 on is "D4dlih."."""
-  return f"{''.join(f'{PLACES[first + i]}{number}{word}' for i, (number, word) in enumerate(items))}{STOP}"
+  return write_placed([f"{number}{word}" for number, word in items], first, STOP)
 
 
 @dataclasses.dataclass(frozen=True)

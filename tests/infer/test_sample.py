@@ -85,13 +85,13 @@ def test_rows_draw_with_their_own_keys():
 
 def test_a_token_without_probability_is_never_drawn():
   # The first, some in the middle and the last are impossible, whatever is drawn: also 0, and just below 1.
-  logits = jnp.asarray([[-jnp.inf, 0.0, -jnp.inf, -jnp.inf, -20.0, -jnp.inf]])
+  logits = jnp.asarray([[-jnp.inf, 0.0, -jnp.inf, -jnp.inf, -10.0, -jnp.inf]])
   drawn = []
   with pytest.MonkeyPatch.context() as patch:
     for number in (0.0, 0.3, 1 - 2**-23):
       patch.setattr(jax.random, "uniform", lambda key, number=number: jnp.float32(number))
       drawn.append(int(sample(logits, jax.random.split(jax.random.key(0), (1, 1)), SampleConfig(1))[0, 0]))
-  assert drawn == [1, 1, 4] or drawn == [1, 1, 1]
+  assert drawn == [1, 1, 4]
 
 
 def _key_data(*args):
