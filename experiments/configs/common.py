@@ -34,9 +34,14 @@ def training(
   init_from: str = "",
   drop_long: bool = False,
   weight_decay: float = 0.0,
+  evaluate_every: int = 0,
+  stop_at_loss: float = 0.0,
   smoke: bool = False,
 ) -> dict[str, Any]:
   """How one model is trained.
+
+  It is evaluated on held-out rows and saved every `evaluate_every` steps (0: as often as suits `num_steps`), and
+  training ends there when their loss is not above `stop_at_loss`.
 
   `init_from` names the run whose best parameters it starts from ("": `model.checkpoint`, or random numbers). An example
   longer than a row is an error, or with `drop_long` left out and counted. With `lora.rank` above 0 only low-rank
@@ -48,8 +53,9 @@ def training(
     drop_long=drop_long,
     loop=dict(
       batch_size=batch_size,
-      log_every_steps=2 if smoke else 20,
-      save_every_steps=2 if smoke else 100 if num_steps >= 200 else 20,
+      log_every_steps=2 if smoke else evaluate_every or 20,
+      save_every_steps=2 if smoke else evaluate_every or (100 if num_steps >= 200 else 20),
+      stop_at_loss=stop_at_loss,
     ),
     optim=dict(
       learning_rate=learning_rate,

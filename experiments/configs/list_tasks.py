@@ -38,7 +38,7 @@ class Numbers:
   # tiny
   num_problems: int
   num_solutions: int  # to each of them, for training
-  generator_steps: int
+  generator: dict[str, Any]  # it is stopped where it still errs in many ways
   solution_tokens: int
   rationale_tokens: int
   row_length: int
@@ -110,7 +110,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       max_words=task.eval_words,
       num_examples=200 if smoke else 12_000,
       num_eval_examples=50 if smoke else 200,
-      **common.training(**training(task.generator_steps, 1e-3)),
+      **common.training(**training(**task.generator, learning_rate=1e-3)),
     ),
     candidates=dict(
       num_train=task.num_solutions,

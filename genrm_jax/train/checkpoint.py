@@ -112,6 +112,11 @@ class Checkpoints:
     with _written(f"could not write checkpoint {step} in {self.directory}, earlier steps are whole"):
       self._manager.save(step, args=args, metrics={BEST_METRIC: eval_loss}, force=True)
 
+  def newest_loss(self) -> float:
+    """The loss on held-out rows of the newest step; infinite before the first."""
+    steps = saved.finished_steps(self.directory)
+    return saved.eval_loss(steps[0]) if steps else math.inf
+
   def restore_newest(self, where: TrainState, expected: Mapping[str, Any], frozen: Any) -> TrainState | None:
     """The state of the newest whole step; None before the first save.
 

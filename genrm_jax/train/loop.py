@@ -41,6 +41,7 @@ class TrainConfig:
   seed: int
   log_every_steps: int = 50
   save_every_steps: int = 200  # evaluate on the held-out rows and save
+  stop_at_loss: float = 0.0  # end when the loss on held-out rows is not above it
   save_frozen: bool = True  # with adapters: whether the frozen parameters go into the checkpoints as well
 
   def __post_init__(self):
@@ -67,7 +68,9 @@ def train(
   workdir: pathlib.Path,
   files: Sequence[Any] = (),
 ) -> None:
-  """Trains to `config.optim.num_steps`; leaves checkpoints/<run>/ and metrics/<run>.jsonl in `workdir`.
+  """Trains to `config.optim.num_steps`, or to `config.stop_at_loss` if that is met before.
+
+  Leaves checkpoints/<run>/ and metrics/<run>.jsonl in `workdir`.
 
   Goes on from the newest whole checkpoint of the run if there is one. Data order is a function of (seed, step), so the
   continued run is the run that was never stopped.
@@ -107,7 +110,8 @@ def train(
     pending: list[Sums] = []
     with progress(f"train {run}", num_steps) as advance:
       advance(int(state.step))
-      for step in range(int(state.step), num_steps):
+      is_good = checkpoints.newest_loss() <= config.stop_at_loss
+      for step in range(num_steps if is_good else int(state.step), num_steps):
         batch = sharding.host_to_global(rows.batch(config.seed, step, config.batch_size), mesh)
         state, sums = train_step(state, batch)
         pending.append(sums)
@@ -126,7 +130,10 @@ def train(
           _check_finite(run, "the loss on held-out rows", evaluated["loss"], done)
           eval_loss = evaluated.get("loss_verify", evaluated.get("loss_solve", float("nan")))
           checkpoints.save(state, manifest, eval_loss, files, config.save_frozen)
-        advance(1, note)
+          is_good = eval_loss <= config.stop_at_loss
+        advance(num_steps - step if is_good else 1, note)
+        if is_good:
+          break
     writer.close()
   assert train_step._cache_size() <= 1, "the train step was compiled more than once"  # type: ignore[attr-defined]
 

@@ -75,7 +75,7 @@ def find(path: Any) -> list[epath.Path]:
       f"no finished checkpoint of genrm-jax in {folder}{also}; give a run's folder (WORKDIR/checkpoints/RUN) or one of "
       "its steps, or run the stage that trains it first"
     )
-  losses = {step: _eval_loss(step) for step in steps}
+  losses = {step: eval_loss(step) for step in steps}
   best = min(steps, key=lambda step: losses[step])
   return [best, *(step for step in steps if step != best)]
 
@@ -84,8 +84,8 @@ def _is_step(folder: epath.Path) -> bool:
   return (folder / "state").is_dir() or (folder / "manifest").is_dir()
 
 
-def _eval_loss(step: epath.Path) -> float:
-  """For choosing the best; what is damaged or has no loss comes last."""
+def eval_loss(step: epath.Path) -> float:
+  """The loss of a step on held-out rows; infinite where it is damaged or has none."""
   try:
     loss = read_manifest(step)["eval_loss"]
   except UserError:

@@ -133,6 +133,25 @@ def test_a_finished_run_does_nothing(whole):
   assert _result(whole) == before
 
 
+def _evaluated(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics" / "tiny.jsonl").read_text().splitlines()]
+  return {line["step"]: line["eval/loss_verify"] for line in lines if "eval/loss_verify" in line}
+
+
+def test_a_run_ends_when_its_loss_is_low_enough_and_stays_there(whole, tmp_path):
+  losses = _evaluated(whole)
+  assert list(losses) == [4, 8, 12] and losses[4] > losses[8] > losses[12]
+  goal = {"stop_at_loss": losses[8]}
+  with pytest.raises(Stopped):
+    tiny_run.train(tmp_path, tiny_run.Killing(6, _stop), **goal)
+  tiny_run.train(tmp_path, **goal)
+  assert _evaluated(tmp_path) == {4: losses[4], 8: losses[8]}
+  ended = _result(tmp_path)
+  assert "8" in ended[1]
+  tiny_run.train(tmp_path, tiny_run.Killing(8, _stop), **goal)
+  assert _result(tmp_path) == ended, "it does not go on when it is started again"
+
+
 def test_what_a_run_starts_from_is_given_over_and_takes_no_memory(tmp_path):
   init = tiny_run.train(tmp_path)
   assert init["w"].is_deleted()
