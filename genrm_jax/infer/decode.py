@@ -4,9 +4,9 @@
 by length, pads them to a few widths (one compilation each), and gives results back in the order of the input.
 """
 
+import collections
 import dataclasses
 import functools
-import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,26 +20,17 @@ from genrm_jax.errors import UserError
 from genrm_jax.infer import rollout
 from genrm_jax.infer.rollout import last_hidden, layout
 from genrm_jax.infer.sample import SampleConfig
+from genrm_jax.infer.texts import Text, Texts
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.progress import progress
 
+_NEVER = np.int32(2**31 - 1)
 _WIDTH_STEP = 32  # prompts and continuations are padded to a multiple of it
-# Texts are started when one row in so many is free: with fewer, decoding would be interrupted more often, with
-# more, more rows would be idle.
+# Decoding is interrupted when one row in so many has ended: more often with a greater number, and with a smaller one
+# more rows are idle.
 _REFILLS = 8
 _STAYED = (-1, -1)  # the place where a rollout has left its row, and the token that it drew there
-
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-  """What has been sampled after a prompt, and f32[n, W] of it."""
-
-  ids: list[int]
-  watched: np.ndarray
-
-  def then(self, ids: list[int], watched: np.ndarray) -> "_Text":
-    return _Text([*self.ids, *ids], np.concatenate([self.watched, watched]))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "watch"))
@@ -154,76 +145,76 @@ class Engine:
     if not prompts or not keys.shape[1]:
       return
     num_rows, num_rollouts = self._whole_shards(self.rows_per_batch), keys.shape[1]
-    num_free = self._whole_shards(-(-num_rows // _REFILLS))
-    key_data = np.asarray(jax.random.key_data(keys))
-    key_of_row = np.zeros((num_rows, num_rollouts, *key_data.shape[2:]), key_data.dtype)
-    everyone = list(range(num_rollouts))
+    num_ended = self._whole_shards(-(-num_rows // _REFILLS))
     # The shortest is read first: what waits holds no memory on the devices, and batches hold little padding.
-    waiting = [(len(prompt), i, everyone, _Text([], np.zeros((0, len(watch))))) for i, prompt in enumerate(prompts)]
-    heapq.heapify(waiting)
-    held: dict[int, tuple[int, list[int], _Text]] = {}  # by row
-    max_len = _round_up(max(map(len, prompts))) + _round_up(settings.max_new_tokens)
+    waiting = collections.deque(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)))
     rows = rollout.free_rows(
       num_rows=num_rows,
       num_rollouts=num_rollouts,
-      max_len=max_len,
+      max_len=_round_up(max(map(len, prompts))) + _round_up(settings.max_new_tokens),
       max_new_tokens=settings.max_new_tokens,
       num_watched=len(watch),
       config=self.config,
     )
+    texts = Texts(num_rows, self._num_shards(), keys)
+    while True:
+      free = texts.free()
+      if waiting and len(free) >= num_ended:
+        taken = [waiting.popleft() for _ in range(min(num_ended, len(waiting)))]
+        width = _round_up(len(prompts[taken[-1]]))
+        tokens, length = _padded([prompts[i] for i in taken], num_ended, width)
+        source_of_row = np.full(num_rows, -1, np.int32)
+        for place, (row, i) in enumerate(zip(free, taken, strict=False)):
+          source_of_row[row] = place
+          texts.hold(row, Text(i, list(range(num_rollouts)), [], np.zeros((0, len(watch)))))
+        read = rollout.read(self.params, *self._put(tokens, length), config=self.config)
+        rows = rollout.start(rows, read, *self._put(source_of_row))
+        continue
+      rows = self._resume(rows, texts.take_up(free if len(free) >= num_ended else []), texts, prompts)
+      if not texts.held:
+        return
 
-    while waiting or held:
-      free = [row for row in range(num_rows) if row not in held]
-      if waiting and len(free) >= num_free:
-        taken = [heapq.heappop(waiting) for _ in free[:num_free] if waiting]
-        texts = [[*prompts[i], *text.ids] for _, i, _, text in taken]
-        # Widths double: texts come in many lengths, and each width is a compilation.
-        width = min(max_len, _WIDTH_STEP << ((max(map(len, texts)) - 1) // _WIDTH_STEP).bit_length())
-        read = rollout.read(self.params, *self._put(*_padded(texts, num_free, width)), config=self.config)
-        source_of_row, place_of_row = np.full(num_rows, -1, np.int32), np.zeros(num_rows, np.int32)
-        for source, (row, (_, i, rollouts, text)) in enumerate(zip(free, taken, strict=False)):
-          source_of_row[row], place_of_row[row], held[row] = source, len(text.ids), (i, rollouts, text)
-          # What is not taken by a rollout of its own goes with the first.
-          key_of_row[row] = key_data[i, rollouts[0]]
-          key_of_row[row, : len(rollouts)] = key_data[i, rollouts]
-        rows = rollout.start(rows, read, *self._put(source_of_row, place_of_row))
-        if waiting and len(free) - len(taken) >= num_free:
-          continue
-
-      # Texts that wait need rows; where none do, those that leave may come.
-      enough = num_free if waiting else num_rows - len(held) + min(num_free, len(held))
-      keys_RF = jax.random.wrap_key_data(*self._put(key_of_row), impl=jax.random.key_impl(keys))
+      num_held = len(texts.held)
+      num_free = num_rows - num_held
+      keys_RF = jax.random.wrap_key_data(*self._put(texts.key_of_row), impl=jax.random.key_impl(keys))
       rows, sampled = rollout.decode(
         self.params,
         rows,
         keys_RF,
-        np.int32(enough),
+        np.int32(num_free + min(num_ended, num_held)),
+        # Prompts that wait need rows. Where none do, what leaves a row may have one while that row still writes.
+        _NEVER if num_free < num_ended else np.int32(min(num_ended, num_held)),
         config=self.config,
         settings=settings,
         eos_id=self.eos_id,
         watch=watch,
       )
-      sampled = jax.device_get(sampled)
-      for row in [row for row in held if not sampled.live[row]]:
-        i, rollouts, before = held.pop(row)
-        start, end = len(before.ids), int(sampled.length[row])
-        # Copies: views would keep the arrays of all rows.
-        text = before.then(sampled.ids[row, start:end].tolist(), sampled.watched[row, start:end].copy())
-        left = zip(sampled.left_at[row].tolist(), sampled.left_with[row].tolist(), strict=True)
-        parted: dict[tuple[int, int], list[int]] = {}
-        for r, (place, token) in zip(rollouts, left, strict=False):
-          parted.setdefault((place, token) if place >= 0 else _STAYED, []).append(r)
-        for (place, token), those in parted.items():
-          own = text if place < 0 else _Text([*text.ids[:place], token], text.watched[: place + 1])
-          if place < 0 or len(own.ids) == settings.max_new_tokens or token == self.eos_id:
-            yield i, those, own.ids, own.watched
-          else:
-            heapq.heappush(waiting, (len(prompts[i]) + len(own.ids), i, those, own))
+      for text in texts.collect(jax.device_get(sampled), settings.max_new_tokens, self.eos_id):
+        yield text.prompt, text.rollouts, text.ids, text.watched
+
+  def _resume(
+    self, rows: rollout.Rows, source: dict[int, int], texts: Texts, prompts: Sequence[Sequence[int]]
+  ) -> rollout.Rows:
+    """The rows that take a text up begin to write it, after the keys and values that they need are copied."""
+    if not source:
+      return rows
+    num_rows = len(texts.left)
+    source_R, kept_R, place_R, token_R = np.arange(num_rows, dtype=np.int32), *np.full((3, num_rows), -1, np.int32)
+    for row, other in source.items():
+      text = texts.held[row]
+      place = len(text.ids) - 1
+      source_R[row], kept_R[row], place_R[row] = other, len(prompts[text.prompt]) + place, place
+      token_R[row] = text.ids[-1]
+    if any(row != other for row, other in source.items()):
+      rows = rollout.copy(rows, *self._put(source_R), num_shards=self._num_shards())
+    return rollout.resume(rows, *self._put(kept_R, place_R, token_R))
+
+  def _num_shards(self) -> int:
+    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
   def _whole_shards(self, num_rows: int) -> int:
     """The least number of rows, not below this one, that all batch shards share evenly."""
-    shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    return -(-num_rows // shards) * shards
+    return -(-num_rows // self._num_shards()) * self._num_shards()
 
   def _check(self, prompts: Sequence[Sequence[int]], num_following: Sequence[int]) -> None:
     for i, (prompt, following) in enumerate(zip(prompts, num_following, strict=True)):

@@ -1,4 +1,4 @@
-"""The KV cache: made empty, written by `gemma.forward`, its rows replaced by copies of what many votes share.
+"""The KV cache: made empty, written by `gemma.forward`, its rows replaced by copies of others.
 
     slot       0 1 2 3 4 5 6 7          S = 8
     row 0      a b c d . . . .          length 4, the next token goes to slot 4
@@ -65,6 +65,22 @@ def replace_rows(cache: KVCache, prefixes: KVCache, source_B: jax.Array) -> KVCa
       length=jnp.where(new_B, constrain(prefixes.length, None)[source_B], cache.length),
     )
   )
+
+
+def copy_rows(cache: KVCache, source_B: jax.Array, num_shards: int) -> KVCache:
+  """Puts a copy of row `source_B[b]` of the cache itself in the place of row b: its own number leaves a row as it is.
+
+  Both rows are of the same batch shard, of which there are `num_shards`, so that devices exchange nothing.
+  """
+  per_shard = len(source_B) // num_shards
+  local_NB = source_B.reshape(num_shards, per_shard) % per_shard
+
+  def one(buffer: jax.Array, axis: int) -> jax.Array:
+    split = buffer.reshape(*buffer.shape[:axis], num_shards, per_shard, *buffer.shape[axis + 1 :])
+    take = jax.vmap(lambda rows, source: jnp.take(rows, source, axis=axis), (axis, 0), axis)
+    return take(split, local_NB).reshape(buffer.shape)
+
+  return pin(KVCache(one(cache.k, 1), one(cache.v, 1), one(cache.positions, 0), one(cache.length, 0)))
 
 
 def slots(cache: KVCache, segments_BT: jax.Array) -> jax.Array:

@@ -183,13 +183,13 @@ def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank)
     assert all(TASK.rationale(problem_of[c.problem_id], c.text)[1] is c.correct for c in pool)
 
 
-def test_a_broken_line_is_named(bank):
-  path = bank.path("candidates/train.jsonl")
+def test_a_broken_line_is_named_before_anything_is_trained_on_it(bank):
+  path = bank.path("candidates/eval.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   lines[2] = lines[2][: len(lines[2]) // 2] + "\n"
   path.write_text("".join(lines))
-  with pytest.raises(UserError, match=r"bank/candidates/train\.jsonl:3: not JSON: .*; mend or remove the line"):
-    list_tasks.write_rationales(bank, TASK)
+  with pytest.raises(UserError, match=r"bank/candidates/eval\.jsonl:3: not JSON: .*; mend or remove the line"):
+    _do(_study(bank, "no_gaps"), "bank")
 
 
 # What verifiers are trained on, and what they score

@@ -21,6 +21,7 @@ LENGTHS = (7, 40, 1, 32, 20)  # 40 is padded to 64, the others to 32
 SHORT = (0, 2, 3, 4)
 NEW = 12
 END = 3
+NEVER = np.int32(2**31 - 1)
 SAMPLED = SampleConfig(NEW, temperature=0.8, top_k=20, top_p=0.95)
 
 
@@ -118,7 +119,7 @@ def test_decoding_stops_when_enough_rows_are_free():
   # Of each row the prompt and the rollout, which is alone in it. Row 1 is never used.
   source, vote = np.array([0, -1, 0, 1, -1, 1, 0, 1], np.int32), np.array([0, 0, 2, 3, 0, 0, 1, 1])
   want = [rolled[p][r][0] if p >= 0 else [] for p, r in zip(source, vote, strict=True)]
-  engine, none = tiny.engine(), np.zeros(8, np.int32)
+  engine = tiny.engine()
   with jax.set_mesh(engine.mesh):
     put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
     sample = functools.partial(
@@ -128,9 +129,9 @@ def test_decoding_stops_when_enough_rows_are_free():
       num_rows=8, num_rollouts=1, max_len=76, max_new_tokens=NEW, num_watched=2, config=engine.config
     )
     read = rollout.read(engine.params, *put((tokens, length)), config=engine.config)
-    rows = rollout.start(rows, read, *put((source, none)))
+    rows = rollout.start(rows, read, *put((source,)))
     for num_free in (4, 8):
-      rows, sampled = sample(rows, keys[source, vote][:, None], np.int32(num_free))
+      rows, sampled = sample(rows, keys[source, vote][:, None], np.int32(num_free), NEVER)
       done = sorted(map(len, want))[num_free - 1]
       assert done < NEW if num_free == 4 else done == NEW
       np.testing.assert_array_equal(sampled.length, [min(len(ids), done) for ids in want])
@@ -140,94 +141,119 @@ def test_decoding_stops_when_enough_rows_are_free():
     assert not np.asarray(sampled.ids)[[1, 4]].any(), "a free row samples nothing"
     # What a rollout has left in its row is not seen by the next.
     source, vote = np.array([-1, -1, 1, 0, 0, -1, -1, -1], np.int32), np.array([0, 0, 2, 3, 1, 0, 0, 0])
-    rows = rollout.start(rows, read, *put((source, none)))
-    _, sampled = sample(rows, keys[source, vote][:, None], np.int32(8))
+    rows = rollout.start(rows, read, *put((source,)))
+    _, sampled = sample(rows, keys[source, vote][:, None], np.int32(8), NEVER)
   for row in (2, 3, 4):
     ids = np.asarray(sampled.ids)[row, : sampled.length[row]].tolist()
     assert ids == rolled[source[row]][vote[row]][0]
 
 
-def test_rollouts_of_a_row_leave_it_where_they_draw_another_token():
+def test_rollouts_leave_a_row_where_they_draw_another_token_and_go_on_from_there():
   prompts, keys, rolled = _rolled()
-  i, engine = 3, tiny.engine(eos_id=END)
-  tokens, length = np.asarray([prompts[i]], np.int32), np.asarray([len(prompts[i])], np.int32)
+  i, engine, order = 4, tiny.engine(eos_id=END), np.array([2, 0, 3, 2, 1, 2])
+  texts = [rolled[i][r][0] for r in order]
+  places = [next((t for t, (a, b) in enumerate(zip(mine, texts[0], strict=False)) if a != b), -1) for mine in texts]
+  put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
+  decode = functools.partial(
+    rollout.decode, engine.params, config=engine.config, settings=SAMPLED, eos_id=END, watch=WATCH
+  )
   with jax.set_mesh(engine.mesh):
-    put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
     rows = rollout.free_rows(
-      num_rows=1, num_rollouts=6, max_len=64, max_new_tokens=NEW, num_watched=2, config=engine.config
+      num_rows=3, num_rollouts=6, max_len=64, max_new_tokens=NEW, num_watched=2, config=engine.config
     )
-    rows = rollout.start(
-      rows,
-      rollout.read(engine.params, *put((tokens, length)), config=engine.config),
-      *put((np.zeros(1, np.int32), np.zeros(1, np.int32))),
-    )
-    order = [1, 0, 2, 1, 3, 1]
-    _, sampled = rollout.decode(
-      engine.params,
-      rows,
-      keys[i][None, np.array(order)],
-      np.int32(1),
-      config=engine.config,
-      settings=SAMPLED,
-      eos_id=END,
-      watch=WATCH,
-    )
-  texts = [ids for ids, _ in rolled[i]]
-  assert np.asarray(sampled.ids)[0, : sampled.length[0]].tolist() == texts[1]
-  for f, r in enumerate(order):
-    place = next((t for t, (a, b) in enumerate(zip(texts[r], texts[1], strict=False)) if a != b), -1)
-    assert sampled.left_at[0, f] == place and (place < 0 or sampled.left_with[0, f] == texts[r][place])
-  assert sorted(set(np.asarray(sampled.left_at)[0].tolist()))[:1] == [-1] and np.asarray(sampled.left_at).max() >= 0
+    tokens, length = np.asarray([prompts[i]], np.int32), np.asarray([len(prompts[i])], np.int32)
+    read = rollout.read(engine.params, *put((tokens, length)), config=engine.config)
+    rows = rollout.start(rows, read, *put((np.array([0, -1, -1], np.int32),)))
+    # It stops where the first leaves, and goes on from there as if it had not.
+    row_keys = jnp.broadcast_to(keys[i][order], (3, 6))
+    rows, sampled = decode(rows, row_keys, np.int32(3), np.int32(1))
+    first = min(place for place in places if place >= 0)
+    assert sampled.live[0] and sampled.length[0] == first + 1 < len(texts[0])
+    rows, sampled = decode(rows, row_keys, np.int32(3), NEVER)
+    sampled = jax.device_get(sampled)
+    assert sampled.ids[0, : sampled.length[0]].tolist() == texts[0]
+    assert sampled.left_at[0].tolist() == places and max(places) > first
+    assert [sampled.left_with[0, f] for f in range(6) if places[f] >= 0] == [
+      mine[place] for mine, place in zip(texts, places, strict=True) if place >= 0
+    ]
+    # In rows of their own, two of them write what they would have written.
+    gone = [f for f in range(6) if places[f] >= 0 and len(texts[f]) > places[f] + 1][:2]
+    place = np.array([places[gone[0]], 0, places[gone[1]]], np.int32)
+    token = np.array([texts[gone[0]][place[0]], -1, texts[gone[1]][place[2]]], np.int32)
+    rows = rollout.copy(rows, *put((np.array([0, 1, 0], np.int32),)), num_shards=1)
+    rows = rollout.resume(rows, *put((place + len(prompts[i]), place, token)))
+    alone = np.array([gone[0], 0, gone[1]])
+    _, sampled = decode(rows, jnp.broadcast_to(keys[i][order[alone]][:, None], (3, 6)), np.int32(3), NEVER)
+    sampled = jax.device_get(sampled)
+  for row, f in zip((0, 2), gone, strict=True):
+    assert sampled.ids[row, places[f] : sampled.length[row]].tolist() == texts[f][places[f] :]
 
 
-def test_what_rollouts_have_in_common_is_computed_once(monkeypatch):
-  settings = SampleConfig(NEW, temperature=0.1)
+@pytest.mark.parametrize("rows_per_batch", [1, 8])
+def test_what_rollouts_have_in_common_is_computed_once(monkeypatch, rows_per_batch):
+  settings = SampleConfig(NEW, temperature=0.2)
   prompts, keys = tiny.prompts(LENGTHS), _keys(len(LENGTHS), 12)
-  start, started = rollout.start, []
-  monkeypatch.setattr(rollout, "start", lambda *args: started.append(np.asarray(args[2]) >= 0) or start(*args))
-  rolled = tiny.engine(eos_id=END).write(prompts, keys, settings, WATCH, "write")
+  started, resumed, free = [], [], np.ones(rows_per_batch, bool)
+
+  def watch_calls(name, watcher):
+    function = getattr(rollout, name)
+    monkeypatch.setattr(rollout, name, lambda *args, **kwargs: watcher(function(*args, **kwargs), args))
+
+  def begin(result, new, begun):
+    assert new.any() and free[new].all(), "a row that is not free is overwritten"
+    begun.append(new.sum())
+    free[new] = False
+    return result
+
+  def decode(result, args):
+    free[:] = ~np.asarray(result[1].live)
+    return result
+
+  watch_calls("start", lambda result, args: begin(result, np.asarray(args[2]) >= 0, started))
+  watch_calls("resume", lambda result, args: begin(result, np.asarray(args[3]) >= 0, resumed))
+  watch_calls("decode", decode)
+  engine = tiny.engine(eos_id=END, rows_per_batch=rows_per_batch)
+  rolled = engine.write(prompts, keys, settings, WATCH, "write")
   for prompt, mine, their_keys in zip(prompts, rolled, keys, strict=True):
     assert [ids for ids, _ in mine] == [_naive(prompt, key, settings, END) for key in their_keys]
     for ids, watched in mine:
       want = tiny.softmax(tiny.logits([*prompt, *ids]))[len(prompt) - 1 : -1, WATCH]
       np.testing.assert_allclose(watched, want, atol=2e-5)
   texts = [{tuple(ids) for ids, _ in mine} for mine in rolled]
-  # A row for each text, less those of which only the last token is their own: they end where they leave.
-  assert sum(map(len, texts)) < 40 < 60
-  assert sum(new.sum() for new in started) <= sum(map(len, texts))
+  assert sum(started) == len(prompts), "a prompt is read once"
+  # A row for each further text, less those of which only the last token is their own: they end where they leave.
+  assert 0 < sum(resumed) <= sum(map(len, texts)) - len(prompts) < 50
 
 
-def test_a_text_is_read_once_and_only_when_rows_are_free(monkeypatch):
+def test_rollouts_that_differ_at_once_fill_the_rows(monkeypatch):
+  """Free rows take over what leaves a row that still writes: a few prompts with many rollouts keep a batch busy."""
+  prompts, keys = tiny.prompts((20, 20)), _keys(2, 32)
+  function, busy = rollout.decode, []
+
+  def decode(params, rows, *args, **kwargs):
+    busy.append((int(rows.sampled.live.sum()), np.asarray(rows.sampled.length)))
+    rows, sampled = function(params, rows, *args, **kwargs)
+    busy[-1] = busy[-1][0], int((np.asarray(sampled.length) - busy[-1][1]).max())
+    return rows, sampled
+
+  monkeypatch.setattr(rollout, "decode", decode)
+  settings = SampleConfig(24, temperature=2.0)
+  rolled = tiny.engine(rows_per_batch=16).write(prompts, keys, settings, WATCH, "write")
+  num_tokens = sum(len(ids) for mine in rolled for ids, _ in mine)
+  num_steps = sum(n for _, n in busy)
+  assert num_tokens == 64 * 24 and len({tuple(ids) for mine in rolled for ids, _ in mine}) == 64
+  # Each step writes a token in each busy row; 16 rows can do it in 96 steps.
+  assert num_steps < 1.5 * num_tokens / 16
+
+
+def test_texts_enter_while_others_go_on(monkeypatch):
   prompts, keys, want = _rolled()
-  free, lengths, started = np.ones(8, bool), [], []
-
-  def watch_calls(name, watcher):
-    function = getattr(rollout, name)
-    monkeypatch.setattr(rollout, name, lambda *args, **kwargs: watcher(function(*args, **kwargs), args))
-
-  def read(result, args):
-    assert free.any()
-    lengths.extend(n for n in np.asarray(args[2]).tolist() if n)
-    return result
-
-  def start(result, args):
-    new = np.asarray(args[2]) >= 0
-    assert new.any() and free[new].all(), "a row that is not free is overwritten"
-    started.append((new.sum(), (~free).sum()))
-    free[new] = False
-    return result
-
-  def decode(result, args):
-    free[:] = ~np.asarray(result[1].live)
-    assert free.sum() >= args[3]
-    return result
-
-  for name, watcher in (("read", read), ("start", start), ("decode", decode)):
-    watch_calls(name, watcher)
-  _assert_same(tiny.engine(eos_id=END).write(prompts, keys, SAMPLED, WATCH, "write"), want)
-  assert set(LENGTHS) <= set(lengths) and free.all()
-  assert sum(new for new, _ in started) == len(lengths) <= 20
-  assert sum(new for new, busy in started if busy) >= len(lengths) // 2, "texts enter while others go on"
+  function, live = rollout.start, []
+  monkeypatch.setattr(
+    rollout, "start", lambda rows, *args: live.append(int(rows.sampled.live.sum())) or function(rows, *args)
+  )
+  _assert_same(tiny.engine(eos_id=END, rows_per_batch=2).write(prompts, keys, SAMPLED, WATCH, "write"), want)
+  assert len(live) == len(prompts) and sum(n > 0 for n in live) >= 3
 
 
 def test_a_mesh_changes_nothing():
@@ -241,7 +267,7 @@ def test_a_mesh_changes_nothing():
   before = rollout.start._cache_size() + rollout.decode._cache_size()
   _assert_same(engine.write(*picked, SAMPLED, WATCH, "on a mesh"), [rolled[i] for i in SHORT[:3]])
   compiled = rollout.start._cache_size() + rollout.decode._cache_size() - before
-  assert compiled == 3, "rows come back as they were laid out: two widths of texts that are started, and decode"
+  assert compiled == 2, "rows come back as they were laid out"
   logits, probs = engine.read(picked[0], WATCH, "read")
   want = np.stack([tiny.logits(p)[-1] for p in picked[0]])
   np.testing.assert_allclose(logits, want[:, WATCH], atol=1e-4)

@@ -1,12 +1,14 @@
 """Decoding with a cache against the whole sequence at once: lengths, padding, windows, copied rows, memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genrm_jax import sharding
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
@@ -171,6 +173,22 @@ def test_rows_are_replaced_in_place_by_shorter_ones():
       if source[b] >= 0:
         old[slots] = prefix[source[b]]
       np.testing.assert_array_equal(got[b], old)
+
+
+def test_a_row_is_copied_to_others_of_its_shard():
+  mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    cache = kv_cache.init(get_config("tiny_gemma2"), 8, 48)
+    cache = kv_cache.pin(jax.tree.map(lambda a: jnp.arange(a.size, dtype=a.dtype).reshape(a.shape), cache))
+    source = sharding.host_to_global((np.array([0, 0, 3, 3, 5, 4, 6, 7], np.int32),), mesh)[0]
+    copy = jax.jit(kv_cache.copy_rows, static_argnames="num_shards").lower(cache, source, num_shards=4).compile()
+    new = copy(cache, source)
+  assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", copy.as_text()), (
+    "devices exchange nothing"
+  )
+  for name, axis in (("k", 1), ("v", 1), ("positions", 0), ("length", 0)):
+    got, old = np.asarray(getattr(new, name)), np.asarray(getattr(cache, name))
+    np.testing.assert_array_equal(got, np.take(old, np.asarray(source), axis=axis))
 
 
 def test_decode_updates_the_cache_in_place_and_compiles_once():
