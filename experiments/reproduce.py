@@ -31,6 +31,7 @@ _SHARED = (
   "size_mini",
   "size_small",
   "train_500",
+  "steps_3000",
 )
 VARIANTS = {
   "last_letter": ("tiny", *_SHARED, "train_2000", "given_first", "no_stop"),

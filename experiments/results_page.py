@@ -20,7 +20,7 @@ from genrm_jax.data import store
 from genrm_jax.errors import UserError, one_message
 from genrm_jax.evals import metrics, report, studies, study_plots, study_tables
 from genrm_jax.evals.per_problem import COT
-from genrm_jax.evals.studies import MAIN, SIZE, TRAIN, Run, Task
+from genrm_jax.evals.studies import MAIN, SIZE, STEPS, TRAIN, Run, Task
 from genrm_jax.evals.tables import method_name
 from genrm_jax.progress import say
 
@@ -99,7 +99,7 @@ def render(tasks: Sequence[Task], figures: Sequence[Any], notes: str = "") -> st
     undefined=jinja2.StrictUndefined,
   )
   main_tables = [study_tables.best_of_n(tasks), study_tables.gains(tasks), study_tables.verification(tasks)]
-  others = [study_tables.study(tasks, which) for which in (TRAIN, SIZE)]
+  others = [study_tables.study(tasks, which) for which in (TRAIN, STEPS, SIZE)]
   others += [study_tables.unified(tasks), study_tables.ablations(tasks)]
   return environment.get_template("results_page.md.j2").render(
     tasks=tasks,

@@ -8,6 +8,7 @@ paper  Gemma 2B as generator (prompted with worked examples) and as verifier, fo
 A study is tiny with one thing changed, on the problems and solutions of a tiny run: --config.bank=WORKDIR.
 
 train_N      verifiers are trained on the first N problems
+steps_N      ORM and GenRM are trained for N steps
 size_NAME    the verifier has another size (experiments/configs/base.py)
 lambda_X     GenRM-CoT is trained to solve as well, weighted by X (paper, equation 5); lambda_only: to solve alone
 no_shift     training lists are numbered from 0 on
@@ -23,6 +24,7 @@ from experiments.configs import common
 from genrm_jax.errors import UserError
 
 ASSETS = "experiments/assets"
+_STUDIES = ("train_N", "steps_N", "size_NAME", "lambda_X", "lambda_only", "no_shift", "no_gaps")
 _STUDY_VOTES = 8  # of 32, to save time; they are compared with as many of the main run
 
 
@@ -55,10 +57,11 @@ def get_config(task: Numbers, variant: str) -> ml_collections.ConfigDict:
     return common.locked(_paper(task))
   if variant in ("tiny", "smoke"):
     return common.locked(_tiny(task, variant == "smoke"))
-  if study in ("train", "size", "lambda") or variant in ("no_shift", "no_gaps", *task.walks):
+  if study in ("train", "steps", "size", "lambda") or variant in ("no_shift", "no_gaps", *task.walks):
     return common.locked(_study(task, variant))
-  known = ("tiny", "smoke", "paper", "train_N", "size_NAME", "lambda_X", "lambda_only", "no_shift", "no_gaps")
-  raise UserError(f"unknown config variant {variant!r}; there are: {', '.join((*known, *task.walks))}")
+  raise UserError(
+    f"unknown config variant {variant!r}; there are: {', '.join(('tiny', 'smoke', 'paper', *_STUDIES, *task.walks))}"
+  )
 
 
 def _problems(num: int, words: tuple[int, int]) -> dict[str, int]:
@@ -131,18 +134,20 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
 def _study(task: Numbers, variant: str) -> dict[str, Any]:
   config = _tiny(task, smoke=False)
   config["variant"] = variant
-  del config["task"]["in_distribution"]
   config["votes"]["num_votes"] = _STUDY_VOTES
   config["report"] = dict(ns=(32,), ks=(_STUDY_VOTES,))
   study, _, value = variant.partition("_")
-  verifiers = config["verifiers"]
+  if study != "steps":
+    del config["task"]["in_distribution"]
+  kept = {"train": ("orm", "genrm", "genrm_cot"), "steps": ("orm", "genrm")}.get(study, ("genrm_cot",))
+  verifiers = config["verifiers"] = {name: config["verifiers"][name] for name in kept}
   if study == "train":
-    del verifiers["judge"], verifiers["dpo"]
     for settings in verifiers.values():
       settings["max_problems"] = _number(variant, value, int)
-  else:
-    config["verifiers"] = {"genrm_cot": verifiers["genrm_cot"]}
-  if study == "size":
+  elif study == "steps":
+    for settings in verifiers.values():
+      settings["optim"]["num_steps"] = _number(variant, value, int)
+  elif study == "size":
     config["model"]["checkpoint"] = f"{ASSETS}/{value}"
   elif variant == "lambda_only":
     verifiers["genrm_cot"] |= dict(max_rationales=0, solve_weight=1.0)

@@ -1,7 +1,7 @@
 """Runs of one task side by side: several seeds of the main run, and of studies that change one thing in it.
 
     tiny                                             the main run, which is also a point of each study
-    train_<n>, size_<name>, lambda_<x>               studies of a number, which is read from the run, not from its name
+    train_<n>, steps_<n>, size_<name>, lambda_<x>    studies of a number, which is read from the run, not from its name
     any other                                        an ablation
 
 A study is compared with the main run of the same seed on the same bank of candidates, problem by problem, and with as
@@ -21,9 +21,10 @@ from genrm_jax.evals.per_problem import COT
 from genrm_jax.evals.seeds import Pooled
 
 MAIN = "tiny"
-TRAIN, SIZE, LAMBDA, ABLATIONS = "training-set size", "model size", "unified training (lambda)", "ablations"
-_PREFIXES = {"train": TRAIN, "size": SIZE, "lambda": LAMBDA}
-STUDIES = (TRAIN, SIZE, LAMBDA, ABLATIONS)
+TRAIN, STEPS, SIZE = "training-set size", "training steps", "model size"
+LAMBDA, ABLATIONS = "unified training (lambda)", "ablations"
+_PREFIXES = {"train": TRAIN, "steps": STEPS, "size": SIZE, "lambda": LAMBDA}
+STUDIES = (*_PREFIXES.values(), ABLATIONS)
 TASKS = ("last_letter", "word_sorting")
 VERIFIERS = ("judge", "dpo", "orm", "genrm", "genrm_cot")
 
@@ -66,6 +67,8 @@ class Run:
     if study == SIZE:
       return self.meta["num_params"]
     settings = config["verifiers"][verifier]
+    if study == STEPS:
+      return settings["optim"]["num_steps"]
     if study == LAMBDA:
       return settings["solve_weight"] if settings["max_rationales"] else math.inf
     return settings["max_problems"] or config["task"]["train"]["num_problems"]

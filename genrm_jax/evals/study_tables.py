@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from genrm_jax.evals import studies
 from genrm_jax.evals.per_problem import COT, ORACLE, VOTES
 from genrm_jax.evals.seeds import Pooled
-from genrm_jax.evals.studies import ABLATIONS, LAMBDA, MAIN, SIZE, TRAIN, VERIFIERS, Task
+from genrm_jax.evals.studies import ABLATIONS, LAMBDA, MAIN, SIZE, STEPS, TRAIN, VERIFIERS, Task
 from genrm_jax.evals.tables import NAMES, Table, method_name, number, percent
 
 _NONE = "–"
@@ -166,7 +166,7 @@ def _votes(tasks: Sequence[Task]) -> str:
   return f"{NAMES[COT]} with K = {' or '.join(k for k in found if k)} votes."
 
 
-_AXES = {TRAIN: "training problems", SIZE: "parameters"}
+_AXES = {TRAIN: "training problems", STEPS: "updates", SIZE: "parameters"}
 
 
 def studied(task: Task, which: str) -> list[str]:

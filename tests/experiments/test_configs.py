@@ -31,7 +31,7 @@ MODULES = {
 }
 TASKS = [name for name in MODULES if name != "base"]
 # A variant that stands for many is tried with one value.
-VALUES = {"train_N": "train_500", "size_NAME": "size_small", "lambda_X": "lambda_0.3"}
+VALUES = {"train_N": "train_500", "steps_N": "steps_3000", "size_NAME": "size_small", "lambda_X": "lambda_0.3"}
 
 
 def _variants(name):
@@ -131,7 +131,8 @@ def test_a_character_model_needs_no_files_but_its_base(name, variant, tmp_path):
   run = _run(tmp_path, name, variant)
   assert run.model.vocab_size == run.tokenizer.vocab_size
   assert run.prompter.yes_id != run.prompter.no_id
-  manifest = run.manifest("genrm_cot", "genrm_cot")
+  trained = run.verifier_names[-1]
+  manifest = run.manifest(trained, trained)
   assert manifest["tokenizer"]["digest"] == run.tokenizer.digest
   assert manifest["init_from"] == (run.config.model.checkpoint or "random numbers")
   assert bool(run.config.model.checkpoint) == (variant != "smoke")
