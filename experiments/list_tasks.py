@@ -4,7 +4,6 @@ Verifiers are trained on short lists and evaluated on longer ones (paper, sectio
 `config.model.checkpoint`: a real Gemma, or the small base of experiments/assets that stands in for one.
 """
 
-import collections
 import functools
 import pathlib
 import shutil
@@ -136,14 +135,16 @@ def copy_bank(run: Run) -> None:
   Without `task.index_shift` the lists of the training splits are renumbered from 0 on.
   """
   bank = pathlib.Path(run.config.bank).absolute()
-  for kind, record in (("problems", Problem), ("candidates", Candidate)):
-    for name in _files(run, kind):
-      if not (bank / name).is_file():
-        raise UserError(f"{bank} has no {name}; config.bank must be the workdir of a run of {run.config.task.name}")
-      # A broken line is told now, and not when a verifier has been trained.
-      collections.deque(store.iter_records(bank / name, record), maxlen=0)
-      run.path(name).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(bank / name, run.path(name))
+  for name in (*_files(run, "problems"), *_files(run, "candidates")):
+    if not (bank / name).is_file():
+      raise UserError(f"{bank} has no {name}; config.bank must be the workdir of a run of {run.config.task.name}")
+    # A broken line is told now, and not when a verifier has been trained.
+    if name.startswith("problems/"):
+      store.read_records(bank / name, Problem)
+    else:
+      store.read_records(bank / name, Candidate)
+    run.path(name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(bank / name, run.path(name))
   if not run.config.task.index_shift:
     for split in ("train", "val"):
       problems, pool = renumber(run.problems(split), run.candidates(split))
