@@ -189,11 +189,10 @@ def test_rollouts_leave_a_row_where_they_draw_another_token_and_go_on_from_there
     assert sampled.ids[row, places[f] : sampled.length[row]].tolist() == texts[f][places[f] :]
 
 
-@pytest.mark.parametrize("rows_per_batch", [1, 8])
-def test_what_rollouts_have_in_common_is_computed_once(monkeypatch, rows_per_batch):
+def test_what_rollouts_have_in_common_is_computed_once(monkeypatch):
   settings = SampleConfig(NEW, temperature=0.2)
   prompts, keys = tiny.prompts(LENGTHS), _keys(len(LENGTHS), 12)
-  started, resumed, free = [], [], np.ones(rows_per_batch, bool)
+  started, resumed, free = [], [], np.ones(8, bool)
 
   def watch_calls(name, watcher):
     function = getattr(rollout, name)
@@ -212,7 +211,7 @@ def test_what_rollouts_have_in_common_is_computed_once(monkeypatch, rows_per_bat
   watch_calls("start", lambda result, args: begin(result, np.asarray(args[2]) >= 0, started))
   watch_calls("resume", lambda result, args: begin(result, np.asarray(args[3]) >= 0, resumed))
   watch_calls("decode", decode)
-  engine = tiny.engine(eos_id=END, rows_per_batch=rows_per_batch)
+  engine = tiny.engine(eos_id=END)
   rolled = engine.write(prompts, keys, settings, WATCH, "write")
   for prompt, mine, their_keys in zip(prompts, rolled, keys, strict=True):
     assert [ids for ids, _ in mine] == [_naive(prompt, key, settings, END) for key in their_keys]
