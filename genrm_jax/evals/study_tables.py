@@ -252,8 +252,8 @@ def wall_time(tasks: Sequence[Task]) -> Table:
   rows = []
   for stage in stages:
     seconds = [[run.meta["wall_seconds"][stage] for run in it if stage in run.meta["wall_seconds"]] for it in runs]
-    rows.append((stage, *(f"{sum(it) / len(it):,.0f}" if it else _NONE for it in seconds)))
-  totals = [sum(sum(run.meta["wall_seconds"].values()) for run in of_task) / len(of_task) for of_task in runs]
+    rows.append((stage, *(f"{math.fsum(it) / len(it):,.0f}" if it else _NONE for it in seconds)))
+  totals = [math.fsum(s for run in it for s in run.meta["wall_seconds"].values()) / len(it) for it in runs]
   rows.append(("all stages", *(f"{total:,.0f}" for total in totals)))
   header = ("stage", *(f"{task.name}, s" for task in tasks))
   return Table("Wall time of the main run", "Seconds, mean over seeds.", header, tuple(rows))
