@@ -30,7 +30,6 @@ _WIDTH_STEP = 32  # prompts and continuations are padded to a multiple of it
 # Decoding is interrupted when one row in so many has ended: more often with a greater number, and with a smaller one
 # more rows are idle.
 _REFILLS = 8
-_STAYED = (-1, -1)  # the place where a rollout has left its row, and the token that it drew there
 
 
 @functools.partial(jax.jit, static_argnames=("config", "watch"))
