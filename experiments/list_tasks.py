@@ -164,7 +164,7 @@ def write_rationales(run: Run, task: ListTask) -> None:
 
 
 def solve_again(run: Run, task: ListTask, name: str) -> None:
-  """Solutions of a verifier that was trained to solve as well (paper, section 4.3: unified training)."""
+  """A verifier's own solutions (paper, section 4.3: unified training)."""
   params, step = run.load_params(name)
   problems = run.problems("eval")
   pool = sample_solutions(run, task, params, f"{name}/{step}", problems, run.config.candidates.num_eval, shown=False)
@@ -215,7 +215,8 @@ def make_stages(make_task: Callable[..., ListTask], run: Run) -> list[Stage]:
     *pipeline.verifier_stages(run, lambda examples: with_gaps(run, examples)),
   ]
   for name in run.verifier_names:
-    if run.config.verifiers[name].get("solve_weight"):
+    # GenRM-CoT also where it did not learn to: lambda 0 of the sweep.
+    if name == "genrm_cot" or run.config.verifiers[name].get("solve_weight"):
       reads, writes = ("problems/eval.jsonl", f"checkpoints/{name}"), (f"candidates/by_{name}.jsonl",)
       stages.append(Stage(f"solve_{name}", functools.partial(solve_again, run, task, name), reads, writes))
   train, evaluated = ("-".join(str(n) for n in sorted({w.min_words, w.max_words})) for w in (c.train, c.eval))

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-# Page faults of one call of a function with 64 MiB of temporary buffers, after two calls to warm up.
+# Page faults of a call of a function with 64 MiB of temporary buffers: the fewest of several calls, as the threads of a
+# busy machine may allocate in another order than before.
 _COUNT = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -21,10 +22,12 @@ def f(x):
   y = jnp.full((1 << 15, 512), x)
   return jnp.sum(y @ jnp.tanh(y.T @ y))
 
-for _ in range(3):
+faults = []
+for _ in range(6):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   jax.block_until_ready(f(1.0))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+  faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 

@@ -204,7 +204,7 @@ def _load(text: bytes, place: str, remedy: str) -> Any:
   try:
     return json.loads(text, parse_constant=_refuse_constant)
   except json.JSONDecodeError as e:
-    raise UserError(f"{place}: not JSON: {e.msg} at character {e.pos + 1}; {remedy}") from e
+    raise UserError(f"{place}: not JSON: {e.msg.removesuffix(' at')} at character {e.pos + 1}; {remedy}") from e
   except (ValueError, RecursionError) as e:  # not UTF-8, a number without end, nested without end
     raise UserError(f"{place}: not JSON: {e}; {remedy}") from e
 

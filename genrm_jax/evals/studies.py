@@ -108,6 +108,12 @@ class Task:
       numbers |= {number: variant for number in found}
     return sorted(numbers.items()) if set(numbers.values()) - {MAIN} else []
 
+  def with_seeds_of_all(self, study: str) -> "Task":
+    """The main run and a study on the seeds that all of them have, if any: its points then differ in nothing else."""
+    variants = [MAIN, *self.variants(study)]
+    common = set.intersection(*(set(self.runs[variant]) for variant in variants)) or set(self.runs[MAIN])
+    return _task(self.name, [run for of in variants for seed, run in self.runs[of].items() if seed in common])
+
   def best_of_n(self, verifier: str) -> str:
     """The figure that studies of this verifier are compared by; see `Run.best_of_n`."""
     of_studies = (run for variant, of_seed in self.runs.items() if variant != MAIN for run in of_seed.values())

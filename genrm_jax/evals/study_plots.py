@@ -13,7 +13,7 @@ from genrm_jax.evals.per_problem import COT, ORACLE, VOTES
 from genrm_jax.evals.plots import Figure
 from genrm_jax.evals.seeds import Pooled
 from genrm_jax.evals.studies import MAIN, SIZE, TRAIN, VERIFIERS, Task
-from genrm_jax.evals.study_tables import studied
+from genrm_jax.evals.study_tables import seed_words, studied
 from genrm_jax.evals.tables import method_name
 
 _BAND = "Bands: 95% intervals over seeds and problems."
@@ -83,7 +83,7 @@ def _by_votes(tasks: Sequence[Task]) -> list[_Panel]:
 
 def _by_study(tasks: Sequence[Task], which: str, unit: float = 1) -> list[_Panel]:
   panels = []
-  for task in tasks:
+  for task in (task.with_seeds_of_all(which) for task in tasks if task.variants(which)):
     curves = {
       name: [
         (float(f"{x * unit:.3g}"), task.figures[variant, task.best_of_n(name)])
@@ -138,7 +138,7 @@ def _draw_panel(axes: Axes, panel: _Panel, x_label: str, dots: bool) -> None:
   xs = sorted({x for points in panel.curves.values() for x, _ in points})
   plots.log2_axis(axes, xs, x_label)
   plots.percent_axis(axes, f"Best-of-{panel.task.top if x_label != 'candidates N' else 'N'} accuracy", shown)
-  axes.set_title(panel.task.name)
+  axes.set_title(f"{panel.task.name}, {seed_words(panel.task)}")
 
 
 def _look(name: str) -> tuple[str, str]:

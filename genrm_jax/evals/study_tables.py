@@ -38,6 +38,11 @@ def _seeds(task: Task, variant: str = MAIN) -> str:
   return ", ".join(str(seed) for seed in task.runs[variant])
 
 
+def seed_words(task: Task) -> str:
+  """The seeds of the main run, in words."""
+  return f"seed{'s' if len(task.runs[MAIN]) > 1 else ''} {_seeds(task)}"
+
+
 def methods(task: Task) -> list[str]:
   """What chooses a solution in the main run, weakest kind first; the Oracle last."""
   found = task.main.verifiers
@@ -47,7 +52,7 @@ def methods(task: Task) -> list[str]:
 
 def _over_tasks(tasks: Sequence[Task], rows: Sequence[tuple[str, str, Show, str]], title: str, note: str) -> Table:
   """A table with two columns a task, the figure and its seeds; a row is (name, figure at the largest n, shown how)."""
-  header = ["", *(cell for task in tasks for cell in (f"{task.name}, %", f"seeds {_seeds(task)}"))]
+  header = ["", *(cell for task in tasks for cell in (f"{task.name}, %", seed_words(task)))]
   cells = []
   for name, figure, show, sign in rows:
     found = [task.figures.get((MAIN, figure.format(n=task.top))) for task in tasks]
@@ -157,7 +162,8 @@ def study(tasks: Sequence[Task], which: str) -> Table:
     f"minus {MAIN}",
     "seeds",
   )
-  return Table(f"Accuracy by {which}", _votes(tasks), header, tuple(rows), num_text_columns=2)
+  note = _votes(tasks) if any(COT in studied(task, which) for task in tasks) else ""
+  return Table(f"Accuracy by {which}", note, header, tuple(rows), num_text_columns=2)
 
 
 def _votes(tasks: Sequence[Task]) -> str:

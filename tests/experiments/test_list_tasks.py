@@ -248,10 +248,10 @@ def test_the_loss_of_solutions_alone_is_a_number(bank):
 
 @pytest.mark.parametrize(
   ("variant", "solving"),
-  [("tiny", []), ("no_gaps", []), ("lambda_0.3", ["genrm_cot"]), ("lambda_only", ["genrm_cot"]), ("train_500", [])],
+  [("tiny", ["genrm_cot"]), ("steps_30", []), ("lambda_0.3", ["genrm_cot"]), ("train_500", ["genrm_cot"])],
 )
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_verifier_solves_again_where_it_learnt_to(name, variant, solving, tmp_path):
+def test_a_verifier_with_rationales_solves_as_well(name, variant, solving, tmp_path):
   names = [s.name for s in _stages(_run(tmp_path, name, variant, bank="" if variant == "tiny" else "somewhere"))]
   assert [n for n in names if n.startswith("solve_")] == [f"solve_{n}" for n in solving]
   assert names[-1] == "report"

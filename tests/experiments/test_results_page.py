@@ -259,6 +259,27 @@ def test_the_figures_and_the_same_bytes_twice(page, whole):
   assert text == page and {figure.file: figure.png for figure in figures} == files
 
 
+def test_the_points_of_a_figure_are_of_the_same_seeds(folder):
+  (folder / "last_letter" / "size_small-seed1.json").unlink()
+  task, _ = studies.gather(results_page.read_runs(folder))
+  of_size, of_train = task.with_seeds_of_all(studies.SIZE), task.with_seeds_of_all(studies.TRAIN)
+  for variant in ("tiny", "size_small"):
+    assert set(of_size.figures[variant, task.best_of_n("genrm_cot")].by_seed) == {0}
+  assert set(of_size.runs) == {"tiny", "size_small"}
+  assert set(of_train.figures["train_few", task.best_of_n("genrm_cot")].by_seed) == {0, 1}
+
+
+def test_a_table_tells_of_votes_where_there_are_some(parts, folder):
+  for seed in (0, 1):
+    settings = {"optim": {"num_steps": 9}}
+    orm = results_of("last_letter", seed, {"orm": 3})
+    place(folder, orm, "steps_9", seed, settings=settings)
+  page, _ = results_page.page_text(folder, folder)
+  section = {name: page.partition(f"## Accuracy by {name}")[2].partition("## ")[0] for name in studies.STUDIES[:3]}
+  assert "votes." not in section[studies.STEPS] and "9" in section[studies.STEPS]
+  assert "GenRM-CoT with K = 2 votes." in section[studies.TRAIN] and "K = 2 votes." in section[studies.SIZE]
+
+
 def test_one_task_alone_makes_a_page(parts, tmp_path):
   place(tmp_path / "results", parts["other"], "tiny", 0)
   page, figures = results_page.page_text(tmp_path / "results", tmp_path)

@@ -1,6 +1,7 @@
 """Tensors on their way to stacked, sharded parameters and back: places, dtypes, memory, and the checks before."""
 
 import dataclasses
+import gc
 import time
 import weakref
 
@@ -57,9 +58,10 @@ def test_one_tensor_is_on_the_host_at_a_time():
   def read(tensor):
     # Of another dtype than the parameters, so that none of them can be a view of what was read.
     tensor = tensor.astype(np.float16)
-    # The runtime lets go of a tensor a moment after its copy is ready.
+    # The runtime lets go of a tensor a moment after its copy is ready, when it next collects its garbage.
     deadline = time.monotonic() + 10
     while (held := sum(name() is not None for name in alive)) > 1 and time.monotonic() < deadline:
+      gc.collect()
       time.sleep(0.01)
     assert held <= 1, f"{held} tensors are held when the next is read"
     alive.append(weakref.ref(tensor))
