@@ -159,25 +159,30 @@ def _task(name: str, runs: Sequence[Run]) -> Task:
         raise UserError(f"{run.file} and {other.file} have other numbers of votes of {verifier}; make them equal")
 
   quantities: dict[tuple[str, str], dict[int, Quantity]] = {}
-  bases = {variant: _base(variant, grouped) for variant in grouped}
+  bases = {variant: _bases(variant, grouped) for variant in grouped}
   for variant, of_seed in grouped.items():
     for seed, run in of_seed.items():
       for figure, quantity in run.quantities.items():
         quantities.setdefault((variant, figure), {})[seed] = quantity
-      base = grouped[bases[variant]].get(seed)
-      for figure, quantity in _changes(run, base).items() if base and base is not run else ():
-        quantities.setdefault((variant, f"{figure} over {bases[variant]}"), {})[seed] = quantity
+      for base in bases[variant]:
+        other = grouped[base].get(seed)
+        for figure, quantity in _changes(run, other).items() if other and other is not run else ():
+          quantities.setdefault((variant, f"{figure} over {base}"), {})[seed] = quantity
   return Task(name, grouped, seeds.pool(quantities))
 
 
-def _base(variant: str, grouped: Mapping[str, Mapping[int, Run]]) -> str:
-  """What a variant is compared with: the main run, in the study of lambda the variant with lambda 0 if there is one."""
-  if study_of(variant) == LAMBDA:
-    for other, of_seed in grouped.items():
-      run = next(iter(of_seed.values()))
-      if study_of(other) == LAMBDA and COT in run.trained() and run.number(LAMBDA, COT) == 0:
-        return other
-  return MAIN
+def _bases(variant: str, grouped: Mapping[str, Mapping[int, Run]]) -> list[str]:
+  """What a variant is compared with: the main run; in the study of lambda the variants with lambda 0, in place of the
+  main run, and with solutions alone, where there are such."""
+  lambdas = {}
+  for other, of_seed in grouped.items():
+    run = next(iter(of_seed.values()))
+    if study_of(other) == LAMBDA and COT in run.trained():
+      lambdas[run.number(LAMBDA, COT)] = other
+  alone = [lambdas[math.inf]] if math.inf in lambdas else []
+  if variant in lambdas.values():
+    return [lambdas.get(0, MAIN), *alone]
+  return [MAIN, *alone] if variant == MAIN else [MAIN]
 
 
 def _changes(run: Run, base: Run) -> dict[str, Quantity]:
@@ -240,13 +245,16 @@ def _lacks(main: Run) -> list[str]:
   return lack if "in_distribution" in main.results else [*lack, "in distribution"]
 
 
+_NO_DIFFERENCE = ("variant", "seed", "bank", "votes.num_votes", "task.in_distribution")
+
+
 def differing(run: Run, main: Run) -> list[str]:
-  """What a run's config has other than the main run's, as `key: main -> run`; a verifier that only one has is no
-  difference to the others, nor is the number of votes, which is made equal."""
+  """What a run's config has other than the main run's, as `key: main -> run`; a verifier or a further evaluation that
+  only one has is no difference to the others, nor is the number of votes, which is made equal."""
   return [
     f"{key}: {json.dumps(old)} -> {json.dumps(new)}"
     for key, old, new in _differences(main.meta["config"], run.meta["config"])
-    if key not in ("variant", "seed", "bank", "votes.num_votes") and not key.startswith("report.")
+    if key not in _NO_DIFFERENCE and not key.startswith("report.")
   ]
 
 

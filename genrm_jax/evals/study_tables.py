@@ -187,17 +187,17 @@ def unified(tasks: Sequence[Task]) -> Table:
   for task in tasks:
     points = task.points(LAMBDA, COT)
     base = next((variant for x, variant in points if x == 0), MAIN)
+    alone = next((variant for x, variant in points if x == math.inf), "")
     for x, variant in points:
       best, generation = task.best_of_n(COT), f"generation/{COT}"
-      is_base = variant == base
       rows.append(
         (
           task.name,
           "solutions only" if x == math.inf else f"{x:g}",
           _percent(task.figures[variant, best]),
-          _NONE if is_base else _signed(task.change(variant, best, base)),
+          _NONE if variant == base else _signed(task.change(variant, best, base)),
           _percent(task.figures.get((variant, generation))),
-          _NONE if is_base else _signed(task.change(variant, generation, base)),
+          _NONE if variant == alone else _signed(task.change(variant, generation, alone)),
           _each(task.figures[variant, best], task.runs[variant]),
           _each(task.figures.get((variant, generation)), task.runs[variant]),
           _seeds(task, variant),
@@ -205,15 +205,15 @@ def unified(tasks: Sequence[Task]) -> Table:
       )
   return Table(
     f"Unified training: {NAMES[COT]} trained on solutions too, with weight lambda",
-    "Best-of-N: the model as a verifier. pass@1: the same model as a generator. Differences are to lambda 0, in points"
-    f" of percent, paired by seed and problem. {_votes(tasks)}",
+    "Best-of-N: the model as a verifier. pass@1: the same model as a generator. Differences are in points of percent,"
+    f" paired by seed and problem. {_votes(tasks)}",
     (
       "task",
       "lambda",
       "Best-of-N, %",
-      "difference",
+      "minus lambda 0",
       "pass@1, %",
-      "difference",
+      "minus solutions only",
       "Best-of-N of each seed",
       "pass@1 of each seed",
       "seeds",

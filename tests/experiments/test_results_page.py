@@ -175,11 +175,11 @@ def test_studies_take_their_numbers_from_the_runs(page):
 def test_lambda_verifies_and_generates(page):
   none, third = row_of(page, "last_letter", "0"), row_of(page, "last_letter", "0.33")
   assert none[3] == none[5] == "–" and none[4].startswith("25.0 [")
-  assert third[3].startswith("-33.3 [") and third[4].startswith("50.0 [") and third[5].startswith("+25.0 [")
+  assert third[3].startswith("-33.3 [") and third[4].startswith("50.0 [") and third[5] == "–", "nothing solves alone"
   assert third[7] == "50.0 / 50.0"
 
 
-def test_a_lambda_of_0_of_its_own_is_what_others_are_compared_with(parts, folder):
+def test_lambdas_are_compared_with_0_and_with_solutions_alone(parts, folder):
   for seed in (0, 1):
     place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
     alone = {"solve_weight": 1.0, "max_rationales": 0}
@@ -187,8 +187,19 @@ def test_a_lambda_of_0_of_its_own_is_what_others_are_compared_with(parts, folder
   page, _ = results_page.page_text(folder, folder)
   assert row_of(page, "last_letter", "0")[6] == "41.7 / 33.3"
   assert row_of(page, "last_letter", "0.33")[3] == "+0.0 [+0.0, +0.0]"
-  assert row_of(page, "last_letter", "0.33")[5].startswith("+50.0 [")
-  assert row_of(page, "last_letter", "solutions only")[5].startswith("+100.0 [")
+  assert row_of(page, "last_letter", "0.33")[5].startswith("-50.0 [")
+  assert row_of(page, "last_letter", "0")[5].startswith("-100.0 [")
+  only = row_of(page, "last_letter", "solutions only")
+  assert (only[3], only[5]) == ("+0.0 [+0.0, +0.0]", "–")
+
+
+def test_without_a_lambda_of_0_the_main_run_is_it(folder, parts):
+  for seed in (0, 1):
+    alone = {"solve_weight": 1.0, "max_rationales": 0}
+    place(folder, parts["worse"][seed], "lambda_only", seed, settings=alone, generation=generation_of(seed, 12))
+  page, _ = results_page.page_text(folder, folder)
+  assert row_of(page, "last_letter", "0")[5].startswith("-75.0 [")
+  assert row_of(page, "last_letter", "solutions only")[3].startswith("-33.3 [")
 
 
 def test_studies_are_compared_with_as_many_votes_of_the_main_run(folder):
