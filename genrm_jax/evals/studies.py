@@ -165,8 +165,8 @@ def _task(name: str, runs: Sequence[Run]) -> Task:
       for figure, quantity in run.quantities.items():
         quantities.setdefault((variant, figure), {})[seed] = quantity
       for base in bases[variant]:
-        other = grouped[base].get(seed)
-        for figure, quantity in _changes(run, other).items() if other and other is not run else ():
+        compared = grouped[base].get(seed)
+        for figure, quantity in _changes(run, compared).items() if compared and compared is not run else ():
           quantities.setdefault((variant, f"{figure} over {base}"), {})[seed] = quantity
   return Task(name, grouped, seeds.pool(quantities))
 
