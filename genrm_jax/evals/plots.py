@@ -178,7 +178,8 @@ def percent_axis(axes: Axes, label: str, shown: Iterable[float]) -> None:
   low, high = max(min(low, *shown), -0.02), min(max(high, *shown), 1.02)
   spare = max(0.0, 0.1 - (high - low)) / 2
   axes.set_ylim(max(low - spare, -0.02), min(high + spare, 1.02))
-  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%" if 0 <= value <= 1 else ""))
+  # A tick of 1 may be a little more than 1.
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}%" if -1e-9 < v < 1 + 1e-9 else ""))
   axes.set_ylabel(label)
 
 

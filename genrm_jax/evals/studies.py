@@ -111,7 +111,9 @@ class Task:
   def with_seeds_of_all(self, study: str) -> "Task":
     """The main run and a study on the seeds that all of them have, if any: its points then differ in nothing else."""
     variants = [MAIN, *self.variants(study)]
-    common = set.intersection(*(set(self.runs[variant]) for variant in variants)) or set(self.runs[MAIN])
+    common = set.intersection(*(set(self.runs[variant]) for variant in variants))
+    if not common or common == set(self.runs[MAIN]):
+      return self
     return _task(self.name, [run for of in variants for seed, run in self.runs[of].items() if seed in common])
 
   def best_of_n(self, verifier: str) -> str:

@@ -1,89 +1,19 @@
 """The page of results: from made-up runs with known answers, and from the committed JSON, word for word."""
 
-import copy
 import json
 import pathlib
 import re
 import shutil
 
 import pytest
+from made_up_runs import POOL, PROBLEMS, RATIONALE, generation_of, place, results_of
 
 from experiments import results_page
 from genrm_jax.errors import UserError
-from genrm_jax.evals import report, studies
-from genrm_jax.types import Candidate, Problem, Score, Vote
+from genrm_jax.evals import studies
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMITTED = ROOT / "results" / "list_tasks"
-PROBLEMS, SOLVED, POOL = 12, 9, 4
-RATIONALE = "1mike2dan | e=e ```\nIs it correct? {{ Yes }}"
-CONFIG = {
-  "variant": "tiny",
-  "seed": 0,
-  "task": {"train": {"num_problems": 600}},
-  "gaps": {"=": 40},
-  "verifiers": {
-    "judge": {"init_from": ""},
-    "orm": {"max_problems": 0, "optim": {"num_steps": 5}},
-    "genrm_cot": {"max_problems": 0, "max_rationales": 4, "solve_weight": 0.0, "optim": {"num_steps": 5}},
-  },
-}
-
-
-def results_of(task, seed, missed, *, votes=2, in_distribution=False):
-  """Nine of twelve problems have one right solution of four; each verifier picks it in all but `missed` of them."""
-  problems = [Problem(f"p{row}", task, "eval", f"mike {row}", "a") for row in range(PROBLEMS)]
-  pool = [
-    Candidate(f"p{row}", i, f"={i}", "a" if (right := i == 0 and row < SOLVED) else str(i), right, "test")
-    for row in range(PROBLEMS)
-    for i in range(POOL)
-  ]
-  scores = {name: [] for name in missed}
-  for name, rows in missed.items():
-    for candidate in pool:
-      value = 0.9 if candidate.index == (int(candidate.problem_id[1:]) < rows) else 0.1
-      num, text = (votes, RATIONALE) if name == "genrm_cot" else (1, "")
-      cast = (Vote("ok", value, 1 - value, 3, text),) * num
-      scores[name].append(Score(candidate.problem_id, candidate.index, name, 1, value, cast))
-  results = report.build_results(problems, pool, scores, ns=(1, POOL), ks=(1, 2), seed=seed, meta={"task": task})
-  if in_distribution:
-    return results
-  return results | {"samples": report.sample_records(problems, pool, scores)}
-
-
-def generation_of(seed, rights):
-  """A generator with one solution a problem that is right in the first `rights` problems."""
-  problems = [Problem(f"p{row}", "t", "eval", "?", "a") for row in range(PROBLEMS)]
-  pool = [Candidate(f"p{row}", 0, "", "a", row < rights, "test") for row in range(PROBLEMS)]
-  return {"genrm_cot": report.generation_results(problems, pool, seed)}
-
-
-def place(folder, results, variant, seed, **changes):
-  """Puts a run into a folder of results, with the meta that a finished run has."""
-  task = results["meta"]["task"]
-  config = (
-    copy.deepcopy(CONFIG) | {"variant": variant, "seed": seed, "bank": f"runs/{seed}"} | changes.pop("config", {})
-  )
-  config["verifiers"] = {
-    name: it | changes.get("settings", {}) for name, it in config["verifiers"].items() if name in results["verifiers"]
-  }
-  meta = {
-    "task": task,
-    "variant": variant,
-    "seed": seed,
-    "config": config,
-    "config_hash": f"{variant}-hash",
-    "num_params": 570_000,
-    "bank": f"bank of {task} {seed}",
-    "commit": "c0ffee",
-    "finished": f"2026-11-2{seed}T10:00:00Z",
-    "wall_seconds": {"base": 100.0 + seed, "score": 10.0},
-  } | changes.get("meta", {})
-  path = folder / task / f"{variant}-seed{seed}.json"
-  path.parent.mkdir(parents=True, exist_ok=True)
-  extra = {key: changes[key] for key in ("in_distribution", "generation") if key in changes}
-  path.write_text(json.dumps({**results, **extra, "meta": meta}))
-  return path
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +109,17 @@ def test_lambda_verifies_and_generates(page):
   assert third[7] == "50.0 / 50.0"
 
 
-def test_lambdas_are_compared_with_0_and_with_solutions_alone(parts, folder):
+def place_solvers(folder, parts):
+  """Runs that were trained on solutions alone, and solve all."""
   for seed in (0, 1):
-    place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
     alone = {"solve_weight": 1.0, "max_rationales": 0}
     place(folder, parts["worse"][seed], "lambda_only", seed, settings=alone, generation=generation_of(seed, 12))
+
+
+def test_lambdas_are_compared_with_0_and_with_solutions_alone(parts, folder):
+  place_solvers(folder, parts)
+  for seed in (0, 1):
+    place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
   page, _ = results_page.page_text(folder, folder)
   assert row_of(page, "last_letter", "0")[6] == "41.7 / 33.3"
   assert row_of(page, "last_letter", "0.33")[3] == "+0.0 [+0.0, +0.0]"
@@ -194,9 +130,7 @@ def test_lambdas_are_compared_with_0_and_with_solutions_alone(parts, folder):
 
 
 def test_without_a_lambda_of_0_the_main_run_is_it(folder, parts):
-  for seed in (0, 1):
-    alone = {"solve_weight": 1.0, "max_rationales": 0}
-    place(folder, parts["worse"][seed], "lambda_only", seed, settings=alone, generation=generation_of(seed, 12))
+  place_solvers(folder, parts)
   page, _ = results_page.page_text(folder, folder)
   assert row_of(page, "last_letter", "0")[5].startswith("-75.0 [")
   assert row_of(page, "last_letter", "solutions only")[3].startswith("-33.3 [")
@@ -280,11 +214,8 @@ def test_the_points_of_a_figure_are_of_the_same_seeds(folder):
   assert set(of_train.figures["train_few", task.best_of_n("genrm_cot")].by_seed) == {0, 1}
 
 
-def test_a_table_tells_of_votes_where_there_are_some(parts, folder):
-  for seed in (0, 1):
-    settings = {"optim": {"num_steps": 9}}
-    orm = results_of("last_letter", seed, {"orm": 3})
-    place(folder, orm, "steps_9", seed, settings=settings)
+def test_a_table_tells_of_votes_where_there_are_some(folder):
+  place(folder, results_of("last_letter", 0, {"orm": 3}), "steps_9", 0, settings={"optim": {"num_steps": 9}})
   page, _ = results_page.page_text(folder, folder)
   section = {name: page.partition(f"## Accuracy by {name}")[2].partition("## ")[0] for name in studies.STUDIES[:3]}
   assert "votes." not in section[studies.STEPS] and "9" in section[studies.STEPS]
