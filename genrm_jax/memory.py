@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)  # a thread's own arena consists of small heaps, which have no room for the buffers
     if jax.default_backend() == "cpu":
       mallopt(_M_MMAP_MAX, 0)
-      mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+      mallopt(_M_TRIM_THRESHOLD, -1)  # never; a number would be at most 2 GiB, and a step may free more
 
 
 def _compare(what: str, where: str, needed: int, available: int | None) -> None:
