@@ -252,7 +252,7 @@ def ablations(tasks: Sequence[Task]) -> Table:
 
 
 def wall_time(tasks: Sequence[Task]) -> Table:
-  """Seconds of each stage of the main run, mean over seeds."""
+  """Seconds of each stage of the main run, mean over seeds, and hours of all runs."""
   runs = [list(task.runs[MAIN].values()) for task in tasks]
   stages = dict.fromkeys(stage for of_task in runs for run in of_task for stage in run.meta["wall_seconds"])
   rows = []
@@ -262,7 +262,20 @@ def wall_time(tasks: Sequence[Task]) -> Table:
   totals = [math.fsum(s for run in it for s in run.meta["wall_seconds"].values()) / len(it) for it in runs]
   rows.append(("all stages", *(f"{total:,.0f}" for total in totals)))
   header = ("stage", *(f"{task.name}, s" for task in tasks))
-  return Table("Wall time of the main run", "Seconds, mean over seeds.", header, tuple(rows))
+  hours = {
+    task.name: math.fsum(
+      s for by_seed in task.runs.values() for run in by_seed.values() for s in run.meta["wall_seconds"].values()
+    )
+    / 3600
+    for task in tasks
+  }
+  note = (
+    "Seconds, mean over seeds. `python -m experiments.reproduce --workdir=DIR` repeats every run, as many side by side"
+    " as there are cores; all runs of this page together took, in hours of one core: "
+    + ", ".join(f"{name} {total:.1f}" for name, total in hours.items())
+    + "."
+  )
+  return Table("Wall time", note, header, tuple(rows))
 
 
 def sources(tasks: Sequence[Task]) -> Table:

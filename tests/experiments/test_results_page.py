@@ -190,6 +190,11 @@ def test_notes_samples_and_sources(page):
   assert row_of(page, "base")[1:] == ["100", "100"] and row_of(page, "all stages")[1] == "110"
 
 
+def test_how_long_all_of_it_took(page):
+  # base and score of 9 runs of last_letter (994 s) and one of word_sorting (110 s)
+  assert "in hours of one core: last_letter 0.3, word_sorting 0.0." in page
+
+
 def test_every_table_is_whole(page):
   for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
     lines = table.replace("\\|", "").splitlines()
