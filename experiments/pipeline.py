@@ -1,6 +1,5 @@
 """The stages of the verifiers, which every experiment shares, and the command line."""
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -12,13 +11,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import genrm_jax
+from experiments import scoring
 from experiments import stages as staging
 from experiments.run import Run
 from experiments.stages import Stage
 from genrm_jax import memory, verifiers
 from genrm_jax.data import batches, candidates, store
 from genrm_jax.errors import UserError, one_message
-from genrm_jax.evals import report, tables
+from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.progress import say
 from genrm_jax.types import Candidate, Problem, Rationale, Score
@@ -41,18 +41,17 @@ def verifier_examples(
   """Training examples of one verifier on one split (with correct solutions if lambda > 0), and what they ask."""
   problem_of = {p.id: p for p in run.problems(split)}
   pool = training_candidates(run, split, settings)
-  chosen = candidates.choose_for_training(pool, settings.max_per_label, settings.balanced, run.config.seed)
   asked: list[tuple[Problem, Candidate, Rationale | None]]
+  written: dict[tuple[str, int], list[Rationale]] = {}
+  if verifier.needs_rationales and settings.max_rationales:
+    for r in store.iter_records(run.path("rationales", f"{split}.jsonl"), Rationale):
+      of_candidate = written.setdefault((r.problem_id, r.candidate_index), []) if r.kept else []
+      if len(of_candidate) < settings.max_rationales:
+        of_candidate.append(r)
+    pool = [c for c in pool if (c.problem_id, c.index) in written]
+  chosen = candidates.choose_for_training(pool, settings.max_per_label, settings.balanced, run.config.seed)
   if verifier.needs_rationales:
-    written: dict[tuple[str, int], list[Rationale]] = {}
-    for r in run.rationales(split):
-      if r.kept:
-        written.setdefault((r.problem_id, r.candidate_index), []).append(r)
-    asked = [
-      (problem_of[c.problem_id], c, r)
-      for c in chosen
-      for r in written.get((c.problem_id, c.index), [])[: settings.max_rationales]
-    ]
+    asked = [(problem_of[c.problem_id], c, r) for c in chosen for r in written.get((c.problem_id, c.index), [])]
   else:
     asked = [(problem_of[c.problem_id], c, None) for c in chosen]
   examples = [verifiers.verify_example(verifier, run.prompter, p, c, r) for p, c, r in asked]
@@ -106,32 +105,6 @@ def train_on_pairs(run: Run, name: str, augment: Callable[[list[batches.Example]
   )
 
 
-def score_verifier(run: Run, name: str) -> None:
-  """Scores every candidate of the evaluated splits; equal solutions to a problem are scored once."""
-  verifier = verifiers.get_verifier(name)
-  params, step = run.load_params(name) if verifier.is_trained else (run.init_params(name), 0)
-  settings = run.sample_config("votes")
-  if not verifier.is_trained:
-    settings = dataclasses.replace(settings, max_new_tokens=run.config.verifiers[name].max_new_tokens)
-  for split in run.eval_splits:
-    pool = run.candidates(split)
-    scores = verifiers.score_candidates(
-      verifier,
-      run.engine(params),
-      run.prompter,
-      run.problems(split),
-      candidates.distinct(pool),
-      step=step,
-      seed=run.config.seed,
-      num_votes=run.config.votes.num_votes,
-      settings=settings,
-    )
-    text = {(c.problem_id, c.index): c.text for c in pool}
-    of_text = {(s.problem_id, text[s.problem_id, s.candidate_index]): s for s in scores}
-    every = [dataclasses.replace(of_text[c.problem_id, c.text], candidate_index=c.index) for c in pool]
-    store.write_records(run.path(run.scores_file(name, split)), every)
-
-
 def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) -> None:
   """report/: report.md, index.html, results.json and figures."""
   config = run.config
@@ -153,14 +126,15 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
     "num_params": embedding + rest,
     "train_steps": {n: v.optim.num_steps for n, v in config.verifiers.items() if "optim" in v},
     "wall_seconds": staging.seconds_of(run.workdir, all_stages),
-    "notes": list(notes),
+    "notes": [*notes, *_left_out(run)],
   }
   found = {}
   for split, told in by_split.items():
     ns, ks = config.report.ns, config.report.ks
     if split != "eval":
       ns, ks = ns[-1:], ks[-1:]
-    found[split] = report.build_results(*told, ns=ns, ks=ks, seed=config.seed, meta=meta)
+    costs = scoring.token_costs(run, *told[:2])
+    found[split] = report.build_results(*told, ns=ns, ks=ks, seed=config.seed, meta=meta, costs=costs)
   results = found["eval"]
   if "in_distribution" in found:
     results["in_distribution"] = {k: v for k, v in found["in_distribution"].items() if k != "meta"}
@@ -172,8 +146,22 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
     if path.is_file()
   }
   results["samples"] = report.sample_records(problems, pool, scores)
-  report.write_report(results, run.path("report"), examples=tables.pick_examples(problems, pool, scores))
+  report.write_report(results, run.path("report"), examples=browse.pick_examples(problems, pool, scores))
   say(f"report: {run.path('report', 'index.html')}")
+
+
+def _left_out(run: Run) -> list[str]:
+  """A line for each verifier whose training examples did not all fit into a row."""
+  lines = []
+  for name in run.verifier_names:
+    path = run.path("metrics", f"{name}.examples.json")
+    told = store.read_json(path)["train"] if path.exists() else {"left_out": 0}
+    if told["left_out"]:
+      lines.append(
+        f"{name}: {told['left_out']:,} of {told['examples']:,} training examples are longer than a row of "
+        f"{told['row_length']} tokens and were left out."
+      )
+  return lines
 
 
 def bank_digest(run: Run) -> str:
@@ -197,7 +185,7 @@ def verifier_stages(run: Run, augment: Callable[[list[batches.Example]], list[ba
       out.append(Stage(f"train_{name}", train, reads=needs, writes=model))
     asked = tuple(f"{kind}/{split}.jsonl" for split in run.eval_splits for kind in ("problems", "candidates"))
     scored = tuple(run.scores_file(name, split) for split in run.eval_splits)
-    score = functools.partial(score_verifier, run, name)
+    score = functools.partial(scoring.score_verifier, run, name)
     out.append(Stage(f"score_{name}", score, reads=asked + model, writes=scored))
   return out
 
@@ -244,7 +232,8 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
     with one_message():
       run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
       stages = make_stages(run)
-      run.check_settings()
+      if "verifiers" in run.config:  # an experiment that trains none has no such settings
+        run.check_settings()
       use_cpu_devices(run.config.cpu_devices)
       memory.keep_freed_memory()
       staging.claim_workdir(run.workdir, run.config.to_dict())

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 import genrm_jax
 from genrm_jax import sharding, trained, verifiers
@@ -110,7 +111,7 @@ class Run:
           raise UserError(
             f"{name}: lora.save_frozen is false, but it starts from random numbers, which are saved nowhere"
           )
-    for name in ("candidates", "votes"):
+    for name in ("grader", "candidates", "votes"):
       if name in self.config:
         self.sample_config(name)
     get_format(self.config.prompt_format)
@@ -226,10 +227,14 @@ class Run:
       verifier: what kind of verifier it is, if it is one.
       prepare: is given rows and the parameters that training starts from, and gives the rows to use.
     """
-    rows, eval_rows = (
-      pack(f"{name}, {split}", examples, config)
+    packed = {
+      split: pack(f"{name}, {split}", examples, config)
       for split, examples in (("train", train_examples), ("val", eval_examples))
+    }
+    store.write_json(
+      self.path("metrics", f"{name}.examples.json"), {split: told for split, (_, told) in packed.items()}
     )
+    rows, eval_rows = packed["train"][0], packed["val"][0]
     max_targets = max(rows.max_targets, eval_rows.max_targets)
     used = rows.data.segments.astype(bool).mean()
     say(
@@ -253,11 +258,18 @@ class Run:
     )
 
 
-def pack(what: str, examples: Sequence[batches.Example], config: ml_collections.ConfigDict) -> batches.Rows:
-  """Rows of the examples; with `drop_long`, of those that fit into a row, and the others are counted."""
+def pack(
+  what: str, examples: Sequence[batches.Example], config: ml_collections.ConfigDict
+) -> tuple[batches.Rows, dict[str, Any]]:
+  """Rows of the examples, and how many of how many tokens there are; with `drop_long` those that fit into a row."""
+  lengths = [len(e.tokens) for e in examples]
+  fitting = [e for e, n in zip(examples, lengths, strict=True) if n <= config.row_length or not config.drop_long]
+  told = {
+    "examples": len(examples),
+    "left_out": len(examples) - len(fitting),
+    "row_length": config.row_length,
+    "tokens": {f"{q}%": int(np.percentile(lengths, q)) for q in (50, 90, 99, 100)} if lengths else {},
+  }
   if config.drop_long:
-    fitting = [e for e in examples if len(e.tokens) <= config.row_length]
-    left_out = len(examples) - len(fitting)
-    say(f"{what}: {left_out} of {len(examples)} examples are left out, longer than {config.row_length} tokens")
-    examples = fitting
-  return batches.pack(examples, config.row_length)
+    say(f"{what}: {told['left_out']} of {len(examples)} examples are left out, longer than {config.row_length} tokens")
+  return batches.pack(fitting, config.row_length), told

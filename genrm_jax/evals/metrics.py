@@ -134,9 +134,13 @@ def expected_calibration_error(bank: Bank, values_PC: np.ndarray) -> float | Non
   if not scored.any():
     return None
   values, right = values_PC[scored], bank.correct[scored]
-  bins = np.minimum((values * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-  gaps = np.bincount(bins, weights=values - right, minlength=CALIBRATION_BINS)
+  gaps = np.bincount(calibration_bins(values), weights=values - right, minlength=CALIBRATION_BINS)
   return float(np.abs(gaps).sum() / values.size)
+
+
+def calibration_bins(values: np.ndarray) -> np.ndarray:
+  """The bin of each score, 0 to 9; a score of 1 is in the last."""
+  return np.minimum((values * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
 
 
 def auc_within(bank: Bank, values_PC: np.ndarray) -> Quantity:
@@ -195,7 +199,7 @@ class ScoreTable:
   states: np.ndarray  # i8[P, C, V]: index into VOTE_STATES, -1 where there is no vote
   p_yes: np.ndarray  # f64[P, C, V]: NaN where there is none
   says_yes: np.ndarray  # bool[P, C, V]: p(Yes) > p(No)
-  num_tokens: int  # of all votes together
+  tokens: np.ndarray  # i64[P, C]: sampled by all votes of the candidate together
   num_votes: int  # the fewest of any candidate
 
 
@@ -220,7 +224,7 @@ def align_scores(bank: Bank, verifier: str, scores: Sequence[Score]) -> ScoreTab
   values = np.full(bank.mask.shape, np.nan)
   states = np.full((*bank.mask.shape, width), -1, np.int8)
   p_yes, says_yes = np.full(states.shape, np.nan), np.zeros(states.shape, bool)
-  num_tokens, fewest = 0, width
+  tokens, fewest = np.zeros(bank.mask.shape, int), width
   for row, pool in enumerate(bank.candidates):
     for column, candidate in enumerate(pool):
       place = f"verifier {verifier!r}, problem {candidate.problem_id!r}, candidate {candidate.index}"
@@ -237,12 +241,12 @@ def align_scores(bank: Bank, verifier: str, scores: Sequence[Score]) -> ScoreTab
         if vote.p_yes is not None:
           p_yes[row, column, index] = vote.p_yes
           says_yes[row, column, index] = vote.p_yes > (1 - vote.p_yes if vote.p_no is None else vote.p_no)
-        num_tokens += vote.num_tokens
+        tokens[row, column] += vote.num_tokens
       fewest = min(fewest, len(taken.votes))
   if found:
     problem_id, index = next(iter(found))
     raise UserError(f"verifier {verifier!r} has a score for an unknown candidate: {index} of problem {problem_id!r}")
-  return ScoreTable(verifier, steps.pop(), values, states, p_yes, says_yes, num_tokens, fewest)
+  return ScoreTable(verifier, steps.pop(), values, states, p_yes, says_yes, tokens, fewest)
 
 
 def _check_vote(vote: Vote, place: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +10,18 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from genrm_jax.evals.tables import method_name
+from genrm_jax.evals.calibration import LIKELIHOODS
+from genrm_jax.evals.costs import totals
+from genrm_jax.evals.lengths import SIDES
+from genrm_jax.evals.tables import length_spans, likelihood_note, method_name
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the marker says the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
+_FEW = 20  # solutions, whose share of right ones says little
 
 STYLE: dict[Any, Any] = {
   "font.family": "DejaVu Sans",
@@ -45,7 +50,7 @@ class Figure:
 
 
 def draw(results: Mapping[str, Any]) -> list[Figure]:
-  """The figures that these results have something for: Best-of-N, weighted votes, accuracy by number of votes."""
+  """The figures that these results have something for, in reading order; `best_of_n.png` is always there."""
   figures = [
     Figure(
       "best_of_n.png",
@@ -67,6 +72,34 @@ def draw(results: Mapping[str, Any]) -> list[Figure]:
         "votes.png",
         f"Accuracy by number of votes: Best-of-{results['ns'][-1]} and verification. Dotted: verifiers of one vote.",
         _by_votes(results),
+      )
+    )
+  if measured := results.get("costs"):
+    figures.append(
+      Figure(
+        "costs.png",
+        "Accuracy by what a method reads and samples for a problem, generator and verifier together. Solid: more"
+        f" candidates, with all votes; dashed, open markers: more votes on {results['ns'][-1]} candidates.",
+        _by_cost(results, measured),
+      )
+    )
+  if binned := [name for name, verifier in results["verifiers"].items() if "reliability" in verifier]:
+    figures.append(
+      Figure(
+        "reliability.png",
+        "Share of right solutions by score, in ten bins, with 95% intervals over problems. On the dashed line a score"
+        f" is the chance to be right. Grey: the share of solutions with such a score; open markers: fewer than {_FEW}."
+        + likelihood_note(results),
+        _reliability(results, binned),
+      )
+    )
+  graded = [name for name, it in results["verifiers"].items() if "length" in it and name not in LIKELIHOODS]
+  if graded and len(results["length"]["shortest"]) > 1:
+    figures.append(
+      Figure(
+        "length.png",
+        "Mean score by the length of the solution, for right and wrong ones. Bands are 95% intervals over problems.",
+        _by_length(results, graded),
       )
     )
   return figures
@@ -126,6 +159,114 @@ def _by_votes(results: Mapping[str, Any]) -> bytes:
       percent_axis(axes, title, shown)
     canvas.suptitle(_heading(results, "Accuracy by number of votes"), x=0.008, ha="left", fontsize=11.5)
     legend(panels[1], last)
+    return png(canvas)
+
+
+def _by_cost(results: Mapping[str, Any], measured: Mapping[str, Any]) -> bytes:
+  """Accuracy against tokens, and against FLOPs where those of the generator are known."""
+  units = ("tokens",) if measured["generator_params"] is None else ("tokens", "FLOPs")
+  with matplotlib.rc_context(STYLE):
+    canvas = Canvas(figsize=(3.4 + 3.6 * len(units), 4.4), layout="constrained")
+    panels = canvas.subplots(1, len(units), squeeze=False, sharey=True)[0]
+    last: dict[str, float] = {}
+    for axes, unit in zip(panels, units, strict=True):
+      shown = []
+      for method, columns in measured["by_n"].items():
+        name, costs = method_name(method), totals(columns, unit)
+        colour, marker = _look(results, method) if method in results["verifiers"] else ("black", "X")
+        if method == "pass1":  # one point, mostly under the first of self-consistency
+          axes.plot(costs, columns["accuracy"], "*", color=GREY, markersize=13, zorder=1.5, label=name)
+        else:
+          line(axes, costs, _points(columns), colour, marker, name)
+        shown += columns["low"] + columns["high"]
+        last[name] = columns["accuracy"][-1]
+        if by_k := measured["by_k"].get(method):
+          look = {"color": colour, "marker": marker, "linestyle": "--", "markerfacecolor": "white"}
+          axes.plot(totals(by_k, unit), by_k["accuracy"], zorder=3, **look)
+          shown += by_k["accuracy"]
+      axes.set_xscale("log")
+      axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(axes) < 2 else (1,)))
+      axes.xaxis.set_minor_locator(NullLocator())
+      axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+      axes.set_xlabel(f"{unit} a problem")
+      percent_axis(axes, "accuracy" if axes is panels[0] else "", shown)
+    canvas.suptitle(_heading(results, "Accuracy against cost"), x=0.008, ha="left", fontsize=11.5)
+    legend(panels[-1], last)
+    return png(canvas)
+
+
+def _decades(axes: Axes) -> float:
+  low, high = axes.get_xlim()
+  return math.log10(high / low)
+
+
+def _points(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+  keys = zip(columns["accuracy"], columns["low"], columns["high"], strict=True)
+  return [{"value": value, "low": low, "high": high} for value, low, high in keys]
+
+
+def _reliability(results: Mapping[str, Any], names: Sequence[str]) -> bytes:
+  """A panel a verifier, up to three in a row."""
+  across = 2 if len(names) == 4 else min(3, len(names))
+  down = -(-len(names) // across)
+  with matplotlib.rc_context(STYLE):
+    canvas = Canvas(figsize=(0.8 + 3.0 * across, 0.7 + 3.0 * down), layout="constrained")
+    panels = canvas.subplots(down, across, squeeze=False, sharex=True, sharey=True).reshape(-1)
+    for axes, name in zip(panels, names, strict=False):
+      bins = results["verifiers"][name]["reliability"]
+      colour, marker = _look(results, name)
+      width = 1 / len(bins["count"])
+      total = max(1, sum(bins["count"]))
+      edges = [width * index for index in range(len(bins["count"]))]
+      axes.bar(edges, [count / total for count in bins["count"]], width, align="edge", color="#d9d9d9")
+      axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+      held = [at for at, count in enumerate(bins["count"]) if count]
+      x, y, low, high = ([bins[key][at] for at in held] for key in ("score", "right", "low", "high"))
+      axes.vlines(x, low, high, color=colour, linewidth=1.4)
+      axes.plot(x, y, color=colour)
+      for at, *place in zip(held, x, y, strict=True):
+        face = "white" if bins["count"][at] < _FEW else colour
+        axes.plot(*place, color=colour, marker=marker, markerfacecolor=face)
+      ece = results["verifiers"][name]["verification"]["ece"]
+      axes.set_title(f"{_short(name)}: ECE {ece:.3f}" if ece is not None else f"{_short(name)}: no scores")
+      axes.set_xlim(-0.03, 1.03)
+      axes.set_ylim(-0.03, 1.03)
+    for axes in panels[len(names) :]:
+      axes.set_axis_off()
+    for at, axes in enumerate(panels[: len(names)]):
+      # The panel below may be an empty one.
+      if at + across >= len(names):
+        axes.set_xlabel("score")
+        axes.tick_params(labelbottom=True)
+      if at % across == 0:
+        axes.set_ylabel("share right")
+    canvas.suptitle(_heading(results, "Calibration"), x=0.008, ha="left", fontsize=11.5)
+    return png(canvas)
+
+
+def _by_length(results: Mapping[str, Any], names: Sequence[str]) -> bytes:
+  """Mean score by bin of length, right and wrong solutions side by side."""
+  spans = length_spans(results["length"])
+  with matplotlib.rc_context(STYLE):
+    canvas = Canvas(figsize=(9.6, 4.2), layout="constrained")
+    panels = canvas.subplots(1, 2, sharey=True)
+    last: dict[str, float] = {}
+    for axes, side in zip(panels, SIDES, strict=True):
+      for name in names:
+        scores = results["verifiers"][name]["length"]["mean_score"][side]
+        held = [at for at, value in enumerate(scores["value"]) if value is not None]
+        if held:
+          points = [{key: scores[key][at] for key in scores} for at in held]
+          line(axes, held, points, *_look(results, name), label=_short(name))
+          last[_short(name)] = points[-1]["value"]
+      axes.set_xticks(range(len(spans)), spans, fontsize=8.5)
+      axes.set_xlim(-0.3, len(spans) - 0.7)
+      axes.set_ylim(-0.03, 1.03)
+      axes.set_xlabel(f"{results['length']['unit']} of the solution")
+      axes.set_title(f"{side} solutions")
+    panels[0].set_ylabel("mean score")
+    canvas.suptitle(_heading(results, "Score against length"), x=0.008, ha="left", fontsize=11.5)
+    legend(panels[-1], last, among=[*panels])
     return png(canvas)
 
 

@@ -3,7 +3,6 @@
 `build_results` computes, `write_report` writes; between them is a plain dict that survives a JSON round trip.
 """
 
-import base64
 import dataclasses
 import itertools
 import json
@@ -13,12 +12,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from genrm_jax.errors import UserError
-from genrm_jax.evals import metrics, per_problem, plots, select
-from genrm_jax.evals.tables import FOOLED, MISSED, TYPICAL, Example, generation_lines, pick_examples, result_tables
+from genrm_jax.evals import calibration, lengths, metrics, pages, per_problem, plots, select
+from genrm_jax.evals import costs as costing
+from genrm_jax.evals.browse import FOOLED, MISSED, TYPICAL, Example, pick_examples
 from genrm_jax.types import VOTE_STATES, Candidate, Problem, Score
 
 SCHEMA_VERSION = 1
@@ -37,6 +36,7 @@ def build_results(
   ks: Sequence[int],
   seed: int,
   meta: Mapping[str, Any],
+  costs: costing.Costs | None = None,
 ) -> dict[str, Any]:
   """Everything the report says, as a dict that JSON can hold. Figures are shares in [0, 1], None where undefined.
 
@@ -52,9 +52,10 @@ def build_results(
     ks: numbers of votes; a verifier's curve has those it has votes for, and all of its votes.
     seed: of the bootstrap and of the subsets that majority votes are averaged over.
     meta: what the run was: task, model, seed, config_hash, train_steps, wall_seconds (by stage), notes (a list), ...
+    costs: lengths in tokens and model sizes, for accuracy against cost; None where they were not measured.
 
   Raises:
-    UserError: see `select.make_bank` and `metrics.align_scores`; an n no pool can serve; a bad name.
+    UserError: see `select.make_bank`, `metrics.align_scores` and `costs.line_up`; an n no pool can serve; a bad name.
   """
   if not ns or any(k < 1 for k in ks):
     raise UserError(f"ns={list(ns)}, ks={list(ks)}: give at least one n, and only positive numbers of votes")
@@ -66,6 +67,8 @@ def build_results(
   tables = {name: metrics.align_scores(bank, name, listed) for name, listed in scores.items()}
   curves = _curves(bank, tables, ns, seed)
   pass1 = select.pass_at_1(bank)
+  measured = costing.line_up(bank, candidates, list(tables), costs) if costs else None
+  lengths_PC, unit = (measured.solution, "tokens") if measured else (lengths.characters(bank), "characters")
 
   # All quantities are gathered first and resampled together.
   quantities = {"pass1": metrics.mean(pass1)}
@@ -78,6 +81,10 @@ def build_results(
     quantities |= {f"{name}/minus/{other}": metrics.mean(own - accuracy) for other, accuracy in against.items()}
     quantities |= {f"{name}/{key}": make(bank, table.values) for key, make in _VERIFICATION.items()}
     quantities |= _vote_quantities(bank, table, ks, top)
+    more = lengths.length_quantities(bank, table.values, lengths_PC)
+    if name not in calibration.LIKELIHOODS:
+      more |= calibration.reliability_quantities(bank, table.values)
+    quantities |= {f"{name}/{key}": quantity for key, quantity in more.items()}
   found = {name: dataclasses.asdict(it) for name, it in metrics.intervals(quantities, seed=seed).items()}
 
   results = {
@@ -94,7 +101,11 @@ def build_results(
     "pass1": found["pass1"],
     "curves": {method: [{"n": n, **found[f"{method}/n={n}"]} for n in ns] for method in curves},
     "verifiers": {name: _verifier_results(bank, table, found, seed) for name, table in tables.items()},
+    "length": lengths.bins_results(bank, lengths_PC, unit),
   }
+  if costs and measured:
+    votes = {name: _vote_counts(table, ks) for name, table in tables.items()}
+    results["costs"] = costing.cost_results(bank, tables, measured, costs, ns, votes, found)
   results["metrics"] = _flat_metrics(results)
   results["per_problem"] = per_problem.record(quantities, top)
   return _plain(results)
@@ -126,21 +137,24 @@ def _curves(
   return curves
 
 
+def _vote_counts(table: metrics.ScoreTable, ks: Sequence[int]) -> list[int]:
+  """The numbers of votes of a verifier's curve, its largest too; none for a verifier of one vote."""
+  return sorted({k for k in ks if k < table.num_votes} | {table.num_votes}) if table.num_votes > 1 else []
+
+
 def _vote_quantities(
   bank: select.Bank, table: metrics.ScoreTable, ks: Sequence[int], n: int
 ) -> dict[str, metrics.Quantity]:
   """Best-of-n, verification accuracy and share of scored candidates, by votes and by rule; {} for one vote."""
-  if table.num_votes < 2:
-    return {}
   quantities = {}
-  for k in sorted({k for k in ks if k < table.num_votes} | {table.num_votes}):
+  for k in _vote_counts(table, ks):
     groups = metrics.values_of_k_votes(table, k)
     chosen = np.mean([select.best_of_n(bank, values, n) for values in groups], axis=0)
     quantities[f"{table.verifier}/k={k}/accuracy"] = metrics.mean(chosen)
     for key, make in (("rm_accuracy", metrics.rm_accuracy), ("scored", metrics.scored_share)):
       over, under = np.sum([make(bank, values).parts[0] for values in groups], axis=0)
       quantities[f"{table.verifier}/k={k}/{key}"] = metrics.Quantity(((over, under),))
-  for rule in metrics.RULES:
+  for rule in metrics.RULES if quantities else ():
     values = metrics.vote_values(table, rule)
     quantities[f"{table.verifier}/rule={rule}/accuracy"] = metrics.mean(select.best_of_n(bank, values, n))
     quantities[f"{table.verifier}/rule={rule}/rm_accuracy"] = metrics.rm_accuracy(bank, values)
@@ -180,11 +194,17 @@ def _verifier_results(
       "votes": num_votes,
       "votes_per_candidate": table.num_votes,
       "states": {state: int((states == index).sum()) for index, state in enumerate(VOTE_STATES)},
-      "tokens_per_vote": table.num_tokens / num_votes if num_votes else None,
+      "tokens_per_vote": int(table.tokens.sum()) / num_votes if num_votes else None,
     },
+    "length": lengths.length_results(under("")),
+    "ties": calibration.ties(bank, table.values),
     "by_votes": [{"k": int(k), **figures} for k, figures in by("k=").items()],
     "by_rule": [{"rule": rule, **figures} for rule, figures in by("rule=").items()],
-  }
+  } | (
+    {}
+    if table.verifier in calibration.LIKELIHOODS
+    else {"reliability": calibration.reliability(bank, table.values, under(""))}
+  )
 
 
 def _notes(bank: select.Bank, ns: Sequence[int], tables: Mapping[str, metrics.ScoreTable]) -> list[str]:
@@ -254,7 +274,7 @@ def sample_records(
 ) -> list[dict[str, Any]]:
   """A dozen scored candidates of the verifiers that write rationales, as they are, each with its first vote.
 
-  They are picked by a rule (`tables.pick_examples`): the worst mistakes of both kinds, a third each as far as there are
+  They are picked by a rule (`browse.pick_examples`): the worst mistakes of both kinds, a third each as far as there are
   so many, and for the rest the candidates closest to the median score of the right and of the wrong ones.
   """
   written = {name: listed for name, listed in scores.items() if any(vote.text for s in listed for vote in s.votes)}
@@ -291,7 +311,7 @@ def write_report(
   Args:
     results: from `build_results`, or read back from results.json.
     out_dir: a local directory, made if it is not there.
-    examples: candidates to browse on the page, from `tables.pick_examples`.
+    examples: candidates to browse on the page, from `browse.pick_examples`.
 
   Returns:
     The paths that were written. The same input gives the same bytes.
@@ -301,19 +321,8 @@ def write_report(
   folder = pathlib.Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   figures = plots.draw(results)
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=lambda name: name is not None and ".html" in name,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-  told = {"results": results, "tables": result_tables(results), "figures": figures, "examples": examples}
-  told["generation"] = generation_lines(results)
   files: dict[str, bytes] = {figure.file: figure.png for figure in figures}
-  for page, template in (("report.md", "report.md.j2"), ("index.html", "report.html.j2")):
-    files[page] = environment.get_template(template).render(told).encode()
+  files |= pages.render(results, figures, examples)
   files["results.json"] = (compact_json(results) + "\n").encode()
   return [_replace(folder / name, data) for name, data in files.items()]
 

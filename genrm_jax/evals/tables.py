@@ -1,14 +1,14 @@
-"""What the report shows beside its figures: tables of results, and candidates to look at."""
+"""What the report shows beside its figures: tables of results."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from genrm_jax.evals.metrics import THRESHOLD, align_scores
-from genrm_jax.evals.select import make_bank
-from genrm_jax.types import VOTE_STATES, Candidate, Problem, Score, Vote
+from genrm_jax.evals import costs
+from genrm_jax.evals.calibration import LIKELIHOODS
+from genrm_jax.evals.lengths import SIDES
+from genrm_jax.evals.metrics import THRESHOLD
+from genrm_jax.types import VOTE_STATES
 
 NAMES = {
   "orm": "ORM",
@@ -20,8 +20,6 @@ NAMES = {
   "self_consistency": "Self-consistency",
   "pass1": "pass@1",
 }
-
-FOOLED, MISSED, TYPICAL = "fooled", "missed", "typical"
 
 
 def method_name(method: str) -> str:
@@ -49,6 +47,9 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     _difference_table(results),
     _verification_table(results),
     _votes_table(results),
+    _cost_table(results),
+    _length_table(results),
+    _ties_table(results),
     _coverage_table(results),
     _rules_table(results),
     _in_distribution_table(results),
@@ -116,8 +117,8 @@ def _verification_table(results: Mapping[str, Any]) -> Table:
       percent(it["verification"]["balanced_rm_accuracy"]),
       number(it["verification"]["auc_overall"]),
       number(it["verification"]["auc_within_problems"]),
-      number(it["verification"]["brier"]),
-      "–" if it["verification"]["ece"] is None else f"{it['verification']['ece']:.3f}",
+      "–" if name in LIKELIHOODS else number(it["verification"]["brier"]),
+      "–" if name in LIKELIHOODS or it["verification"]["ece"] is None else f"{it['verification']['ece']:.3f}",
     )
     for name, it in results["verifiers"].items()
   ]
@@ -126,10 +127,17 @@ def _verification_table(results: Mapping[str, Any]) -> Table:
     "Verification: is this solution right?",
     f"A solution is called right if its score is above {THRESHOLD}; saying the same of all would reach {common:.1f}% RM"
     " accuracy. Balanced is the average over right and wrong"
-    " solutions. AUC within problems averages over problems that have both. ECE has ten bins and no interval.",
+    " solutions. AUC within problems averages over problems that have both. ECE has ten bins and no interval."
+    + likelihood_note(results),
     ("verifier", "RM accuracy, %", "balanced, %", "AUC", "AUC within problems", "Brier", "ECE"),
     tuple(rows),
   )
+
+
+def likelihood_note(results: Mapping[str, Any]) -> str:
+  """A sentence on the verifiers that have no calibration, "" if there are none."""
+  names = [method_name(name) for name in results["verifiers"] if name in LIKELIHOODS]
+  return f" The score of the {' and '.join(names)} is no probability and has no calibration." if names else ""
 
 
 def _votes_table(results: Mapping[str, Any]) -> Table:
@@ -143,6 +151,127 @@ def _votes_table(results: Mapping[str, Any]) -> Table:
     "Averaged over disjoint groups of K of the sampled votes. Candidates without a readable vote among the K rank last"
     " and are not in the RM accuracy.",
     ("verifier", "K", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %", "scored, %"),
+    tuple(rows),
+  )
+
+
+def _cost_table(results: Mapping[str, Any]) -> Table:
+  """Every method's costs beside its accuracy; without rows where costs were not measured."""
+  measured = results.get("costs")
+  if not measured:
+    return Table("Accuracy against cost", "", (), ())
+  unit = "tokens" if measured["generator_params"] is None else "FLOPs"
+  curves = list(measured["by_n"].items())
+  for name, columns in measured["by_k"].items():  # all votes at the largest n are a row already
+    curves.append((name, {key: column[:-1] for key, column in columns.items()}))
+  majority = measured["by_n"]["self_consistency"]
+  rows = []
+  for method, columns in curves:
+    for index, cost in enumerate(costs.totals(columns, unit)):
+      affordable = [at for at, price in enumerate(costs.totals(majority, unit)) if price <= cost]
+      rival = ""
+      if method in results["verifiers"]:
+        at = affordable[-1] if affordable else None
+        rival = "–" if at is None else f"{100 * majority['accuracy'][at]:.1f} (n = {majority['n'][at]})"
+      rows.append(
+        (
+          method_name(method),
+          str(columns["n"][index]),
+          str(columns["k"][index] or ""),
+          *(_amount(columns[key][index]) for key in costs.TOKENS),
+          *("–" if columns[key][index] is None else scientific(columns[key][index]) for key in costs.FLOPS),
+          percent({"value": columns["accuracy"][index]} | {key: columns[key][index] for key in ("low", "high")}),
+          rival,
+        )
+      )
+  known = measured["generator_params"]
+  return Table(
+    "Accuracy against cost",
+    f"A problem's mean tokens and FLOPs. {costs.NOTE} The generator has"
+    f" {'an unknown number of' if known is None else f'{known:,}'} parameters, the verifier"
+    f" {measured['verifier_params']:,}. The last column is the majority answer of the most candidates, of the numbers"
+    f" measured, that cost no more {unit} than this.",
+    (
+      *("method", "n", "K", "generator reads", "generator samples", "verifier reads", "verifier samples"),
+      *("generator FLOPs", "verifier FLOPs", "accuracy, %", "self-consistency for no more, %"),
+    ),
+    tuple(rows),
+  )
+
+
+def _amount(value: float) -> str:
+  return f"{value:,.0f}" if value >= 10 or not value else f"{value:.1f}"
+
+
+def scientific(value: float) -> str:
+  """`1.25e9`: two decimals and no padding of the exponent."""
+  if not value:
+    return "0"
+  mantissa, exponent = f"{value:.2e}".split("e")
+  return f"{mantissa}e{int(exponent)}"
+
+
+def _length_table(results: Mapping[str, Any]) -> Table:
+  """Scores by length of the solution; without rows in results that do not have them."""
+  bins = results.get("length")
+  if not bins:
+    return Table("Score against length", "", (), ())
+  rows = [
+    (
+      method_name(name),
+      side,
+      number(it["length"]["spearman"][side]),
+      *("–" if value is None else f"{value:.3f}" for value in it["length"]["mean_score"][side]["value"]),
+    )
+    for name, it in results["verifiers"].items()
+    for side in SIDES
+  ]
+  spans = length_spans(bins)
+  counts = "; ".join(
+    f"{span}: {right:,} right, {wrong:,} wrong"
+    for span, right, wrong in zip(spans, bins["right"], bins["wrong"], strict=True)
+  )
+  return Table(
+    "Score against length",
+    "The rank correlation (Spearman) of score and length among the right, or the wrong, solutions of one problem,"
+    " averaged over the problems that have one: a verifier that ignores length is near 0 on both. Then the mean score"
+    f" by length in {bins['unit']}: {counts}.",
+    ("verifier", "solutions", "rank correlation", *spans),
+    tuple(rows),
+    num_text_columns=2,
+  )
+
+
+def length_spans(bins: Mapping[str, Any]) -> list[str]:
+  """The bins of length for readers: `12–14`."""
+  pairs = zip(bins["shortest"], bins["longest"], strict=True)
+  return [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in pairs]
+
+
+def _ties_table(results: Mapping[str, Any]) -> Table:
+  """How often a coin decides; without rows in results that do not say."""
+  found = {name: it["ties"] for name, it in results["verifiers"].items() if "ties" in it}
+  rows = [
+    (
+      method_name(name),
+      _count(it["tied"], it["pools"]),
+      f"{it['candidates'] / it['tied']:.1f}" if it["tied"] else "–",
+      str(it["largest"]) if it["tied"] else "–",
+      _count(it["texts_differ"], it["pools"]),
+      _count(it["labels_differ"], it["pools"]),
+      _count(it["unscored"], it["pools"]),
+    )
+    for name, it in found.items()
+  ]
+  return Table(
+    "Ties at the top",
+    "Pools in which several candidates share the best score, so that Best-of-N with the whole pool picks one of them at"
+    " random. It is a coin flip where right and wrong ones are among them. Candidates of one text tie always; a pool"
+    " without any score ties as a whole.",
+    (
+      *("verifier", "pools with a tie", "candidates in a tie, mean", "most"),
+      *("of different texts", "of both labels", "pools without a score"),
+    ),
     tuple(rows),
   )
 
@@ -214,64 +343,3 @@ def generation_lines(results: Mapping[str, Any]) -> list[str]:
     f"{method_name(name)} as a generator: pass@1 {percent(it['pass1'])} on {it['num_problems']:,} problems"
     for name, it in results.get("generation", {}).items()
   ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """A scored candidate to look at, with the first few of its votes in the order they were sampled."""
-
-  kind: str  # FOOLED: wrong but scored above the threshold; MISSED: right but not above it; TYPICAL
-  verifier: str
-  problem: Problem
-  candidate: Candidate
-  value: float
-  num_votes: int
-  votes: tuple[Vote, ...]
-
-  @property
-  def name(self) -> str:
-    """The verifier's name for readers."""
-    return method_name(self.verifier)
-
-
-def pick_examples(
-  problems: Sequence[Problem],
-  candidates: Sequence[Candidate],
-  scores: Mapping[str, Sequence[Score]],
-  *,
-  per_kind: int = 4,
-  votes_shown: int = 3,
-) -> list[Example]:
-  """For each verifier its worst mistakes of both kinds and some typical candidates, each of another problem.
-
-  Typical are the right and the wrong candidates whose scores are closest to the median of their own label.
-  """
-  bank = make_bank(problems, candidates)
-  examples = []
-  for verifier, listed in scores.items():
-    values = align_scores(bank, verifier, listed).values
-    votes = {(score.problem_id, score.candidate_index): score.votes for score in listed}
-    scored = ~np.isnan(values) & bank.mask
-    right, wrong = scored & bank.correct, scored & ~bank.correct
-    picks = [(FOOLED, place) for place in _cheapest(wrong & (values > THRESHOLD), -values, per_kind)]
-    picks += [(MISSED, place) for place in _cheapest(right & (values <= THRESHOLD), values, per_kind)]
-    for side in (right, wrong):
-      if side.any():
-        off = np.abs(values - np.median(values[side]))
-        picks += [(TYPICAL, place) for place in _cheapest(side, off, -(-per_kind // 2))]
-    for kind, (row, column) in picks:
-      problem, candidate = bank.problems[row], bank.candidates[row][column]
-      cast = votes[candidate.problem_id, candidate.index]
-      examples.append(
-        Example(kind, verifier, problem, candidate, float(values[row, column]), len(cast), cast[:votes_shown])
-      )
-  return examples
-
-
-def _cheapest(among_PC: np.ndarray, costs_PC: np.ndarray, count: int) -> list[tuple[int, int]]:
-  """The `count` places of a mask with the lowest cost, at most one a row; ties in order of place."""
-  costs = np.where(among_PC, costs_PC, np.inf)
-  columns = costs.argmin(axis=1)
-  best = costs.min(axis=1)
-  rows = [int(row) for row in np.argsort(best, kind="stable")[:count] if np.isfinite(best[row])]
-  return [(row, int(columns[row])) for row in rows]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrm_jax.evals import select
+from genrm_jax.evals import costs, select
 from genrm_jax.types import Candidate, Problem, Score, Vote
 
 
@@ -47,3 +47,17 @@ def toy_run(num_problems: int = 12, rationale: str = "so it is right") -> tuple[
       mean = float(np.mean([cast.p_yes for cast in votes[:3]]))
       scores["genrm_cot"].append(Score(f"p{row}", index, "genrm_cot", 7, mean, tuple(votes)))
   return problems, candidates, scores
+
+
+def costs_of(run, **changes):
+  """Made-up lengths for `toy_run`, in the order of its records."""
+  problems, candidates, scores = run
+  read = [20 + candidate.index for candidate in candidates]
+  told = {
+    "prompt_tokens": [10] * len(problems),
+    "solution_tokens": [5 + candidate.index for candidate in candidates],
+    "verifier_tokens": {name: read for name in scores},
+    "generator_params": 1_000,
+    "verifier_params": 3_000,
+  }
+  return costs.Costs(**told | changes)

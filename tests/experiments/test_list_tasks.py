@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import list_tasks, pipeline
+from experiments import list_tasks, pipeline, scoring
 from experiments import stages as staging
 from experiments.configs import last_letter, word_sorting
 from experiments.run import Run
@@ -275,7 +275,7 @@ def test_scores_in_distribution_have_a_file_of_their_own(bank, monkeypatch):
     return [Score(c.problem_id, c.index, verifier.name, 4, float(c.correct)) for c in candidates]
 
   monkeypatch.setattr(verifiers, "score_candidates", score)
-  pipeline.score_verifier(bank, "orm")
+  scoring.score_verifier(bank, "orm")
   for split, file in (("eval", "scores/orm.jsonl"), ("in_distribution", "scores/in_distribution/orm.jsonl")):
     scores = store.read_records(bank.path(file), Score)
     pool = bank.candidates(split)
@@ -284,7 +284,7 @@ def test_scores_in_distribution_have_a_file_of_their_own(bank, monkeypatch):
   assert asked == [24, 24], "equal solutions to a problem are scored once"
   study = _study(bank, "no_gaps")
   _do(study, "bank")
-  pipeline.score_verifier(study, "genrm_cot")
+  scoring.score_verifier(study, "genrm_cot")
   assert [str(p.relative_to(study.workdir)) for p in study.path("scores").rglob("*.jsonl")] == [
     "scores/genrm_cot.jsonl"
   ]
