@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py").read_text()).group(1)
 
 GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # paths on gs://; google-cloud-storage, which Orbax asks, comes along
+MATH = ["math-verify>=0.9,<0.10"]  # which answers of MATH are equal
 PY312 = '; python_version >= "3.12"'  # the gemma package of today needs it
 
 setuptools.setup(
@@ -46,9 +47,11 @@ setuptools.setup(
     "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9", "array_record>=0.5"],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],
+    "math": MATH,
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],
     "dev": [
       *GCS,
+      *MATH,
       "gcp-storage-emulator>=2026.7.19",
       "hypothesis>=6.100",
       "import-linter>=2.1",

@@ -1,0 +1,273 @@
+r"""Easy to hard: verifiers that were trained on easier problems (GSM8K) choose among solutions to harder ones.
+
+    python -m experiments.math500 --config=experiments/configs/math500.py:tiny --workdir=DIR \
+      --config.verifier=RUN/checkpoints/genrm_cot --config.problems=FILE --config.solutions=FILE
+
+Nothing is trained. Candidates are graded by their boxed answers, and every verifier scores them as its own run would,
+with the votes that this config says.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import genrm_jax
+from experiments import pipeline, scoring
+from experiments import stages as staging
+from experiments.run import Run
+from experiments.stages import Stage
+from genrm_jax.data import candidates, store
+from genrm_jax.errors import UserError
+from genrm_jax.evals import browse, report
+from genrm_jax.model import gemma
+from genrm_jax.model.config import ModelConfig
+from genrm_jax.progress import progress, say
+from genrm_jax.tasks import math500, math_equal
+from genrm_jax.train import saved
+from genrm_jax.types import Candidate, Score
+
+_PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"
+
+
+class Given(NamedTuple):
+  """A verifier of the config: its name in the report, where it is, and what its checkpoint says of itself."""
+
+  name: str
+  path: str
+  manifest: dict[str, Any]
+
+
+def given_verifiers(run: Run) -> list[Given]:
+  """The verifiers that the config names. Several of one kind are numbered.
+
+  Raises:
+    UserError: none is named, or there is no checkpoint of a verifier.
+  """
+  paths = [_place(path.strip()) for path in run.config.verifier.split(",") if path.strip()]
+  if not paths:
+    raise UserError("give a trained verifier: --config.verifier=RUN/checkpoints/NAME (several with commas between)")
+  manifests = [saved.first_whole(saved.find(path), saved.read_manifest)[0] for path in paths]
+  kinds = [m["verifier"] for m in manifests]
+  for path, manifest in zip(paths, manifests, strict=True):
+    if manifest["verifier"] is None:
+      raise UserError(f"{path} is the {manifest['run']} of a run and no verifier; give the path of a verifier")
+  out = []
+  for i, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
+    number = f"_{kinds[: i + 1].count(kinds[i])}" if kinds.count(kinds[i]) > 1 else ""
+    out.append(Given(f"{kinds[i]}{number}", path, manifest))
+  return out
+
+
+def _place(path: str) -> str:
+  """Absolute, so that a run that is started again elsewhere finds the same; or of a remote store."""
+  return path if "://" in path else str(pathlib.Path(path).expanduser().absolute())
+
+
+def source_files(run: Run) -> tuple[str, str]:
+  """Paths of the problems and of the solutions. The smoke variant has its own, in the workdir."""
+  if run.config.variant == "smoke":
+    return str(run.path("data", "problems.jsonl")), str(run.path("data", "solutions.jsonl"))
+  for key in ("problems", "solutions"):
+    if not run.config[key]:
+      raise UserError(f"give the file of {key}: --config.{key}=FILE")
+  return _place(run.config.problems), _place(run.config.solutions)
+
+
+def write_sums(problems: pathlib.Path, solutions: pathlib.Path) -> None:
+  """A few sums with boxed answers, each with a right and a wrong solution."""
+  sums = [(a, a + 3) for a in range(4, 8)]
+  asked = [f"Find ${a} + {b}$." for a, b in sums]
+  written = [f"${a} + {b} = {a + b}$, so the answer is $\\boxed{{{a + b}}}$." for a, b in sums]
+  wrong = [f"We count on from {b}: $\\boxed{{{b + 1}}}$." for _, b in sums]
+  store.write_bytes(
+    problems,
+    _lines(
+      {"problem": q, "solution": y, "answer": str(a + b), "subject": "Sums", "level": 1, "unique_id": f"sum/{a}.json"}
+      for (a, b), q, y in zip(sums, asked, written, strict=True)
+    ),
+  )
+  store.write_bytes(
+    solutions, _lines({"problem": q, "solution": y} for q, y in zip(asked * 2, written + wrong, strict=True))
+  )
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+  return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_problems(run: Run) -> None:
+  """The problems of the file."""
+  problems, solutions = source_files(run)
+  if run.config.variant == "smoke":
+    write_sums(pathlib.Path(problems), pathlib.Path(solutions))
+  store.write_records(run.path(_PROBLEMS), math500.read_problems(problems))
+
+
+def grade_solutions(run: Run) -> None:
+  """Candidates with their answers read and compared, and a ledger of how that went."""
+  c = run.config.task
+  problems = run.problems("eval")
+  solutions = math500.read_solutions(source_files(run)[1], problems)
+  graded: list[math500.Graded] = []
+  told: dict[tuple[str, int], bool] = {}
+  with math_equal.MathEqual(c.comparison_seconds) as equal, progress("grade", len(problems)) as advance:
+    for problem in problems:
+      mine = solutions[problem.id][: c.num_candidates]
+      graded += math500.grade(problem, mine, equal)
+      told |= {(problem.id, i): s.correct for i, s in enumerate(mine) if s.correct is not None}
+      advance()
+  largest = max(len(mine) for mine in candidates.by_problem([g.candidate for g in graded]).values())
+  if max(run.config.report.ns) > largest:
+    raise UserError(
+      f"report.ns asks for {max(run.config.report.ns)} candidates, but no problem of {source_files(run)[1]} has more "
+      f"than {largest}; give more solutions, or lower --config.report.ns"
+    )
+  store.write_records(run.path(_CANDIDATES), [g.candidate for g in graded])
+  store.write_json(run.path(_LEDGER), _ledger(graded, told, equal.counts, sum(map(len, solutions.values()))))
+  say(f"pass@1 {sum(g.candidate.correct for g in graded) / len(graded):.3f} over {len(graded)} solutions")
+
+
+def _ledger(
+  graded: Sequence[math500.Graded], told: dict[tuple[str, int], bool], comparisons: dict[str, int], in_file: int
+) -> dict[str, Any]:
+  """What was read, compared and not used."""
+
+  def names(chosen: Iterable[Candidate]) -> list[dict[str, Any]]:
+    return [{"problem_id": c.problem_id, "index": c.index} for c in chosen]
+
+  def is_told_otherwise(g: math500.Graded) -> bool:
+    return told.get((g.candidate.problem_id, g.candidate.index), bool(g.equal)) != bool(g.equal)
+
+  return {
+    "library": math_equal.version(),
+    "not_used": in_file - len(graded),
+    "answers": dict(collections.Counter(g.where for g in graded)),
+    "comparisons": dict(comparisons),
+    "not_compared": names(g.candidate for g in graded if g.equal is None),
+    "labelled_by_file": len(told),
+    "labelled_otherwise": names(g.candidate for g in graded if is_told_otherwise(g)),
+  }
+
+
+def score(run: Run, given: Given) -> None:
+  """Scores every candidate."""
+  config = run.config
+  opened = genrm_jax.load(given.path, mesh=run.mesh, rows_per_batch=config.engine.rows_per_batch)
+  engine = dataclasses.replace(opened.engine, max_tokens=config.engine.max_tokens)
+  try:
+    scores = scoring.score_pool(
+      opened.verifier,
+      engine,
+      opened.prompter,
+      run.problems("eval"),
+      run.candidates("eval"),
+      step=opened.step,
+      seed=config.seed,
+      num_votes=config.votes.num_votes if opened.verifier.writes_rationales else 1,
+      settings=run.sample_config("votes"),
+    )
+  except UserError as e:
+    raise UserError(f"{given.path} cannot read these problems: {e}") from e
+  store.write_records(run.path(run.scores_file(given.name, "eval")), scores)
+
+
+def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) -> None:
+  """report/: report.md, index.html, results.json and figures."""
+  config = run.config
+  problems, pool = run.problems("eval"), run.candidates("eval")
+  scores = {g.name: store.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
+  ledger = store.read_json(run.path(_LEDGER))
+  meta = {
+    "code_version": genrm_jax.__version__,
+    "task": config.task.name,
+    "variant": config.variant,
+    "seed": config.seed,
+    "config_hash": store.read_json(run.path("config.json"))["hash"],
+    "config": config.to_dict(),
+    "bank": pipeline.bank_digest(run),
+    "verifiers": {g.name: g.path for g in given},
+    "wall_seconds": staging.seconds_of(run.workdir, all_stages),
+    "notes": [*map(_trained_on, given), *_grading_notes(ledger)],
+  }
+  results = report.build_results(
+    problems, pool, scores, ns=config.report.ns, ks=config.report.ks, seed=config.seed, meta=meta
+  )
+  results["samples"] = report.sample_records(problems, pool, scores)
+  report.write_report(results, run.path("report"), examples=browse.pick_examples(problems, pool, scores))
+  say(f"report: {run.path('report', 'index.html')}")
+
+
+def _trained_on(given: Given) -> str:
+  m = given.manifest
+  size = sum(gemma.num_params(ModelConfig.from_dict(m["model"])))
+  return (
+    f"{given.name} was trained elsewhere, on {m['task']}, and not on these problems: {given.path}, "
+    f"{m['model']['name']}, {size:,} parameters, from {m['init_from']}; prompts {m['prompts']['name']}."
+  )
+
+
+def _grading_notes(ledger: dict[str, Any]) -> list[str]:
+  def counted(table: dict[str, int]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in table.items()) or "none"
+
+  notes = [
+    f"Answers of the solutions: {counted(ledger['answers'])}. Comparisons of distinct answers, by "
+    f"{ledger['library']}: {counted(ledger['comparisons'])}. Answers that the library finds equal vote together."
+  ]
+  if ledger["not_compared"]:
+    notes.append(
+      f"{len(ledger['not_compared']):,} solutions could not be compared with the right answer (time, memory or length) "
+      "and count as wrong; candidates/ledger.json names them."
+    )
+  if ledger["labelled_by_file"]:
+    notes.append(
+      f"The labels of {ledger['labelled_by_file']:,} solutions are those of the file; a comparison says otherwise of "
+      f"{len(ledger['labelled_otherwise']):,}, which candidates/ledger.json names."
+    )
+  if ledger["not_used"]:
+    notes.append(f"{ledger['not_used']:,} solutions of the file are beyond task.num_candidates and were not used.")
+  return notes
+
+
+def make_stages(run: Run) -> list[Stage]:
+  """All stages, in order."""
+  given = given_verifiers(run)
+  run.sample_config("votes")
+  math_equal.check_installed()
+  problems, solutions = source_files(run)
+  made: tuple[str, ...] = ()
+  if run.config.variant == "smoke":
+    problems, solutions = made = "data/problems.jsonl", "data/solutions.jsonl"
+  else:
+    for path in (problems, solutions):
+      if "://" not in path and not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: no such file; check --config.problems and --config.solutions")
+  read = (lambda: read_problems(run)), (lambda: grade_solutions(run))
+  first = Stage("problems", read[0], reads=() if made else _local(problems), writes=(*made, _PROBLEMS))
+  second = Stage("candidates", read[1], reads=(_PROBLEMS, *_local(solutions)), writes=(_CANDIDATES, _LEDGER))
+  scoring = [
+    Stage(
+      f"score_{g.name}",
+      functools.partial(score, run, g),
+      reads=(_PROBLEMS, _CANDIDATES, *_local(g.path)),
+      writes=(run.scores_file(g.name, "eval"),),
+    )
+    for g in given
+  ]
+  before = [first, second, *scoring]
+  reads = (_PROBLEMS, _CANDIDATES, _LEDGER, *(path for stage in scoring for path in stage.writes))
+  writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
+  return [*before, Stage("report", lambda: write_report(run, given, before), reads, writes)]
+
+
+def _local(path: str) -> tuple[str, ...]:
+  """The path as something that a stage reads, which is told where it changed; not of a remote store."""
+  return () if "://" in path else (path,)
+
+
+if __name__ == "__main__":
+  pipeline.main(make_stages)

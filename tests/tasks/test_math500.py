@@ -1,0 +1,363 @@
+"""Boxed answers are read, compared within a time limit that holds, and graded; broken files are named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.errors import UserError
+from genrm_jax.tasks import math500, math_equal
+from genrm_jax.tasks.math500 import BOXED, EMPTY, NOWHERE, SAID, TOO_LONG, UNBALANCED, read_answer
+from genrm_jax.types import Problem
+
+# Reading.
+
+
+def _braced(parts):
+  return "{" + "".join(parts) + "}"
+
+
+@pytest.mark.parametrize(
+  ("text", "answer"),
+  [
+    (r"so \boxed{7}.", "7"),
+    (r"$\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
+    (r"\boxed{3}, no: \boxed{4}", "4"),
+    (r"\boxed{x = \boxed{5}}", "5"),
+    (r"\fbox{12}", "12"),
+    (r"\boxed {12}", "12"),
+    (r"so $\boxed 5$.", "5"),
+    (r"$\boxed 2x + 1$ is it", "2x + 1"),
+    (r"\(\boxed \frac12\)", r"\frac12"),
+    (r"\boxed 5 it is", "5"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed{\}}", r"\}"),
+    ("\\boxed{\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}}\n", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+    (r"The answer is 3. But \boxed{4}", "4"),
+  ],
+)
+def test_the_last_box_holds_the_answer(text, answer):
+  assert read_answer(text) == (answer, BOXED)
+
+
+@pytest.mark.parametrize(
+  ("text", "answer"),
+  [
+    ("The answer is 3.5.", "3.5"),
+    ("The answer is 3. The answer is 10,000. I hope so.", "10,000"),
+    ("The final answer is: $x = 2$, as said.", "x = 2"),
+    (r"the answer is \(\frac{1}{2}\) of it", r"\frac{1}{2}"),
+    (r"The answer is $\$5$.", r"\$5"),
+    ("The answer is\nRome\nin Italy", "Rome"),
+    (r"\boxedfoo{3} The answer is 4", "4"),
+  ],
+)
+def test_without_a_box_it_is_what_is_said(text, answer):
+  assert read_answer(text) == (answer, SAID)
+
+
+@pytest.mark.parametrize(
+  ("text", "where"),
+  [
+    ("", NOWHERE),
+    ("x = 5", NOWHERE),
+    ("The answer is ", NOWHERE),
+    ("The answer isotope is 5", NOWHERE),
+    (r"\boxed{}", EMPTY),
+    (r"The answer is 5: \boxed{ \, }", EMPTY),
+    (r"\boxed", EMPTY),
+    (r"\boxed{5", UNBALANCED),
+    (r"\boxed{3} \boxed{\frac{1}{2}", UNBALANCED),
+    (r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_001, TOO_LONG),
+    (r"\boxed{" + "{" * 10_000, TOO_LONG),
+    ("The answer is " + "9" * 5000, TOO_LONG),
+  ],
+)
+def test_why_there_is_no_answer_is_told(text, where):
+  assert read_answer(text) == (None, where)
+
+
+def test_reading_takes_no_longer_than_the_text():
+  for text in (
+    r"\boxed{" + "9" * 10_000_000 + "}",
+    "9" * 10_000_000,
+    r"\boxed{" * 300_000,
+    "the answer is " * 300_000,
+    "The answer is " + " " * 1_000_000,
+    r"\boxed " + "\\" * 1_000_000,
+  ):
+    start = time.process_time()
+    read_answer(text)
+    assert time.process_time() - start < 5, text[:20]
+
+
+@settings(deadline=None)
+@given(
+  st.recursive(st.text(" 0x+\\,", max_size=4), lambda inner: st.lists(inner, max_size=3).map(_braced), max_leaves=8)
+)
+def test_a_box_gives_back_what_is_put_in(inside):
+  inside = inside.replace("\\", r"\pi")
+  got, where = read_answer(f"so \\boxed{{{inside}}} and on {{")
+  assert (got, where) == ((inside.strip(), BOXED) if math_equal.plain(inside) else (None, EMPTY))
+
+
+# Comparing.
+
+
+@pytest.fixture(scope="module")
+def equal():
+  pytest.importorskip("math_verify")
+  with math_equal.MathEqual(20.0) as compare:
+    yield compare
+
+
+SAME = [
+  (r"\frac{1}{2}", "0.5"),
+  (r"\frac12", "1/2"),
+  ("x^2 + 2x + 1", "(x+1)^2"),
+  (r"2\sqrt{2}", r"\sqrt{8}"),
+  ("1, 2, 3", "3,1,2"),
+  (r"3\frac{1}{2}", "3.5"),
+  ("5", "x = 5"),
+  ("1{,}234", "1234"),
+  (r"90^\circ", "90"),
+  (r"\text{Sunday}", r"\text{sunday}"),
+]
+OTHER = [("5", "6"), ("x", "y"), ("[1,2)", "(1,2)"), (r"\pi", "3.14"), ("(1,2)", "(2,1)"), (r"\text{odd}", "even")]
+
+
+@pytest.mark.parametrize(("right", "answer"), SAME)
+def test_the_same_answer_in_another_form_is_equal(right, answer, equal):
+  before = equal.counts[math_equal.EQUAL]
+  assert equal(right, answer) is True
+  assert equal.counts[math_equal.EQUAL] == before + 1, "found by the library"
+
+
+@pytest.mark.parametrize(("right", "answer"), OTHER)
+def test_another_answer_is_not_equal(right, answer, equal):
+  assert equal(right, answer) is False
+
+
+def test_the_same_text_needs_no_library():
+  pytest.importorskip("math_verify")
+  with math_equal.MathEqual(1.0) as compare:
+    for right, answer in (
+      (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+      (r"\left(1, 2\right)", "(1,2)"),
+      (r"\$5", "5."),
+      (r"1\,000 ", "$1000$"),
+      ("{" * 400, " " + "{" * 400),
+    ):
+      assert compare(right, answer) is True
+    assert compare._worker is None
+    assert compare.counts == {math_equal.SAME_TEXT: 5}
+
+
+def test_what_the_library_cannot_read_is_another_answer_and_counted(equal):
+  before = equal.counts[math_equal.UNREADABLE]
+  assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False
+  assert equal.counts[math_equal.UNREADABLE] == before + 2
+
+
+def test_a_comparison_that_takes_too_long_is_killed_and_counted():
+  pytest.importorskip("math_verify")
+  with math_equal.MathEqual(1.0) as compare:
+    compare("1", "2")
+    first = compare._worker
+    start = time.monotonic()
+    assert compare("2", "9^{9^{9^9}}") is None
+    assert 1 <= time.monotonic() - start < 11
+    assert first.poll() is not None, "it is gone"
+    assert compare("2", "9" * 1001) is None
+    assert {k: compare.counts[k] for k in math_equal.FAILED if k != "died"} == {"timed out": 1, "too long": 1}
+
+
+def test_a_process_that_does_not_answer_is_killed_and_counted():
+  pytest.importorskip("math_verify")
+  with math_equal.MathEqual(0.1) as compare:
+    worker = compare._start()
+    os.kill(worker.pid, signal.SIGSTOP)  # it takes no CPU time
+    assert compare("1", "2") is None
+    assert compare.counts == {math_equal.TIMED_OUT: 1} and worker.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_dies_is_counted_and_another_goes_on(equal):
+  assert equal("1/2", "0.5") is True
+  first, before = equal._worker, equal.counts[math_equal.DIED]
+  first.kill()
+  first.wait()
+  assert equal("1", "2") is None
+  assert equal.counts[math_equal.DIED] == before + 1
+  assert equal("1/2", "0.5") is True
+  second = equal._worker
+  assert second.pid != first.pid
+  assert equal("1/4", "0.25") is True and equal._worker is second, "one process for many"
+
+
+def test_no_process_is_left_behind():
+  pytest.importorskip("math_verify")
+  with math_equal.MathEqual(20.0) as compare:
+    compare("1/2", "0.5")
+    worker = compare._worker
+  with pytest.raises(ProcessLookupError):
+    os.kill(worker.pid, 0)
+  # Where the caller died, the end of its input ends the process.
+  with math_equal.MathEqual(20.0) as compare:
+    compare("1/2", "0.5")
+    compare._worker.stdin.close()
+    assert compare._worker.wait(timeout=30) == 0
+
+
+def test_a_process_whose_caller_has_died_ends_by_itself():
+  pytest.importorskip("math_verify")
+  command = [sys.executable, "-P", math_equal._WORKER, "0.1"]
+  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+    worker.stdin.write(b'["2", "9^{9^{9^9}}"]\n')
+    worker.stdin.flush()
+    assert worker.wait(timeout=60) == -signal.SIGPROF
+    assert worker.stdout.read() == b"ready\n"
+
+
+def test_it_is_told_what_is_missing(monkeypatch):
+  for seconds in (0, -1.0, float("nan"), float("inf")):
+    with pytest.raises(UserError, match="must be more than 0 seconds"):
+      math_equal.MathEqual(seconds)
+  monkeypatch.setattr(math_equal.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(UserError, match=r"needs math-verify: pip install 'genrm-jax\[math\]'"):
+    math_equal.MathEqual(1.0)
+
+
+# Grading.
+
+
+def _solutions(*answers, correct=None):
+  return [math500.Solution("p", f"so \\boxed{{{a}}}", correct) for a in answers]
+
+
+PROBLEM = Problem("p", "math500", "eval", "?", "1/2")
+
+
+def test_equal_answers_vote_together():
+  asked = []
+
+  def compare(right, answer):
+    asked.append((right, answer))
+    return {"0.5": right == "1/2", "7.0": right == "7"}.get(answer, False)
+
+  graded = math500.grade(PROBLEM, [*_solutions("7", "0.5", "7.0", "8", "7", "0.5"), *_solutions("")], compare)
+  assert [g.candidate.answer for g in graded] == ["7", "1/2", "7", "8", "7", "1/2", None]
+  assert [g.candidate.correct for g in graded] == [False, True, False, False, False, True, False]
+  assert [g.equal for g in graded] == [g.candidate.correct for g in graded]
+  assert [g.candidate.index for g in graded] == list(range(7)) and graded[-1].where == EMPTY
+  assert asked == [
+    ("1/2", "7"),
+    ("1/2", "0.5"),
+    ("1/2", "7.0"),
+    ("7", "7.0"),
+    ("1/2", "8"),
+    ("7", "8"),
+  ], "each distinct answer once"
+
+
+def test_what_cannot_be_compared_is_wrong_and_compared_once():
+  asked = []
+
+  def compare(right, answer):
+    asked.append((right, answer))
+    return None if answer == "bad" else False
+
+  graded = math500.grade(PROBLEM, _solutions("bad", "7", "bad"), compare)
+  assert [(g.candidate.answer, g.candidate.correct, g.equal) for g in graded] == [
+    ("bad", False, None),
+    ("7", False, False),
+    ("bad", False, None),
+  ]
+  assert asked == [("1/2", "bad"), ("1/2", "7")]
+
+
+def test_a_label_of_the_file_stands():
+  graded = math500.grade(
+    PROBLEM, [*_solutions("1/2", correct=False), *_solutions("7", correct=True)], lambda a, b: a == b
+  )
+  assert [(g.candidate.correct, g.equal) for g in graded] == [(False, True), (True, False)]
+
+
+# Files.
+
+ROW = {"problem": "What is $1 + 1$?", "solution": "It is \\boxed{2}.", "answer": "2", "subject": "Sums", "level": 1}
+
+
+def _write(path, *rows):
+  path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+  return path
+
+
+def test_problems_and_solutions_are_read(tmp_path):
+  other = {"problem": "And $2 + 2$?", "answer": " 4 ", "unique_id": "test/sums/2.json", "level": "Level 1"}
+  problems = math500.read_problems(_write(tmp_path / "problems", ROW, "", other))
+  assert problems == [
+    Problem("math500/00000", "math500", "eval", ROW["problem"], "2", ROW["solution"]),
+    Problem("test/sums/2.json", "math500", "eval", "And $2 + 2$?", "4", ""),
+  ]
+  rows = (
+    {"unique_id": "test/sums/2.json", "solution": "a", "correct": False},
+    {"problem": " What  is\n$1 + 1$?", "solution": "b"},
+    {"problem": other["problem"], "unique_id": "test/sums/2.json", "solution": "c"},
+  )
+  found = math500.read_solutions(_write(tmp_path / "solutions", *rows), problems)
+  assert {i: [(s.text, s.correct) for s in mine] for i, mine in found.items()} == {
+    "math500/00000": [("b", None)],
+    "test/sums/2.json": [("a", False), ("c", None)],
+  }
+
+
+@pytest.mark.parametrize(
+  ("rows", "said"),
+  [
+    ([ROW, "{"], r"problems:2: not JSON \(.*\); mend or remove the line"),
+    (["[1]"], r"problems:1: expected a JSON object, found list"),
+    (["[" * 100_000], r"problems:1: not JSON"),
+    ([b"\xff".decode("latin-1") + "{"], r"problems:1: not JSON"),
+    ([{"problem": "x"}], r'problems:1: no field "answer"; a line needs problem, answer'),
+    ([{**ROW, "anser": "3"}], r'problems:1: unknown field "anser"; a line may have problem, answer, solution, subject'),
+    ([{**ROW, "answer": 2}], r'problems:1: field "answer" is 2, expected a string'),
+    ([{**ROW, "level": True}], r'problems:1: field "level" is true, expected a string or a whole number'),
+    ([{**ROW, "level": None}], r'problems:1: field "level" is null, expected a string or a whole number'),
+    ([{**ROW, "answer": " $ "}], r'problems:1: "answer" is empty'),
+    ([ROW, {**ROW, "answer": "3"}], r"problems:2: the problem of .*problems:1 again \('What is .*'\); remove one"),
+    ([], r"problems: the file holds no problem"),
+  ],
+)
+def test_a_broken_file_of_problems_is_one_clear_message(rows, said, tmp_path):
+  with pytest.raises(UserError, match=rf"^{tmp_path}/{said}"):
+    math500.read_problems(_write(tmp_path / "problems", *rows))
+
+
+@pytest.mark.parametrize(
+  ("row", "said"),
+  [
+    ({"solution": "x"}, r':2: no field "problem" or "unique_id"'),
+    ({"problem": "p0"}, r':2: no field "solution"'),
+    ({"problem": "p0", "solution": "x", "correct": 1}, r':2: field "correct" is 1, expected true or false'),
+    ({"problem": "none", "solution": "x"}, r":2: a solution to an unknown problem \(problem 'none'\)"),
+    ({"unique_id": "none", "solution": "x"}, r":2: a solution to an unknown problem \(unique_id 'none'\)"),
+    ({"problem": "p0", "unique_id": "1", "solution": "x"}, r':2: "problem" and "unique_id" are of two problems'),
+    ({"problem": "p0", "solution": "x"}, r": no solution to '1' and 1 other problems; add some"),
+  ],
+)
+def test_a_broken_file_of_solutions_is_one_clear_message(row, said, tmp_path):
+  problems = [Problem(str(i), "math500", "eval", f"p{i}", "1") for i in range(3)]
+  path = _write(tmp_path / "solutions", {"problem": "p0", "solution": "x"}, row)
+  with pytest.raises(UserError, match=rf"^{path}{said}"):
+    math500.read_solutions(path, problems)
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(UserError, match=f"{tmp_path}/none: could not be read: No such file or directory; check the path"):
+    math500.read_problems(tmp_path / "none")
