@@ -16,6 +16,7 @@ import sys
 
 import pytest
 
+from experiments import gsm8k_slips
 from genrm_jax.data import store
 from genrm_jax.evals import tables
 from genrm_jax.model import weights
@@ -243,6 +244,31 @@ def test_a_base_is_made_that_other_runs_start_from(first, work):
   for name, start in (("generator", asset), ("orm", asset), ("dpo", "generator")):
     manifest = saved.read_manifest(saved.find(work["word_sorting"] / "checkpoints" / name)[0])
     assert manifest["init_from"] == str(start)
+
+
+def test_slips_are_counted_and_planted_in_the_solutions_of_a_run(first, work, monkeypatch, capsys, tmp_path):
+  command = ["gsm8k_slips", f"--workdir={work['gsm8k']}", f"--out={tmp_path / 'slips.json'}"]
+  monkeypatch.setattr("sys.argv", command)
+  gsm8k_slips.main()
+  told, results = capsys.readouterr().out, json.loads((tmp_path / "slips.json").read_text())
+  pool = store.read_records(work["gsm8k"] / "candidates/eval.jsonl", Candidate)
+  right = sum(c.correct for c in pool)  # made-up solutions are wrong by a slip
+  count = {"right with a slip": 0, "right": right, "wrong with a slip": len(pool) - right, "wrong without": 0}
+  assert results["natural"]["solutions"] == count
+  report = json.loads((work["gsm8k"] / "report/results.json").read_text())
+  for name in _verifiers("gsm8k"):
+    natural = results["natural"]["auc_within_problems"][name]
+    whole = report["verifiers"][name]["verification"]["auc_within_problems"]
+    assert natural["wrong with a slip"] == pytest.approx(whole, abs=1e-6)
+    assert natural["wrong without"]["value"] is None
+    figures = results["planted"]["verifiers"][name]
+    assert all(0 <= it["value"] <= 1 for it in figures.values())
+    assert f"{100 * figures['prefers the right one']['value']:.1f}" in told
+  assert results["planted"]["pairs"] == len({c.problem_id for c in pool if c.correct})
+  monkeypatch.setattr("sys.argv", [command[0], f"--workdir={work['last_letter']}"])
+  with pytest.raises(SystemExit):
+    gsm8k_slips.main()
+  assert "a run of last_letter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["last_letter", "gsm8k"])
