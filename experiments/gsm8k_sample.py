@@ -3,30 +3,42 @@
 import gzip
 import json
 import pathlib
+import zipfile
 
 import numpy as np
 
+from genrm_jax.text.prompts import get_format
+
+_FORM = get_format("genrm")
 _NAMES = ("Ada", "Bo", "Cleo", "Dan")
 _THINGS = ("apples", "books", "coins", "shells")
 
 
 def write(folder: pathlib.Path, num_problems: int, seed: int) -> pathlib.Path:
-  """Writes `num_problems` sums with four solutions each (two right) and one grading of each; returns `folder`."""
+  """Writes `num_problems` sums with six solutions each, half of them right; returns `folder`.
+
+  Four have a grading and are the pool, two are the Yes/No set.
+  """
   rng = np.random.default_rng(seed)
   problems: list[dict[str, str]] = []
   graded: dict[str, list[dict[str, str | int]]] = {"correct": [], "incorrect": []}
+  direct: dict[str, list[dict[str, str | int]]] = {"correct": [], "incorrect": []}
   for i in range(num_problems):
     a, b = (int(x) for x in rng.integers(2, 50, size=2))
     name, thing = _NAMES[rng.integers(4)], _THINGS[rng.integers(4)]
     question = f"{name} has {a} {thing} and finds {b} more. How many {thing} does {name} have now? (no. {i})"
     problems.append({"question": question, "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"})
-    for j in range(4):
+    for j in range(6):
       right = j % 2 == 0
       claimed = a + b if right else a + b + int(rng.integers(1, 9))
-      opening = "So" if j < 2 else "Then"
+      opening = ("So", "Then", "Now")[j // 2]
       solution = f"{name} starts with {a}. {opening} {a} + {b} = {claimed}. The answer is {claimed}."
-      verdict = "Yes" if right else "No"
-      graded["correct" if right else "incorrect"].append(
+      verdict, kind = ("Yes", "correct") if right else ("No", "incorrect")
+      if j >= 4:
+        asked = _FORM.solve.replace("{question}", question) + solution + _FORM.verify
+        direct[kind].append({"inputs": asked, "targets": f" {verdict}", "question_id": i, "model_output_id": j})
+        continue
+      graded[kind].append(
         {
           "question": question,
           "question_id": i,
@@ -47,4 +59,9 @@ def write(folder: pathlib.Path, num_problems: int, seed: int) -> pathlib.Path:
   for kind, rows in graded.items():
     with gzip.open(pool / f"critique_gen_{kind}_solutions_round_0_shard_0.jsonl.gz", "wt") as f:
       f.writelines(json.dumps(row) + "\n" for row in rows)
+  for kind, rows in direct.items():
+    for split, part in (("", rows[1:]), ("_val", rows[:1])):
+      name = f"rm_{kind}_solutions_batch_00{split}"
+      with zipfile.ZipFile(pool.parent / f"{name}.zip", "w") as archive:
+        archive.writestr(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
   return folder

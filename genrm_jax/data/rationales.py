@@ -1,19 +1,31 @@
-"""Training rationales: written by a program or released by others, filtered, with a ledger of what was dropped."""
+"""Training rationales: written by a program or by graders, filtered, with a ledger of what was dropped."""
 
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from genrm_jax.data import grading, verdict_reading
+from genrm_jax.text.prompts import get_format
 from genrm_jax.types import Candidate, Problem, Rationale
 
-# The released grader was asked to end in "Verification: Is the answer correct (Yes/No)? X". Marks of any kind (bold,
-# tags, line breaks, a misplaced question mark) are allowed around the words.
-_QUESTION = "Is the answer correct (Yes/No)?"
-_MARKS = r"(?:</?\w+>|\W)*"
-_VERDICT = re.compile(rf"\bIs the answer correct{_MARKS}\(Yes/No\){_MARKS}(Yes|No)\b")
-_OPENING = re.compile(r"(?:<\w+>|[\s*])*Verification:?(?:</?\w+>|[\s*])*$|(?:<\w+>|[\s*])+$")
+LABELS = {True: "correct", False: "incorrect"}
+
+_RELEASED = get_format("genrm")
+
+DISAGREES = "verdict disagrees with the label"
+ASKS_AGAIN = "asks for the verdict more than once"
+EMPTY = "empty"
+LEAK = "names the reference"
+
+# What graders call the solution that they were shown, in any case and markup: "**Expected Answer:**", "the expected
+# steps", "Expected: 12". The words alone are no leak: a problem may be about an "expected profit".
+_LEAK = re.compile(
+  r"\bexpected[\s*_]*(?:final[\s*_]*)?(?:answer|solution|step|result|calculation|value)s?\b"
+  r"|\bexpected(?: \w+)?(?:</?\w+>|[*_])*:|\breference (?:answer|solution)",
+  re.IGNORECASE,
+)
 
 
 def by_program(
@@ -28,53 +40,203 @@ def by_program(
   return keep_agreeing(rationales, candidates)
 
 
-def locate_verdict(text: str) -> tuple[str, bool | None]:
-  """A grader's text up to its final verdict question, and the verdict (None, with the whole text, if there is none).
+@dataclasses.dataclass(frozen=True)
+class Filter:
+  """Turns a grader's raw text into a rationale for training, or says why not (paper, section 3.3 and appendix A).
 
-  What follows the first verdict is cut off: graders go on to other problems.
+  Attributes:
+    reading: the version of `verdict_reading.READINGS` that finds the verdict.
+    drop_leaks: whether rationales that name the reference solution are dropped. The authors kept them.
   """
-  match = _VERDICT.search(text)
-  if not match:
-    return text.strip(), None
-  opening = _OPENING.search(text, max(0, match.start() - 40), match.start())
-  end = opening.start() if opening else match.start()
-  return text[:end].strip(), match.group(1) == "Yes"
+
+  reading: str = verdict_reading.DEFAULT
+  drop_leaks: bool = False
+
+  def __post_init__(self) -> None:
+    verdict_reading.get_reading(self.reading)
+
+  @property
+  def name(self) -> str:
+    """One word for tables."""
+    return self.reading + ("+drop_leaks" if self.drop_leaks else "")
+
+  def __call__(self, raw: Rationale, correct: bool) -> Rationale:
+    """The rationale with its verdict, cut before the verdict question; kept if that agrees with the label `correct`."""
+    text, verdict, why = verdict_reading.get_reading(self.reading)(raw.text)
+    read = dataclasses.replace(raw, text=text, verdict=verdict)
+    why = why or _why_dropped(read, correct) or (LEAK if self.drop_leaks and names_reference(text) else "")
+    return dataclasses.replace(read, kept=not why, why_dropped=why)
 
 
-def from_graders(raw: Sequence[Rationale], candidates: Sequence[Candidate]) -> list[Rationale]:
-  """Raw grader outputs with their verdicts located and the filter applied (paper, section 3.3 and appendix A)."""
-  read = []
-  for r in raw:
-    text, verdict = locate_verdict(r.text)
-    read.append(dataclasses.replace(r, text=text, verdict=verdict))
-  return keep_agreeing(read, candidates)
+def names_reference(text: str) -> bool:
+  """Whether a rationale speaks of a reference solution, which a verifier will not have."""
+  return _LEAK.search(text) is not None
+
+
+def from_graders(
+  raw: Iterable[Rationale], candidates: Sequence[Candidate], keep: Filter | None = None
+) -> list[Rationale]:
+  """Raw grader outputs through the filter `keep` (None: the default one), in their order."""
+  label, keep = _labels(candidates), keep or Filter()
+  return [keep(r, label[r.problem_id, r.candidate_index]) for r in raw]
 
 
 def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidate]) -> list[Rationale]:
   """Drops rationales that are empty, have no verdict or ask for it twice, or whose verdict disagrees with the label."""
-  label = {(c.problem_id, c.index): c.correct for c in candidates}
+  label = _labels(candidates)
   out = []
   for r in rationales:
-    if r.verdict is None:
-      why = "no verdict"
-    elif r.verdict != label[r.problem_id, r.candidate_index]:
-      why = "verdict disagrees with the label"
-    elif _QUESTION in r.text:
-      why = "asks for the verdict more than once"
-    elif not r.text:
-      why = "empty"
-    else:
-      why = ""
+    why = _why_dropped(r, label[r.problem_id, r.candidate_index])
     out.append(dataclasses.replace(r, kept=not why, why_dropped=why))
   return out
 
 
-def ledger(rationales: Sequence[Rationale], candidates: Sequence[Candidate]) -> dict[str, Any]:
-  """Counts by label: all, kept, and dropped by reason."""
-  label = {(c.problem_id, c.index): c.correct for c in candidates}
-  table: dict[str, collections.Counter[str]] = {"correct": collections.Counter(), "incorrect": collections.Counter()}
+def released_targets(rationale: str, verdict: bool) -> str:
+  """A rationale with the verdict question and the verdict, as the release's `critiques_*` files have it."""
+  return rationale + _RELEASED.verdict_question + (_RELEASED.yes if verdict else _RELEASED.no)
+
+
+def to_released(
+  question: str, solution: str, rationale: str, verdict: bool, question_id: int, model_output_id: int
+) -> dict[str, Any]:
+  """A row in the form of the release's `critiques_*` files."""
+  return {
+    "inputs": grading.plain_prompt(question, solution, _RELEASED),
+    "targets": released_targets(rationale, verdict),
+    "question_id": question_id,
+    "model_output_id": model_output_id,
+  }
+
+
+class Ledger:
+  """Counts filtered rationales one by one: by label, what was kept and, by reason, what was not."""
+
+  def __init__(self) -> None:
+    self._rows: dict[str, _Row] = {name: _Row() for name in LABELS.values()}
+
+  def add(self, rationale: Rationale, correct: bool) -> None:
+    """Counts a rationale of a candidate with this label."""
+    self._rows[LABELS[correct]].add(rationale)
+
+  def table(self) -> dict[str, dict[str, Any]]:
+    """For each label: the counts; distinct problems and solutions; share of all labels; length of the kept texts."""
+    return {name: row.table(self._rows.values()) for name, row in self._rows.items()}
+
+  def problems_with_both(self) -> dict[str, int]:
+    """How many problems have rationales for correct and for incorrect solutions."""
+    right, wrong = self._rows.values()
+    return {
+      name: len({p for p, _ in right.solutions[name]} & {p for p, _ in wrong.solutions[name]})
+      for name in ("all", "kept")
+    }
+
+
+class _Row:
+  """What a ledger knows of one label."""
+
+  def __init__(self) -> None:
+    self.counts = collections.Counter({"all": 0, "kept": 0})
+    self.solutions: dict[str, set[tuple[str, int]]] = {"all": set(), "kept": set()}
+    self.characters: collections.Counter[int] = collections.Counter()
+
+  def add(self, rationale: Rationale) -> None:
+    solution = (rationale.problem_id, rationale.candidate_index)
+    self.counts["all"] += 1
+    self.solutions["all"].add(solution)
+    if rationale.kept:
+      self.counts["kept"] += 1
+      self.solutions["kept"].add(solution)
+      self.characters[len(rationale.text)] += 1
+    else:
+      self.counts[f"dropped: {rationale.why_dropped}"] += 1
+
+  def table(self, rows: Iterable["_Row"]) -> dict[str, Any]:
+    totals = {name: sum(row.counts[name] for row in rows) for name in ("all", "kept")}
+    return {
+      **dict(sorted(self.counts.items())),
+      "solutions": {name: len(found) for name, found in self.solutions.items()},
+      "problems": {name: len({p for p, _ in found}) for name, found in self.solutions.items()},
+      "share": {name: round(self.counts[name] / n, 4) if n else None for name, n in totals.items()},
+      "characters": length_statistics(self.characters),
+    }
+
+
+def length_statistics(counts: collections.Counter[int]) -> dict[str, int]:
+  """Median, 90th percentile and maximum of lengths, given how often each occurs; {} if there are none.
+
+  A percentile is the smallest length that at least so many texts do not exceed.
+  """
+  total, seen = sum(counts.values()), 0
+  found: dict[str, int] = {}
+  for length in sorted(counts):
+    seen += counts[length]
+    for name, percent in (("median", 50), ("p90", 90), ("max", 100)):
+      if 100 * seen >= percent * total:
+        found.setdefault(name, length)
+  return found
+
+
+def ledger(rationales: Iterable[Rationale], candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+  """The table of a `Ledger` over these rationales."""
+  label, book = _labels(candidates), Ledger()
   for r in rationales:
-    row = table["correct" if label[r.problem_id, r.candidate_index] else "incorrect"]
-    row["all"] += 1
-    row["kept" if r.kept else f"dropped: {r.why_dropped}"] += 1
-  return {name: dict(sorted(row.items())) for name, row in table.items()}
+    book.add(r, label[r.problem_id, r.candidate_index])
+  return book.table()
+
+
+class Replay:
+  """The same raw rationales through several filters: a ledger of each, and where they differ from the first."""
+
+  def __init__(self, filters: Sequence[Filter], max_examples: int = 3) -> None:
+    """`max_examples`: of each kind of difference, for each filter and label."""
+    self.ledgers = {f.name: Ledger() for f in filters}
+    self.examples: dict[tuple[str, str, str], list[tuple[Rationale, Rationale, Rationale]]] = {}
+    self._filters, self._max_examples = tuple(filters), max_examples
+    self._counts: dict[str, dict[str, collections.Counter[str]]] = {
+      f.name: {name: collections.Counter() for name in LABELS.values()} for f in filters[1:]
+    }
+
+  def add(self, raw: Rationale, correct: bool) -> list[Rationale]:
+    """Filters a rationale; what each filter made of it, in their order."""
+    results = [f(raw, correct) for f in self._filters]
+    for f, result in zip(self._filters, results, strict=True):
+      self.ledgers[f.name].add(result, correct)
+    for f, other in zip(self._filters[1:], results[1:], strict=True):
+      for kind in _differences(results[0], other):
+        self._counts[f.name][LABELS[correct]][kind] += 1
+        examples = self.examples.setdefault((f.name, LABELS[correct], kind), [])
+        if len(examples) < self._max_examples:
+          examples.append((raw, results[0], other))
+    return results
+
+  def table(self) -> dict[str, dict[str, dict[str, int]]]:
+    """Filter -> label -> kind of difference from the first filter -> how many rationales."""
+    return {
+      name: {label: dict(sorted(counts.items())) for label, counts in row.items()} for name, row in self._counts.items()
+    }
+
+
+def _differences(first: Rationale, other: Rationale) -> list[str]:
+  kinds = []
+  if first.verdict != other.verdict:
+    words = {True: "Yes", False: "No", None: "none"}
+    kinds.append(f"verdict {words[first.verdict]} -> {words[other.verdict]}")
+  if first.kept != other.kept:
+    kinds.append("kept -> dropped" if first.kept else "dropped -> kept")
+  elif first.kept and first.text != other.text:
+    kinds.append("kept with another text")
+  return kinds
+
+
+def _why_dropped(r: Rationale, correct: bool) -> str:
+  if r.verdict is None:
+    return verdict_reading.NO_VERDICT
+  if r.verdict != correct:
+    return DISAGREES
+  if verdict_reading.QUESTION in r.text:
+    return ASKS_AGAIN
+  return "" if r.text else EMPTY
+
+
+def _labels(candidates: Sequence[Candidate]) -> dict[tuple[str, int], bool]:
+  return {(c.problem_id, c.index): c.correct for c in candidates}

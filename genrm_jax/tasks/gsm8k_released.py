@@ -1,308 +1,163 @@
-"""The GSM8K data that the paper's authors released (github.com/genrm-star/genrm-critiques), read as a stream.
+"""The released solutions and raw rationales of GSM8K as records, in two passes, so that no rationale is held in memory.
 
-    critiques/rm_{correct,incorrect}_solutions_batch_NN[_val].zip         (problem, solution, Yes/No): `iter_direct`
-    critiques/critiques_{correct,incorrect}_solutions_batch_NN[_val].zip  the same with a rationale: `iter_critiques`
-    critiques/data_collection/critique_gen_*_round_R_shard_S.jsonl.gz     raw rationales, four per solution: `iter_pool`
+    bad = BadRows()
+    release = scan(data_dir, train, rounds, bad)               # problems and their distinct solutions
+    for rationale in iter_rationales(data_dir, release, rounds, bad): ...
 
 Problems are GSM8K's train problems, matched by `problem_key`; the release's `question_id` is their index in TFDS.
-Labels are the release's: of solutions that say "The answer is" twice, say, it judged the first (0.3% differ from ours).
+Labels are the release's: of solutions that say "The answer is" twice, say, it judged the first, and it cut decimals off
+(`python -m experiments.gsm8k_answers` lists how they differ from ours).
 """
 
-import bisect
-import contextlib
 import dataclasses
-import gzip
-import io
-import os
-import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-
-from etils import epath
 
 from genrm_jax.errors import UserError
-from genrm_jax.tasks import gsm8k
-from genrm_jax.tasks.gsm8k import json_object, problem_key, text_field
+from genrm_jax.tasks import gsm8k, gsm8k_answers
+from genrm_jax.tasks.gsm8k_rows import BadRows, DirectRow, PathLike, PoolRow, iter_direct, iter_pool
 from genrm_jax.types import Candidate, Problem, Rationale
 
-PathLike = str | os.PathLike[str]
-
 SOURCE = "genrm-critiques"
-ROUNDS = (0, 1, 2, 3)
+DIRECT_SOURCE = f"{SOURCE}/direct"
 
-_FOLDERS = ("genrm-critiques/critiques", "critiques", "")
-_CLONE = "git clone https://github.com/genrm-star/genrm-critiques"
-_QUESTION, _SOLUTION = "\n\nQ: ", "\nA: Let's think step by step.\n"
-_ASK, _ASK_COT = "\nVerification: Is the answer correct (Yes/No)?", "\nVerification: Let's verify step by step."
-_LABELS = {" Yes": True, " No": False}
+_TWO_LABELS = "same solution with two labels"
 
 
-class DirectRow(NamedTuple):
-  """A solution and whether its final answer is right."""
+@dataclasses.dataclass(frozen=True)
+class Release:
+  """What was read, without the rationales.
 
-  question: str
-  solution: str
-  correct: bool
+  Attributes:
+    problems: those with solutions, sorted by id.
+    candidates: by problem id, its distinct solutions: those of the pool in the order in which they were sampled, then
+      those that only the direct set has. A candidate's index is its place there, `correct` the released label,
+      `answer` what `gsm8k_answers.extract_answer` reads.
+    by_text: the same candidates by problem id and text.
+    rounds: which rounds of the pool were read.
+    train: all of GSM8K's train problems, by `problem_key`.
+  """
 
-
-class CritiqueRow(NamedTuple):
-  """A solution and a filtered rationale, which ends in the verdict."""
-
-  question: str
-  solution: str
-  rationale: str
-  correct: bool
-
-
-class PoolRow(NamedTuple):
-  """A solution and one raw, unfiltered rationale; `round` tells which of the four."""
-
-  question: str
-  solution: str
-  solution_id: int
-  extracted_answer: str
-  correct: bool
-  rationale: str
-  round: int
-  shard: int
-  question_id: int
-  path: str
-  line: int
+  problems: list[Problem]
+  candidates: dict[str, list[Candidate]]
+  by_text: dict[str, dict[str, Candidate]]
+  rounds: tuple[int, ...]
+  train: dict[str, Problem]
 
 
-@dataclasses.dataclass
-class PooledSolution:
-  """A solution of the pool, once, with its raw rationales as (round, text), by round."""
+def scan(data_dir: PathLike, train: Sequence[Problem], rounds: Sequence[int], bad: BadRows) -> Release:
+  """One pass over the pool: problems and their distinct solutions.
 
-  question: str
-  text: str
-  solution_id: int
-  extracted_answer: str
-  correct: bool
-  rationales: list[tuple[int, str]]
-
-
-def iter_direct(data_dir: PathLike, split: str = "train") -> Iterator[DirectRow]:
-  """The rows of the direct Yes/No set, correct solutions first.
+  Memory: 0.8 KB a distinct solution (the pool of the full release has some 310,000).
 
   Args:
     data_dir: the folder that holds a clone of genrm-critiques, or the clone.
-    split: "train" or "val", the release's own split of rows (not of problems).
+    train: GSM8K's train problems, from files or TFDS.
+    rounds: which of the four rounds of the pool.
+    bad: counts the rows that are left out. Of a solution with two labels the first is taken.
 
   Raises:
-    UserError: no such files, a damaged one, or a row of another form.
+    UserError: as `iter_pool` does.
   """
-  for path in _batches(data_dir, "rm", split):
-    for row, place in _zip_rows(path):
-      question, solution = _parse_inputs(text_field(row, "inputs", place), _ASK, place)
-      target = text_field(row, "targets", place)
-      if target not in _LABELS:
-        raise UserError(f'{place}: "targets" is {target[:40]!r}, expected " Yes" or " No"; {_CLONE} anew')
-      yield DirectRow(question, solution, _LABELS[target])
+  by_key = {gsm8k.problem_key(p.question): p for p in train}
+  found: dict[str, Problem] = {}
+  seen: dict[str, dict[str, tuple[int, bool]]] = {}  # by problem id and text: its smallest solution_id, and its label
+  for problem, row in _pool_rows(data_dir, rounds, bad, by_key):
+    found[problem.id] = problem
+    texts = seen.setdefault(problem.id, {})
+    solution_id, correct = texts.get(row.solution, (row.solution_id, row.correct))
+    if row.correct != correct:
+      bad.note(_TWO_LABELS, row.place)
+    else:
+      texts[row.solution] = (min(solution_id, row.solution_id), correct)
+  problems = sorted(found.values(), key=lambda p: p.id)
+  candidates: dict[str, list[Candidate]] = {}
+  for problem in problems:
+    pool = sorted(seen.pop(problem.id).items(), key=lambda item: item[1][0])
+    candidates[problem.id] = [_candidate(problem, i, text, label, SOURCE) for i, (text, (_, label)) in enumerate(pool)]
+  by_text = {name: {c.text: c for c in pool} for name, pool in candidates.items()}
+  return Release(problems, candidates, by_text, tuple(rounds), by_key)
 
 
-def iter_critiques(data_dir: PathLike, split: str = "val") -> Iterator[CritiqueRow]:
-  """The rows of the CoT set, correct solutions first; arguments and errors as in `iter_direct`."""
-  for path in _batches(data_dir, "critiques", split):
-    correct = "_correct_" in path.name
-    for row, place in _zip_rows(path):
-      question, solution = _parse_inputs(text_field(row, "inputs", place), _ASK_COT, place)
-      yield CritiqueRow(question, solution, text_field(row, "targets", place), correct)
+def with_direct_set(release: Release, data_dir: PathLike, bad: BadRows) -> Release:
+  """The same with the solutions of the direct set, of both its splits, after those of the pool.
 
-
-def iter_pool(data_dir: PathLike, rounds: Sequence[int] = (0,)) -> Iterator[PoolRow]:
-  """The raw pool: all rows of these rounds, by round, shard, and correct solutions first.
+  They were chosen by their labels (at most 16 of each a problem), and most are in the pool: to train on, not to
+  evaluate with. Their `source` is `DIRECT_SOURCE`.
 
   Raises:
-    UserError: no file of one of the rounds, a damaged file, or a row of another form.
+    UserError: as `iter_direct` does.
   """
-  for number in rounds:
-    for path, shard in _shards(data_dir, number):
-      for row, place, line in _gzip_rows(path):
-        yield PoolRow(
-          question=text_field(row, "question", place),
-          solution=text_field(row, "model_output", place),
-          solution_id=_int_field(row, "model_output_id", place),
-          extracted_answer=text_field(row, "extracted_answer", place),
-          correct=_label(row, place),
-          rationale=text_field(row, "verifier_output", place),
-          round=number,
-          shard=shard,
-          question_id=_int_field(row, "question_id", place),
-          path=str(path),
-          line=line,
-        )
+  by_text = {name: dict(texts) for name, texts in release.by_text.items()}
+  found = {p.id: p for p in release.problems}
+  for split in ("train", "val"):
+    for row in iter_direct(data_dir, split, bad):
+      problem = _problem_of(row, release.train, bad)
+      if problem is None:
+        continue
+      found[problem.id] = problem
+      texts = by_text.setdefault(problem.id, {})
+      before = texts.get(row.solution)
+      if before is None:
+        texts[row.solution] = _candidate(problem, len(texts), row.solution, row.correct, DIRECT_SOURCE)
+      elif before.correct != row.correct:
+        bad.note(_TWO_LABELS, row.place)
+  return dataclasses.replace(
+    release,
+    problems=sorted(found.values(), key=lambda p: p.id),
+    candidates={name: list(texts.values()) for name, texts in by_text.items()},
+    by_text=by_text,
+  )
 
 
-def load_pools(data_dir: PathLike, rounds: Sequence[int] = ROUNDS) -> dict[str, list[PooledSolution]]:
-  """The pool by problem (`problem_key`): each distinct solution once, in the order in which it was sampled.
+def iter_rationales(data_dir: PathLike, release: Release, rounds: Sequence[int], bad: BadRows) -> Iterator[Rationale]:
+  """A second pass over the pool: its raw rationales, by round; a rationale's index counts those of its candidate.
 
-  All of it is held in memory, about 1.5 KB a rationale. Errors as in `iter_pool`.
-  """
-  return _collect(iter_pool(data_dir, rounds))
-
-
-def read_released(
-  data_dir: PathLike, max_problems: int | None = None, rounds: Sequence[int] = ROUNDS
-) -> tuple[list[Problem], list[Candidate], list[Rationale]]:
-  """The pool as records: GSM8K train problems, their candidates, and the raw rationales, in the order of the problems.
-
-  A candidate's index counts a problem's distinct solutions in the order in which they were sampled; a rationale's
-  counts those of its candidate. Rationales are as released: `kept` is True and `verdict` None for all, reading and
-  filtering come later. `correct` is the released label, `answer` what `gsm8k.extract_answer` reads.
+  They are as released: `kept` is True and `verdict` None for all; reading and filtering come later.
 
   Args:
-    data_dir: the folder that holds the clones of genrm-critiques and grade-school-math.
-    max_problems: the first so many problems, by id; None for all. Memory grows with these, time does not.
-    rounds: which of the four rounds of rationales.
+    data_dir: as `scan` had it.
+    release: what `scan` found.
+    rounds: all or some of the rounds that `scan` read.
+    bad: counts the rows that are left out, as `scan` did; the counts of a file start anew.
 
   Raises:
-    UserError: as `iter_pool` and `gsm8k.read_problems` do; or for a question that is no GSM8K train problem.
+    UserError: as `scan` does, or if the files are no longer those that `scan` read.
   """
-  train = {problem_key(p.question): p for p in gsm8k.read_problems(data_dir, "train")}
-  pools = _collect(_of_first_problems(iter_pool(data_dir, rounds), train, max_problems))
-  keys = sorted(pools, key=lambda key: train[key].id)[:max_problems]
-  candidates: list[Candidate] = []
-  rationales: list[Rationale] = []
-  for key in keys:
-    for index, solution in enumerate(pools.pop(key)):
-      answer = gsm8k.extract_answer(solution.text)
-      candidates.append(Candidate(train[key].id, index, solution.text, answer, solution.correct, SOURCE))
-      rationales.extend(
-        Rationale(train[key].id, index, i, text, None, f"{SOURCE}/round-{number}", True)
-        for i, (number, text) in enumerate(solution.rationales)
-      )
-  return [train[key] for key in keys], candidates, rationales
-
-
-def _of_first_problems(
-  rows: Iterator[PoolRow], train: dict[str, Problem], max_problems: int | None
-) -> Iterator[PoolRow]:
-  """The rows that can still belong to the first `max_problems` problems, by id, of all that come."""
-  first: list[str] = []  # the ids of the first problems so far, sorted
-  for row in rows:
-    problem = train.get(problem_key(row.question))
-    if problem is None:
+  counts = {name: [0] * len(pool) for name, pool in release.candidates.items()}
+  for problem, row in _pool_rows(data_dir, rounds, bad, release.train):
+    candidate = release.by_text.get(problem.id, {}).get(row.solution)
+    if candidate is None:
       raise UserError(
-        f"{row.path}:{row.line}: the question is no GSM8K train problem: {row.question[:60]!r}; "
-        f"are both clones complete? {_CLONE}"
+        f"{row.place}: a solution that was not there when rounds {', '.join(map(str, release.rounds))} were read "
+        "first; did the file change meanwhile? Run the command again"
       )
-    if max_problems is not None:
-      place = bisect.bisect_left(first, problem.id)
-      if place >= max_problems:
-        continue
-      if first[place : place + 1] != [problem.id]:
-        first.insert(place, problem.id)
-        del first[max_problems:]
-    yield row
+    if candidate.correct != row.correct:
+      bad.note(_TWO_LABELS, row.place)
+      continue
+    index = counts[problem.id][candidate.index]
+    counts[problem.id][candidate.index] += 1
+    source = f"{SOURCE}/round-{row.round}"
+    yield Rationale(problem.id, candidate.index, index, row.rationale, None, source, kept=True)
 
 
-def _collect(rows: Iterator[PoolRow]) -> dict[str, list[PooledSolution]]:
-  pools: dict[str, dict[str, PooledSolution]] = {}
-  for row in rows:
-    pool = pools.setdefault(problem_key(row.question), {})
-    solution = pool.get(row.solution)
-    if solution is None:
-      solution = PooledSolution(row.question, row.solution, row.solution_id, row.extracted_answer, row.correct, [])
-      pool[row.solution] = solution
-    solution.solution_id = min(solution.solution_id, row.solution_id)
-    solution.rationales.append((row.round, row.rationale))
-  return {key: sorted(pool.values(), key=lambda s: s.solution_id) for key, pool in pools.items()}
+def _candidate(problem: Problem, index: int, text: str, correct: bool, source: str) -> Candidate:
+  return Candidate(problem.id, index, text, gsm8k_answers.extract_answer(text), correct, source)
 
 
-def _parse_inputs(inputs: str, ask: str, place: str) -> tuple[str, str]:
-  """The question and solution of `instruction, Q: ..., A: Let's think step by step. ..., Verification: ...`."""
-  _, is_question, rest = inputs.partition(_QUESTION)
-  question, is_solution, rest = rest.partition(_SOLUTION)
-  solution, asked, after = rest.rpartition(ask)
-  if not (is_question and is_solution and asked) or after.strip():
-    raise UserError(
-      f'{place}: "inputs" is not of the form "Q: ... A: Let\'s think step by step. ... {ask.strip()}"; {_CLONE} anew'
-    )
-  return question, solution
+def _pool_rows(
+  data_dir: PathLike, rounds: Sequence[int], bad: BadRows, train: dict[str, Problem]
+) -> Iterator[tuple[Problem, PoolRow]]:
+  """The pool's rows with their problems. Rows with another answer to theirs are left out."""
+  for row in iter_pool(data_dir, rounds, bad):
+    if problem := _problem_of(row, train, bad):
+      if gsm8k_answers.same_answer(row.target, problem.answer):
+        yield problem, row
+      else:
+        bad.note("target is not GSM8K's answer", row.place)
 
 
-def _int_field(row: dict[str, Any], name: str, place: str) -> int:
-  value = row.get(name)
-  if type(value) is not int:
-    raise UserError(f'{place}: field "{name}" is {value!r:.40}, expected a whole number; {_CLONE} anew')
-  return value
-
-
-def _label(row: dict[str, Any], place: str) -> bool:
-  value = _int_field(row, "correctness", place)
-  if value not in (0, 1):
-    raise UserError(f'{place}: field "correctness" is {value}, expected 0 or 1; {_CLONE} anew')
-  return bool(value)
-
-
-def _batches(data_dir: PathLike, kind: str, split: str) -> list[epath.Path]:
-  """The zip files of a set and split, correct solutions first."""
-  if split not in ("train", "val"):
-    raise UserError(f"the released data has no split {split!r}; it has train and val")
-  name = re.compile(rf"{kind}_(correct|incorrect)_solutions_batch_(\d+){'_val' if split == 'val' else ''}\.zip")
-  folder = _folder(data_dir)
-  found = [(m[1], int(m[2]), p) for p in folder.iterdir() if (m := name.fullmatch(p.name))]
-  for label in ("correct", "incorrect"):
-    if label not in {f[0] for f in found}:
-      pattern = f"{kind}_{label}_solutions_batch_*{'_val' if split == 'val' else ''}.zip"
-      raise UserError(f"no file {folder / pattern}; {_CLONE}")
-  return [path for _, _, path in sorted(found, key=lambda f: f[:2])]
-
-
-def _shards(data_dir: PathLike, number: int) -> list[tuple[epath.Path, int]]:
-  """The files of a round with their shard numbers, by shard, correct solutions first."""
-  folder = _folder(data_dir) / "data_collection"
-  name = re.compile(rf"critique_gen_(correct|incorrect)_solutions_round_{number}_shard_(\d+)\.jsonl\.gz")
-  files = folder.iterdir() if folder.exists() else ()
-  found = {(int(m[2]), m[1]): p for p in files if (m := name.fullmatch(p.name))}
-  missing = [
-    (shard, label) for shard, _ in found for label in ("correct", "incorrect") if (shard, label) not in found
-  ] or ([] if found else [(0, "correct")])
-  if missing:
-    shard, label = missing[0]
-    wanted = folder / f"critique_gen_{label}_solutions_round_{number}_shard_{shard}.jsonl.gz"
-    raise UserError(f"no file {wanted}; {_CLONE}")
-  return [(found[key], key[0]) for key in sorted(found)]
-
-
-def _folder(data_dir: PathLike) -> epath.Path:
-  places = [epath.Path(data_dir) / folder for folder in _FOLDERS]
-  found = next((p for p in places if (p / "data_collection").exists() or any(p.glob("rm_*.zip"))), None)
-  if found is None:
-    raise UserError(
-      f"no released GenRM data; looked in {', '.join(str(p) for p in places)}; "
-      f"{_CLONE} {epath.Path(data_dir) / 'genrm-critiques'}"
-    )
-  return found
-
-
-def _zip_rows(path: epath.Path) -> Iterator[tuple[dict[str, Any], str]]:
-  """The rows of the JSONL file in a zip, each with its place."""
-  with _damage(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
-    names = [n for n in archive.namelist() if n.endswith(".jsonl") and not n.startswith("__MACOSX")]
-    if len(names) != 1:
-      raise UserError(f"{path}: holds {len(names)} JSONL files, expected one; {_CLONE} anew")
-    with archive.open(names[0]) as lines:
-      for number, line in enumerate(lines, start=1):
-        place = f"{path}/{names[0]}:{number}"
-        yield json_object(line, place), place
-
-
-def _gzip_rows(path: epath.Path) -> Iterator[tuple[dict[str, Any], str, int]]:
-  """The rows of a JSONL file under gzip, each with its place and line number."""
-  with _damage(path), path.open("rb") as file, gzip.GzipFile(fileobj=file) as lines:
-    for number, line in enumerate(io.BufferedReader(lines), start=1):
-      place = f"{path}:{number}"
-      yield json_object(line, place), place, number
-
-
-@contextlib.contextmanager
-def _damage(path: epath.Path) -> Iterator[None]:
-  """Turns what a cut or changed archive raises into a UserError."""
-  try:
-    yield
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
-    raise UserError(f"{path}: damaged or cut short ({e}); {_CLONE} anew, with git-lfs where it asks for it") from e
+def _problem_of(row: PoolRow | DirectRow, train: dict[str, Problem], bad: BadRows) -> Problem | None:
+  problem = train.get(gsm8k.problem_key(row.question))
+  if problem is None:
+    bad.note("question is no GSM8K train problem", row.place)
+  return problem

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import configs, gsm8k, list_tasks, pipeline
+from experiments import configs, gsm8k_data, list_tasks, pipeline
 from experiments.run import Run
 from genrm_jax import verifiers
 from genrm_jax.data import batches, store
@@ -27,7 +27,7 @@ LIST_TASKS = {"last_letter": LastLetter, "word_sorting": WordSorting}
 MODULES = {
   path.stem: importlib.import_module(f"experiments.configs.{path.stem}")
   for path in sorted(pathlib.Path(configs.__path__[0]).glob("*.py"))
-  if path.stem not in ("__init__", "common", "list_tasks")
+  if path.stem not in ("__init__", "common", "list_tasks", "math500")
 }
 TASKS = [name for name in MODULES if name != "base"]
 # A variant that stands for many is tried with one value.
@@ -210,8 +210,8 @@ def test_problems_are_a_function_of_the_seed(tmp_path):
 
 def test_no_gsm8k_problem_is_in_two_splits(tmp_path):
   run = _run(tmp_path, "gsm8k", "smoke")
-  gsm8k.read_release(run)
-  problems = {split: run.problems(split) for split in gsm8k.SPLITS}
+  gsm8k_data.read_release(run)
+  problems = {split: run.problems(split) for split in gsm8k_data.SPLITS}
   _assert_disjoint(problems)
   for split, mine in problems.items():
     assert len(mine) == run.config.task[f"num_{split}"]
@@ -224,7 +224,7 @@ def test_no_gsm8k_problem_is_in_two_splits(tmp_path):
 
 def test_gsm8k_asks_for_its_data_and_for_no_more_problems_than_there_are(tmp_path):
   (tmp_path / "empty").mkdir()
-  five = gsm8k.gsm8k_sample.write(tmp_path / "data", 5, 0)
+  five = gsm8k_data.gsm8k_sample.write(tmp_path / "data", 5, 0)
   for folder, said in (
     ("", r"give the folder with the clones .* --config\.data_dir=DIR"),
     (tmp_path / "empty", rf"no GSM8K train problems; looked for {tmp_path}/empty/.*train\.jsonl.*git clone"),
@@ -232,7 +232,7 @@ def test_gsm8k_asks_for_its_data_and_for_no_more_problems_than_there_are(tmp_pat
   ):
     run = _run(tmp_path / "work", "gsm8k", "tiny", data_dir=str(folder), task__rounds=(0,))
     with pytest.raises(UserError, match=said):
-      gsm8k.read_release(run)
+      gsm8k_data.read_release(run)
   assert not (tmp_path / "work").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.errors import UserError
-from genrm_jax.tasks import gsm8k_released
+from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct
 from genrm_jax.text.prompts import FORMATS, Prompter, PromptFormat, get_format
 from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer, train_sentencepiece
 
@@ -190,9 +190,9 @@ def _released(data_dir, kind):
 def test_direct_prompts_are_the_released_ones(data_dir, trained):
   prompter = Prompter(trained, get_format("genrm"))
   raw = list(_released(data_dir, "rm"))
-  parsed = list(gsm8k_released.iter_direct(data_dir, "val"))
+  parsed = list(iter_direct(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 212
-  for row, (question, solution, correct) in zip(raw, parsed, strict=True):
+  for row, (question, solution, correct, _) in zip(raw, parsed, strict=True):
     assert trained.decode(prompter.direct(question, solution)) == row["inputs"]
     assert trained.decode([prompter.verdict_id(correct)]) == row["targets"]
 
@@ -200,10 +200,10 @@ def test_direct_prompts_are_the_released_ones(data_dir, trained):
 def test_rationale_prompts_are_the_released_ones(data_dir, trained):
   prompter = Prompter(trained, get_format("genrm"))
   raw = list(_released(data_dir, "critiques"))
-  parsed = list(gsm8k_released.iter_critiques(data_dir, "val"))
+  parsed = list(iter_critiques(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 259
   rebuilt = 0
-  for row, (question, solution, _, correct) in zip(raw, parsed, strict=True):
+  for row, (question, solution, _, correct, _) in zip(raw, parsed, strict=True):
     assert trained.decode(prompter.cot(question, solution)) == row["inputs"]
     verdict = trained.decode([prompter.verdict_id(correct)])
     assert row["targets"].endswith(prompter.format.verdict_question.strip() + verdict)

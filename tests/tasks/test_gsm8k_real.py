@@ -1,0 +1,70 @@
+"""The released data has the counts that its description gives, and our answers agree with it as committed."""
+
+import collections
+import itertools
+import json
+import pathlib
+
+import pytest
+
+from genrm_jax.tasks import gsm8k
+from genrm_jax.tasks.gsm8k_answers import extract_answer, same_answer
+from genrm_jax.tasks.gsm8k_released import scan
+from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct
+
+
+@pytest.fixture(scope="module")
+def released_dir(data_dir):
+  if not (data_dir / "genrm-critiques").is_dir():
+    pytest.skip(f"no {data_dir / 'genrm-critiques'}; git clone https://github.com/genrm-star/genrm-critiques there")
+  return data_dir
+
+
+def test_counts_of_the_real_direct_set(released_dir):
+  train = {gsm8k.problem_key(p.question) for p in gsm8k.read_problems(released_dir, "train")}
+  bad = BadRows()
+  rows: dict[bool, collections.Counter[str]] = {True: collections.Counter(), False: collections.Counter()}
+  for split, so_far in (("val", [125, 87]), ("train", [113_387, 52_477])):
+    for row in iter_direct(released_dir, split, bad):
+      rows[row.correct][row.question] += 1
+    assert [c.total() for c in rows.values()] == so_far
+  assert bad.to_dict() == {"rows": 165_864, "left_out": 0, "files": {}}
+  for label, num_problems in ((True, 7399), (False, 6565)):
+    per_problem = collections.Counter()
+    for question, number in rows[label].items():
+      per_problem[gsm8k.problem_key(question)] += number
+    assert (len(per_problem), max(per_problem.values())) == (num_problems, 16)
+    assert not per_problem.keys() - train
+
+
+def test_the_real_validation_file_of_the_cot_set(released_dir):
+  critiques = list(iter_critiques(released_dir, "val", BadRows()))
+  assert collections.Counter(r.correct for r in critiques) == {True: 125, False: 134}
+  assert all(r.rationale.endswith(" Yes" if r.correct else " No") for r in critiques)
+  assert all("Verification:" not in r.solution and extract_answer(r.solution) is not None for r in critiques)
+
+
+def test_counts_of_the_real_pool(released_dir):
+  bad = BadRows()
+  found = scan(released_dir, gsm8k.read_problems(released_dir, "train"), (0,), bad)
+  assert bad.to_dict() == {"rows": 61_556, "left_out": 0, "files": {}}
+  pools = list(found.candidates.values())
+  assert len(found.problems) == 1556 and sum(map(len, pools)) == 61_475
+  assert (min(map(len, pools)), max(map(len, pools))) == (1, 64)
+  assert sum(len({c.correct for c in pool}) == 2 for pool in pools) == 1324
+  assert sum(c.correct for pool in pools for c in pool) == 44_836
+  # As the committed comparison of answers says.
+  answers = {p.id: p.answer for p in found.problems}
+  agree = sum(same_answer(c.answer, answers[c.problem_id]) == c.correct for pool in pools for c in pool)
+  committed = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
+  assert json.loads(committed.read_text())["parts"]["raw pool"] | {"same_answer": 0} == {
+    "solutions": 61_475,
+    "same_label": agree,
+    "same_answer": 0,
+  }
+
+
+def test_streams_do_not_read_ahead(released_dir):
+  rows = iter_direct(released_dir, "train", BadRows())
+  assert all(r.correct for r in itertools.islice(rows, 5))
+  rows.close()

@@ -1,0 +1,370 @@
+"""The released data is read row by row; bad rows are counted, bad files are named; records are put together."""
+
+import gzip
+import itertools
+import json
+import shutil
+import zipfile
+
+import pytest
+
+from genrm_jax.errors import UserError
+from genrm_jax.tasks import gsm8k, gsm8k_rows
+from genrm_jax.tasks.gsm8k_released import iter_rationales, scan, with_direct_set
+from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct, iter_pool
+from genrm_jax.types import Problem
+
+INSTRUCTION = 'Solve ... When asked "Verification: Is the answer correct (Yes/No)?", respond.'
+ASK, ASK_COT = "Verification: Is the answer correct (Yes/No)?", "Verification: Let's verify step by step.\n"
+
+
+def _inputs(question, solution, ask=ASK):
+  return f"{INSTRUCTION}\n\nQ: {question}\nA: Let's think step by step.\n{solution}\n{ask}"
+
+
+def _lines(rows):
+  return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+
+
+def _write_zip(path, rows):
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("__MACOSX/._x.jsonl", "")
+    archive.writestr("rows.jsonl", _lines(rows))
+
+
+def _write_pool(path, rows):
+  path.write_bytes(gzip.compress(_lines(rows).encode()))
+
+
+def _pool_row(question, solution_id, solution, correct, rationale):
+  return {
+    "question": question,
+    "model_output": solution,
+    "model_output_id": solution_id,
+    "extracted_answer": "1" if correct else "0",
+    "target": "1",
+    "correctness": correct,
+    "verifier_output": rationale,
+  }
+
+
+QUESTIONS = ["How many a?", "How  many\nb?", "How many c?"]
+
+
+@pytest.fixture
+def release(tmp_path):
+  """A folder like a user's: both clones, with two rounds of two shards."""
+  root = tmp_path / "data"
+  folder = root / "grade-school-math/grade_school_math/data"
+  folder.mkdir(parents=True)
+  (folder / "train.jsonl").write_text(_lines({"question": q, "answer": "#### 1"} for q in QUESTIONS))
+  folder = root / "genrm-critiques/critiques"
+  (folder / "data_collection").mkdir(parents=True)
+  for label, target in (("correct", " Yes"), ("incorrect", " No")):
+    for batch in ("0", "10", "2", "11_val"):
+      row = {"inputs": _inputs("q\n\nQ: q", f"{label} {batch}"), "targets": target}
+      _write_zip(folder / f"rm_{label}_solutions_batch_{batch}.zip", [row])
+    row = {"inputs": _inputs("q", "s", ASK_COT), "targets": f"Fine.\n{ASK}{target}"}
+    _write_zip(folder / f"critiques_{label}_solutions_batch_16_val.zip", [row])
+  for number, shard, (correct, label) in itertools.product((0, 1), (0, 1), enumerate(("incorrect", "correct"))):
+    rows = [
+      _pool_row(
+        QUESTIONS[2 - shard], 2 * i + correct, f"{label} {i % 2}. The answer is {correct}.", correct, f"r{number} {i}"
+      )
+      for i in (2, 1, 0)
+    ]
+    _write_pool(_pool_path(root, label, number, shard), rows)
+  return root
+
+
+def _scan(root, rounds, bad):
+  return scan(root, gsm8k.read_problems(root, "train"), rounds, bad)
+
+
+def _pool_path(root, label="correct", number=0, shard=0):
+  name = f"critique_gen_{label}_solutions_round_{number}_shard_{shard}.jsonl.gz"
+  return root / "genrm-critiques/critiques/data_collection" / name
+
+
+@pytest.mark.parametrize("inside", ["", "genrm-critiques", "genrm-critiques/critiques"])
+def test_direct(inside, release):
+  rows = list(iter_direct(release / inside, "train", BadRows()))
+  assert [r.solution for r in rows] == [f"{label} {b}" for label in ("correct", "incorrect") for b in (0, 2, 10)]
+  assert [r.correct for r in rows] == [True] * 3 + [False] * 3
+  question, solution, correct, place = next(iter_direct(release, "val", BadRows()))
+  assert (question, solution, correct) == ("q\n\nQ: q", "correct 11_val", True)
+  assert str(place).endswith("rm_correct_solutions_batch_11_val.zip/rows.jsonl:1")
+
+
+def test_critiques(release):
+  right, wrong = iter_critiques(release, "val", BadRows())
+  assert right[:4] == ("q", "s", f"Fine.\n{ASK} Yes", True)
+  assert (wrong.rationale, wrong.correct) == (f"Fine.\n{ASK} No", False)
+
+
+def test_pool(release):
+  rows = list(iter_pool(release, (0,), BadRows()))
+  assert len(rows) == 12
+  assert [(r.question, r.correct, r.solution_id) for r in rows[2:7]] == [
+    (QUESTIONS[2], True, 1),
+    *((QUESTIONS[2], False, i) for i in (4, 2, 0)),
+    (QUESTIONS[1], True, 5),
+  ]
+  assert (rows[0].rationale, rows[0].round, rows[0].place) == ("r0 2", 0, (str(_pool_path(release)), 1))
+  assert [r.round for r in iter_pool(release, (1, 0), BadRows())] == [1] * 12 + [0] * 12
+
+
+def test_scan_and_rationales(release):
+  bad = BadRows()
+  found = _scan(release, (0, 1), bad)
+  assert [p.id for p in found.problems] == ["gsm8k/train/00001", "gsm8k/train/00002"]
+  pool = found.candidates["gsm8k/train/00001"]
+  # Of six samples four are distinct, in the order of their first ids 0, 1, 2, 3.
+  assert [(c.index, c.correct, c.answer, c.text[-19]) for c in pool] == [
+    (0, False, "0", "0"),
+    (1, True, "1", "0"),
+    (2, False, "0", "1"),
+    (3, True, "1", "1"),
+  ]
+  rationales = list(iter_rationales(release, found, (0, 1), bad))
+  assert [(r.candidate_index, r.index, r.text) for r in rationales if r.problem_id == pool[0].problem_id] == [
+    *((1, 0, "r0 2"), (3, 0, "r0 1"), (1, 1, "r0 0"), (0, 0, "r0 2"), (2, 0, "r0 1"), (0, 1, "r0 0")),
+    *((1, 2, "r1 2"), (3, 1, "r1 1"), (1, 3, "r1 0"), (0, 2, "r1 2"), (2, 1, "r1 1"), (0, 3, "r1 0")),
+  ]
+  assert {(r.kept, r.verdict, r.why_dropped) for r in rationales} == {(True, None, "")}
+  assert {r.source for r in rationales[:12]} == {"genrm-critiques/round-0"}
+  assert bad.to_dict() == {"rows": 24, "left_out": 0, "files": {}}
+
+
+def test_solutions_of_the_direct_set_come_after_those_of_the_pool(release):
+  known = "correct 0. The answer is 1."  # is in the pool too
+  solutions = {"correct": ["new", known, "new"], "incorrect": ["wrong"]}
+  for label, target in (("correct", " Yes"), ("incorrect", " No")):
+    rows = [{"inputs": _inputs("How many\nb?", text), "targets": target} for text in solutions[label]]
+    for batch in ("0", "2", "10", "11_val"):
+      path = release / f"genrm-critiques/critiques/rm_{label}_solutions_batch_{batch}.zip"
+      _write_zip(path, rows)
+  bad = BadRows()
+  found = with_direct_set(_scan(release, (0,), bad), release, bad)
+  pool = found.candidates["gsm8k/train/00001"]
+  assert pool[:4] == _scan(release, (0,), BadRows()).candidates["gsm8k/train/00001"] and pool[1].text == known
+  assert [(c.index, c.text, c.correct, c.source) for c in pool[4:]] == [
+    (4, "new", True, "genrm-critiques/direct"),
+    (5, "wrong", False, "genrm-critiques/direct"),
+  ]
+  assert bad.to_dict() == {"rows": 28, "left_out": 0, "files": {}}
+  path = release / "genrm-critiques/critiques/rm_correct_solutions_batch_0.zip"
+  with pytest.raises(UserError, match=r"1 of 1 rows cannot be used, .*: question is no GSM8K train problem"):
+    _write_zip(path, [{"inputs": _inputs("Who?", "s"), "targets": " Yes"}])
+    with_direct_set(found, release, BadRows())
+
+
+def test_problems_of_another_source(release):
+  renamed = [
+    Problem("other/b", "gsm8k", "train", "How many b?", "1"),
+    Problem("other/c", "gsm8k", "t", QUESTIONS[2], "1"),
+  ]
+  assert [p.id for p in scan(release, renamed, (0,), BadRows()).problems] == ["other/b", "other/c"]
+
+
+def test_some_rounds_of_the_rationales_and_a_file_that_changed(release):
+  found = _scan(release, (0, 1), BadRows())
+  assert [r.text for r in iter_rationales(release, found, (1,), BadRows())][:3] == ["r1 2", "r1 1", "r1 0"]
+  _write_pool(_pool_path(release), [_pool_row(QUESTIONS[2], 0, "another", 1, "r")])
+  with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz:1: a solution that was not there .* Run the command again"):
+    list(iter_rationales(release, found, (0,), BadRows()))
+
+
+BAD_POOL_ROWS = {
+  "not JSON": "{",
+  "not a JSON object": "[]",
+  'field "question" is missing': {"question": ...},
+  'field "model_output" is not text': {"model_output": None},
+  'field "extracted_answer" is missing': {"extracted_answer": ...},
+  'field "target" is missing': {"target": ...},
+  'field "verifier_output" is not text': {"verifier_output": 3},
+  'field "model_output_id" is not a whole number': {"model_output_id": "3"},
+  'field "correctness" is missing': {"correctness": ...},
+  'field "correctness" is not a whole number': {"correctness": True},
+  'field "correctness" is not 0 or 1': {"correctness": 2},
+  "empty solution": {"model_output": " \n"},
+  "empty rationale": {"verifier_output": ""},
+  "label disagrees with extracted_answer and target": {"extracted_answer": "2"},
+  "label disagrees with the file's name": {"correctness": 0, "extracted_answer": "2"},
+  "question is no GSM8K train problem": {"question": "How many d?"},
+  "target is not GSM8K's answer": {"target": "7", "extracted_answer": "7"},
+}
+
+
+@pytest.mark.parametrize("reason", BAD_POOL_ROWS)
+def test_a_bad_row_is_left_out_and_counted_in_both_passes(reason, release):
+  good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, f"r{i}") for i in range(99)]
+  change = BAD_POOL_ROWS[reason]
+  if isinstance(change, dict):
+    row = _pool_row(QUESTIONS[0], 99, "s99", 1, "r99") | change
+    change = {k: v for k, v in row.items() if v is not ...}
+  _write_pool(_pool_path(release), [*good[:50], change, *good[50:]])
+  bad = BadRows()
+  found = _scan(release, (0,), bad)
+  file = str(_pool_path(release))
+  expected = {
+    "rows": 109,
+    "left_out": 1,
+    "files": {file: {"rows": 100, "left_out": {reason: {"rows": 1, "first_lines": [51]}}}},
+  }
+  assert bad.to_dict() == expected
+  assert [c.text for c in found.candidates["gsm8k/train/00000"]] == [f"s{i}" for i in range(99)]
+  rationales = [r.text for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
+  assert rationales == [f"r{i}" for i in range(99)]
+  assert bad.to_dict() == expected
+
+
+def test_a_solution_with_two_labels(release):
+  right = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, f"r{i}") for i in range(50)]
+  wrong = [_pool_row(QUESTIONS[0], 100 + i, f"t{i}", 0, f"r{i}") for i in range(50)]
+  _write_pool(_pool_path(release), right)
+  _write_pool(_pool_path(release, "incorrect"), [*wrong, _pool_row(QUESTIONS[0], 200, "s7", 0, "r")])
+  bad = BadRows()
+  found = _scan(release, (0,), bad)
+  assert len(found.candidates["gsm8k/train/00000"]) == 100 and found.by_text["gsm8k/train/00000"]["s7"].correct
+  (file,) = bad.to_dict()["files"].values()
+  assert file["left_out"] == {"same solution with two labels": {"rows": 1, "first_lines": [51]}}
+  mine = [r for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
+  assert len(mine) == 100 and bad.to_dict()["left_out"] == 1
+
+
+def _some_bad(release, num_bad, total):
+  good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(total - num_bad)]
+  _write_pool(_pool_path(release), ["{", *good, *(["[]"] * (num_bad - 1))])
+
+
+def test_one_bad_row_in_twenty_is_borne(release):
+  _some_bad(release, 5, 100)
+  bad = BadRows()
+  assert len(list(iter_pool(release, (0,), bad))) == 95 + 9
+  bad.check()
+  (file,) = bad.to_dict()["files"].values()
+  assert file["left_out"]["not a JSON object"] == {"rows": 4, "first_lines": [97, 98, 99]}
+
+
+@pytest.mark.parametrize(("num_bad", "total", "line"), [(6, 100, 96), (1, 2, 1)])
+def test_more_bad_rows_are_another_file(num_bad, total, line, release):
+  _some_bad(release, num_bad, total)
+  bad = BadRows()
+  message = rf"shard_0\.jsonl\.gz: {num_bad} of {total} rows cannot be used, .* \(first in line {line}\); is this the"
+  with pytest.raises(UserError, match=message):
+    list(iter_pool(release, (0,), bad))
+  with pytest.raises(UserError, match=message):
+    bad.check()
+
+
+def test_a_line_without_end_takes_no_more_memory_than_a_row_may(release, monkeypatch):
+  monkeypatch.setattr(gsm8k_rows, "MAX_ROW_BYTES", 1000)
+  rows = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(60)]
+  long = _pool_row(QUESTIONS[0], 99, "9" * 1_000_000, 1, "r")
+  _write_pool(_pool_path(release), [rows[0], "x" * 1000, long, *rows[1:], "y" * 2500])
+  lengths = []
+  monkeypatch.setattr(
+    gsm8k_rows, "json_object", lambda line, read=gsm8k_rows.json_object: lengths.append(len(line)) or read(line)
+  )
+  bad = BadRows()
+  assert [r.solution for r in iter_pool(release, (0,), bad)][:60] == [f"s{i}" for i in range(60)]
+  (file,) = bad.to_dict()["files"].values()
+  assert file["left_out"] == {
+    "longer than 1000 bytes": {"rows": 3, "first_lines": [2, 3, 63]},
+  }
+  assert max(lengths) == 1001
+
+
+@pytest.mark.parametrize(
+  ("row", "reason"),
+  [
+    ({"inputs": "Q: q", "targets": " Yes"}, 'field "inputs" is not of the form'),
+    ({"inputs": _inputs("q", "s", ASK_COT), "targets": " Yes"}, 'field "inputs" is not of the form'),
+    ({"inputs": _inputs("q", "s") + " Yes", "targets": " Yes"}, 'field "inputs" is not of the form'),
+    ({"inputs": _inputs("q", " "), "targets": " Yes"}, "empty solution"),
+    ({"inputs": _inputs("q", "s"), "targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
+    ({"inputs": _inputs("q", "s"), "targets": " No"}, "label disagrees with the file's name"),
+    ({"targets": " Yes"}, 'field "inputs" is missing'),
+  ],
+)
+def test_bad_rows_of_the_direct_set(row, reason, release):
+  path = release / "genrm-critiques/critiques/rm_correct_solutions_batch_2.zip"
+  _write_zip(path, [{"inputs": _inputs("q", f"s{i}"), "targets": " Yes"} for i in range(30)] + [row])
+  bad = BadRows()
+  assert len(list(iter_direct(release, "train", bad))) == 30 + 5
+  (file,) = bad.to_dict()["files"].values()
+  ((given, count),) = file["left_out"].items()
+  assert given.startswith(reason) and count == {"rows": 1, "first_lines": [31]}
+
+
+def test_bad_rows_of_the_cot_set(release):
+  path = release / "genrm-critiques/critiques/critiques_incorrect_solutions_batch_16_val.zip"
+  good = {"inputs": _inputs("q", "s", ASK_COT), "targets": "Wrong."}
+  _write_zip(path, [good] * 30 + [good | {"targets": " "}])
+  bad = BadRows()
+  assert len(list(iter_critiques(release, "val", bad))) == 31
+  assert bad.to_dict()["left_out"] == 1 and "empty rationale" in str(bad.to_dict())
+
+
+def _cut(data):
+  return data[: len(data) // 2]
+
+
+def _flip(data):
+  middle = len(data) // 2
+  return data[:middle] + bytes(b ^ 0xFF for b in data[middle : middle + 4]) + data[middle + 4 :]
+
+
+@pytest.mark.parametrize(
+  "spoil", [_cut, _flip, lambda d: b"", lambda d: b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_damaged_archives(spoil, release):
+  direct = release / "genrm-critiques/critiques/rm_correct_solutions_batch_2.zip"
+  _write_zip(direct, [{"inputs": _inputs("q", f"s{i} {i * 7919}"), "targets": " Yes"} for i in range(300)])
+  _write_pool(_pool_path(release), [_pool_row("q", i, f"s {i * 7919}", 1, "r") for i in range(300)])
+  for path, rows in (
+    (direct, iter_direct(release, "train", BadRows())),
+    (_pool_path(release), iter_pool(release, (0,), BadRows())),
+  ):
+    path.write_bytes(spoil(path.read_bytes()))
+    # Changed bytes may give broken rows before the checksum at the end tells.
+    with pytest.raises(UserError, match=rf"{path.name}.*{gsm8k_rows.CLONE} anew"):
+      list(rows)
+
+
+def test_archives_of_another_content(release):
+  path = release / "genrm-critiques/critiques/rm_incorrect_solutions_batch_0.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("a.txt", "")
+  with pytest.raises(UserError, match=r"batch_0\.zip: holds 0 JSONL files, expected one"):
+    list(iter_direct(release, "train", BadRows()))
+  _write_zip(path, [])
+  with pytest.raises(UserError, match=r"batch_0\.zip/rows\.jsonl: holds no row; git clone"):
+    list(iter_direct(release, "train", BadRows()))
+
+
+def test_missing_files(release, tmp_path):
+  with pytest.raises(
+    UserError, match=r"no released GenRM data; looked in .*nowhere.*; git clone https://github\.com/gen"
+  ):
+    list(iter_direct(tmp_path / "nowhere", "train", BadRows()))
+  with pytest.raises(UserError, match=r"no file .*_correct_solutions_round_3_shard_0\.jsonl\.gz; .*git clone"):
+    _scan(release, (3,), BadRows())
+  with pytest.raises(UserError, match=r"no file .*critiques_correct_solutions_batch_\*\.zip; git clone"):
+    list(iter_critiques(release, "train", BadRows()))
+  with pytest.raises(UserError, match="no split 'test'; it has train and val"):
+    list(iter_direct(release, "test", BadRows()))
+  # One shard alone will do, in every round that is asked for.
+  for number, label in itertools.product((0, 1), ("correct", "incorrect")):
+    _pool_path(release, label, number, 0).unlink()
+  assert [p.id for p in _scan(release, (0, 1), BadRows()).problems] == ["gsm8k/train/00001"]
+  _pool_path(release, "incorrect", 1, 1).unlink()
+  with pytest.raises(UserError, match=r"no file .*_incorrect_solutions_round_1_shard_1\.jsonl\.gz; a shard needs both"):
+    _scan(release, (0, 1), BadRows())
+  # What lies there of other rounds does not matter.
+  shutil.copy(_pool_path(release, "correct", 1, 1), _pool_path(release, "correct", 1, 5))
+  assert len(list(iter_pool(release, (0,), BadRows()))) == 6
+  shutil.rmtree(release / "genrm-critiques/critiques/data_collection")
+  with pytest.raises(UserError, match="round_0_shard_0"):
+    list(iter_pool(release, (0,), BadRows()))
