@@ -87,7 +87,7 @@ def make_stages(run: Run) -> list[Stage]:
     Stage("release", lambda: gsm8k_data.read_release(run), writes=writes),
     Stage("tokenizer", lambda: make_tokenizer(run), reads=known, writes=("tokenizer.model",)),
   ]
-  if any(v.init_from == "base" for v in (c.grader, *c.verifiers.values())):
+  if any(it.init_from == "base" for it in (*c.verifiers.values(), *(() if released else (c.grader,)))):
     reads, writes = (*known, "tokenizer.model"), ("checkpoints/base",)
     stages.append(Stage("base", lambda: train_base(run), reads=reads, writes=writes))
   if not released:

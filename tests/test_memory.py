@@ -39,6 +39,7 @@ def _faults(keep: str, rows: int, columns: int) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.one_python
 @pytest.mark.parametrize(("rows", "columns"), [(1 << 15, 512), (5 << 23, 8)], ids=["128 MiB", "2.5 GiB"])
 def test_buffers_of_one_call_are_there_for_the_next(rows, columns):
   without = _faults("leave", rows, columns)

@@ -20,6 +20,7 @@ from genrm_jax.errors import UserError
 from genrm_jax.types import Score
 
 pytest.importorskip("math_verify")
+pytestmark = pytest.mark.one_python
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROBLEMS = [
@@ -191,7 +192,6 @@ def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, t
     experiment.score(run, experiment.given_verifiers(run)[0])
 
 
-@pytest.mark.whole_run
 def test_the_command_line(checkpoints, tmp_path):
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
   command = [sys.executable, "-m", "experiments.math500", "--config=experiments/configs/math500.py:smoke"]

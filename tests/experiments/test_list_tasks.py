@@ -49,6 +49,7 @@ class Writer:
 
   def __init__(self, tokenizer, write):
     self.tokenizer, self.answer = tokenizer, write
+    self.max_tokens = 384
     self.asked = []
 
   def write(self, prompts, keys, settings, watch, label):
