@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-# Page faults of a call of a function with two temporary buffers of this shape: the fewest of several calls, as the
-# threads of a busy machine may allocate in another order than before.
+# Page faults of a call of a function with 64 MiB of temporary buffers: the fewest of several calls, as the threads of a
+# busy machine may allocate in another order than before.
 _COUNT = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -19,11 +19,11 @@ if sys.argv[1] == "keep":
 
 @jax.jit
 def f(x):
-  y = jnp.full((int(sys.argv[2]), int(sys.argv[3])), x)
+  y = jnp.full((1 << 15, 512), x)
   return jnp.sum(y @ jnp.tanh(y.T @ y))
 
 faults = []
-for _ in range(3):
+for _ in range(6):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   jax.block_until_ready(f(1.0))
   faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -31,17 +31,35 @@ print(min(faults))
 """
 
 
-def _faults(keep: str, rows: int, columns: int) -> int:
+# Page faults of filling 2.5 GiB that were taken, filled and given back before.
+_COUNT_LARGE = """
+import ctypes, resource, sys
+from genrm_jax import memory
+
+if sys.argv[1] == "keep":
+  memory.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+size = 5 << 29
+for _ in range(2):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  place = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
+  ctypes.memset(place, 1, size)
+  libc.free(place)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults(script: str, keep: str) -> int:
   environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-c", _COUNT, keep, str(rows), str(columns)]
-  done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-  return int(done.stdout)
+  command = [sys.executable, "-c", script, keep]
+  return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 @pytest.mark.one_python
-@pytest.mark.parametrize(("rows", "columns"), [(1 << 15, 512), (5 << 23, 8)], ids=["128 MiB", "2.5 GiB"])
-def test_buffers_of_one_call_are_there_for_the_next(rows, columns):
-  without = _faults("leave", rows, columns)
-  assert without > 1000, "the function's buffers come from the system in each call"
-  assert _faults("keep", rows, columns) < without / 10
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize("script", [_COUNT, _COUNT_LARGE], ids=["64 MiB", "2.5 GiB"])
+def test_buffers_of_one_call_are_there_for_the_next(script):
+  without = _faults(script, "leave")
+  assert without > 1000, "memory comes from the system each time"
+  assert _faults(script, "keep") < without / 10
