@@ -182,13 +182,7 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
   scores = {g.name: store.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
   ledger = store.read_json(run.path(_LEDGER))
   meta = {
-    "code_version": genrm_jax.__version__,
-    "task": config.task.name,
-    "variant": config.variant,
-    "seed": config.seed,
-    "config_hash": store.read_json(run.path("config.json"))["hash"],
-    "config": config.to_dict(),
-    "bank": pipeline.bank_digest(run),
+    **pipeline.identity(run),
     "verifiers": {g.name: g.path for g in given},
     "wall_seconds": staging.seconds_of(run.workdir, all_stages),
     "notes": [*map(_trained_on, given), *_grading_notes(ledger)],

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -115,13 +116,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
     by_split[split] = problems, pool, scores
   embedding, rest = gemma.num_params(run.model)
   meta = {
-    "code_version": genrm_jax.__version__,
-    "task": config.task.name,
-    "variant": config.variant,
-    "seed": config.seed,
-    "config_hash": store.read_json(run.path("config.json"))["hash"],
-    "config": config.to_dict(),
-    "bank": bank_digest(run),
+    **identity(run),
     "model": f"{run.model.name}, {embedding + rest:,} parameters",
     "num_params": embedding + rest,
     "train_steps": {n: v.optim.num_steps for n, v in config.verifiers.items() if "optim" in v},
@@ -162,6 +157,20 @@ def _left_out(run: Run) -> list[str]:
         f"{told['row_length']} tokens and were left out."
       )
   return lines
+
+
+def identity(run: Run) -> dict[str, Any]:
+  """What a report says first of its run: code, task, config, bank."""
+  config = run.config
+  return {
+    "code_version": genrm_jax.__version__,
+    "task": config.task.name,
+    "variant": config.variant,
+    "seed": config.seed,
+    "config_hash": store.read_json(run.path("config.json"))["hash"],
+    "config": config.to_dict(),
+    "bank": bank_digest(run),
+  }
 
 
 def bank_digest(run: Run) -> str:
