@@ -33,8 +33,8 @@ def train_base(run: Run) -> None:
     weight = c.short_answer_weight if len(completion) <= 2 else 1.0
     examples.append(dataclasses.replace(made, weights=made.weights * weight))
   examples = list_tasks.with_gaps(run, examples)
-  train, val = examples[c.num_eval_examples :], examples[: c.num_eval_examples]
-  run.train("base", train, val, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
+  parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
+  run.train("base", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
 
 
 def make_stages(run: Run) -> list[Stage]:

@@ -81,8 +81,8 @@ def train_generator(run: Run, task: ListTask) -> None:
     problem = task.problem(rng, int(rng.integers(c.min_words, c.max_words + 1)), "generator", i)
     examples.append(verifiers.solve_example(run.prompter, problem, problem.reference))
   examples = with_gaps(run, examples)
-  train, val = examples[c.num_eval_examples :], examples[: c.num_eval_examples]
-  run.train("generator", train, val, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
+  parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
+  run.train("generator", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
 
 
 def _solve_prompt(run: Run, task: ListTask, question: str, shown: bool) -> list[int]:

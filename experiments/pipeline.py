@@ -71,11 +71,11 @@ def train_verifier(run: Run, name: str, augment: Callable[[list[batches.Example]
   examples, asked = verifier_examples(run, verifier, "train", settings)
   longest = max(len(e.tokens) for e in examples)
   verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples, longest), asked)
-  eval_examples, _ = verifier_examples(run, verifier, "val", settings)
+  parts = {"train": augment(examples), "val": verifier_examples(run, verifier, "val", settings)[0]}
+  del examples, asked  # a release's take gigabytes
   run.train(
     name,
-    augment(examples),
-    eval_examples,
+    parts,
     lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, settings.solve_weight),
     settings,
     verifier=name,
@@ -95,10 +95,10 @@ def train_on_pairs(run: Run, name: str, augment: Callable[[list[batches.Example]
       asked = [(problem_of[c.problem_id], c, None) for both in pairs for c in both]
   longest = max(len(e.tokens) for e in examples["train"])
   verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples["train"], longest), asked)
+  examples["train"] = augment(examples["train"])
   run.train(
     name,
-    augment(examples["train"]),
-    examples["val"],
+    examples,
     lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, 0.0, settings.beta),
     settings,
     verifier=name,

@@ -209,8 +209,7 @@ class Run:
   def train(
     self,
     name: str,
-    train_examples: Sequence[batches.Example],
-    eval_examples: Sequence[batches.Example],
+    examples: dict[str, list[batches.Example]],
     make_loss: Callable[[int], losses.LossFn],
     config: ml_collections.ConfigDict,
     verifier: str | None = None,
@@ -220,17 +219,13 @@ class Run:
 
     Args:
       name: of the run.
-      train_examples: to train on.
-      eval_examples: held out.
+      examples: to train on ("train") and held out ("val"); they are taken out, and not kept beside the packed rows.
       make_loss: is given the most targets that a row has.
       config: how it is trained.
       verifier: what kind of verifier it is, if it is one.
       prepare: is given rows and the parameters that training starts from, and gives the rows to use.
     """
-    packed = {
-      split: pack(f"{name}, {split}", examples, config)
-      for split, examples in (("train", train_examples), ("val", eval_examples))
-    }
+    packed = {split: pack(f"{name}, {split}", examples.pop(split), config) for split in ("train", "val")}
     store.write_json(
       self.path("metrics", f"{name}.examples.json"), {split: told for split, (_, told) in packed.items()}
     )
