@@ -199,7 +199,7 @@ def test_a_broken_line_is_named_before_anything_is_trained_on_it(bank):
 def _trained_on(monkeypatch, run, name):
   """What `Run.train` is given: training and held-out examples."""
   got = []
-  monkeypatch.setattr(Run, "train", lambda self, name, train, val, *args, **kwargs: got.append((train, val)))
+  monkeypatch.setattr(Run, "train", lambda self, name, parts, *_, **__: got.append((parts["train"], parts["val"])))
   pipeline.train_verifier(run, name, lambda examples: examples)
   return got[0]
 
