@@ -82,6 +82,7 @@ def train_generator(run: Run, task: ListTask) -> None:
     examples.append(verifiers.solve_example(run.prompter, problem, problem.reference))
   examples = with_gaps(run, examples)
   parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
+  del examples  # packing lets go of each part
   run.train("generator", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
 
 
