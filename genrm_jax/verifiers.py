@@ -115,10 +115,10 @@ def solve_example(prompter: Prompter, problem: Problem, solution: str) -> Exampl
 def sft_loss(config: ModelConfig, max_targets: int, solve_weight: float) -> losses.LossFn:
   """L_SFT(verify) + lambda * L_SFT(solve)."""
 
-  def loss(params, batch):
+  def loss(params, batch, counts=None):
     logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
     nll_BM = losses.cross_entropy(logits_BMV, at.targets)
-    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight)
+    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts)
 
   return loss
 
@@ -126,10 +126,10 @@ def sft_loss(config: ModelConfig, max_targets: int, solve_weight: float) -> loss
 def orm_loss(config: ModelConfig, max_targets: int, cls_id: int) -> losses.LossFn:
   """Binary cross-entropy of the class token's logit at the last token of the prompt."""
 
-  def loss(params, batch):
+  def loss(params, batch, counts=None):
     logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
     nll_BM = losses.binary_cross_entropy(logits_BMV[..., cls_id], at.targets)
-    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), 0.0)
+    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), 0.0, counts)
 
   return loss
 
@@ -137,10 +137,10 @@ def orm_loss(config: ModelConfig, max_targets: int, cls_id: int) -> losses.LossF
 def dpo_loss(config: ModelConfig, max_targets: int, beta: float) -> losses.LossFn:
   """-log sigmoid of beta times what the model prefers the correct solution by, above the reference; rows hold pairs."""
 
-  def loss(params, batch):
+  def loss(params, batch, counts=None):
     assert isinstance(batch, PairBatch), "rows without a reference: see with_reference"
     logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
-    return losses.dpo(-losses.cross_entropy(logits_BMV, at.targets), at, beta)
+    return losses.dpo(-losses.cross_entropy(logits_BMV, at.targets), at, beta, counts)
 
   return loss
 

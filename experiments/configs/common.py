@@ -34,11 +34,15 @@ def training(
   init_from: str = "",
   drop_long: bool = False,
   weight_decay: float = 0.0,
+  num_micro_batches: int = 1,
   evaluate_every: int = 0,
   stop_at_loss: float = 0.0,
   smoke: bool = False,
 ) -> dict[str, Any]:
   """How one model is trained.
+
+  The rows of a batch go through the model in `num_micro_batches` parts, one after another. Each step is that of the
+  whole batch; memory is that of a part.
 
   It is evaluated on held-out rows and saved every `evaluate_every` steps (0: as often as suits `num_steps`), and
   training ends there when their loss is not above `stop_at_loss`.
@@ -53,6 +57,7 @@ def training(
     drop_long=drop_long,
     loop=dict(
       batch_size=batch_size,
+      num_micro_batches=num_micro_batches,
       log_every_steps=2 if smoke else evaluate_every or 20,
       save_every_steps=2 if smoke else evaluate_every or (100 if num_steps >= 200 else 20),
       stop_at_loss=stop_at_loss,

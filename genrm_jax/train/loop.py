@@ -39,13 +39,14 @@ class TrainConfig:
   optim: optim.OptimConfig
   batch_size: int  # rows of one update
   seed: int
+  num_micro_batches: int = 1  # that the rows of an update go through the model in, one after another
   log_every_steps: int = 50
   save_every_steps: int = 200  # evaluate on the held-out rows and save
   stop_at_loss: float = 0.0  # end when the loss on held-out rows is not above it
   save_frozen: bool = True  # with adapters: whether the frozen parameters go into the checkpoints as well
 
   def __post_init__(self):
-    for name in ("batch_size", "log_every_steps", "save_every_steps"):
+    for name in ("batch_size", "num_micro_batches", "log_every_steps", "save_every_steps"):
       if getattr(self, name) < 1:
         raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
     if self.save_every_steps % self.log_every_steps:
@@ -90,13 +91,14 @@ def train(
     files: paths of files that go into each checkpoint.
   """
   num_devices = mesh.devices.size // mesh.shape["tensor"]
-  if config.batch_size % num_devices:
-    raise UserError(f"batch_size {config.batch_size} of {run} does not divide over {num_devices} data devices")
+  if config.batch_size % (num_devices * config.num_micro_batches):
+    parts = f" in {config.num_micro_batches} micro-batches" if config.num_micro_batches > 1 else ""
+    raise UserError(f"batch_size {config.batch_size} of {run} does not divide over {num_devices} data devices{parts}")
   optimizer = optim.make_optimizer(config.optim)
   trained, frozen = lora.split(init_params)
   abstract = jax.eval_shape(lambda p, f: init_state(p, optimizer, f), trained, frozen)
   shardings = state_shardings(abstract, param_shardings, mesh)
-  train_step = make_train_step(loss_fn, optimizer, mesh, shardings)
+  train_step = make_train_step(loss_fn, optimizer, mesh, shardings, config.num_micro_batches)
   eval_step = make_eval_step(loss_fn, mesh, param_shardings)
   num_steps = config.optim.num_steps
 

@@ -9,8 +9,7 @@ summed over the tokens of its solution, m_ref the same under the reference model
 a row). Logits are computed only where a target is.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,17 @@ from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, Array, PairBatch, TokenBatc
 # name -> (sum, count); the mean is taken once, over all steps between two reports.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 _Batch = TypeVar("_Batch", bound=TokenBatch)
-# (params, batch) -> (loss to differentiate, sums to report)
-LossFn = Callable[[Any, TokenBatch], tuple[jax.Array, Sums]]
+Counts = dict[str, jax.Array]
+
+
+class LossFn(Protocol):
+  """(params, batch) -> (loss to differentiate, sums to report).
+
+  Where the batch is a part of a larger one, `counts` are the counts of that one, and the losses of its parts add up to
+  its loss.
+  """
+
+  def __call__(self, params: Any, batch: Any, counts: Counts | None = None) -> tuple[jax.Array, Sums]: ...
 
 
 def gather_targets(x_BTD: jax.Array, batch: _Batch, max_targets: int) -> tuple[jax.Array, _Batch]:
@@ -70,7 +78,7 @@ def margins(logp_BM: Array, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
   return jnp.sum(jnp.where(mine_BMP, signed_BM[..., None], 0.0), axis=1), there_BP
 
 
-def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float) -> tuple[jax.Array, Sums]:
+def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float, counts: Counts | None = None) -> tuple[jax.Array, Sums]:
   """The mean loss over pairs, and the sums: `accuracy` is the share of pairs whose implicit rewards are ordered right,
   `accuracy_likelihood` of those whose likelihoods are, which is what the verifier ranks by.
 
@@ -78,6 +86,7 @@ def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float) -> tuple[jax.Array, S
     logp_BM: log p of the targets.
     batch: at the targets.
     beta: how strongly the model is held to the reference.
+    counts: see LossFn.
   """
   margin_BP, there_BP = margins(logp_BM, batch)
   gain_BP = margin_BP - margins(batch.reference, batch)[0]
@@ -88,7 +97,7 @@ def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float) -> tuple[jax.Array, S
     return jnp.sum(jnp.where(there_BP, a_BP, 0.0)), num_pairs
 
   total, _ = over_pairs(nll_BP)
-  loss = total / jnp.maximum(num_pairs, 1.0)
+  loss = total / jnp.maximum(num_pairs if counts is None else counts["loss_verify"], 1.0)
   return loss, {
     "loss": (loss, jnp.ones(())),
     "loss_verify": (total, num_pairs),
@@ -97,8 +106,9 @@ def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float) -> tuple[jax.Array, S
   }
 
 
-def unified(sums: Sums, solve_weight: float) -> tuple[jax.Array, Sums]:
+def unified(sums: Sums, solve_weight: float, counts: Counts | None = None) -> tuple[jax.Array, Sums]:
   """L_verify + lambda * L_solve, and the sums with the total; a kind that is absent from the batch adds nothing."""
-  verify, solve = (s / jnp.maximum(n, 1.0) for s, n in (sums["loss_verify"], sums["loss_solve"]))
+  counts = {name: count for name, (_, count) in sums.items()} if counts is None else counts
+  verify, solve = (sums[name][0] / jnp.maximum(counts[name], 1.0) for name in ("loss_verify", "loss_solve"))
   loss = verify + solve_weight * solve
   return loss, {"loss": (loss, jnp.ones(())), **sums}

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genrm_jax import sharding
-from genrm_jax.train.losses import LossFn, Sums
+from genrm_jax.train.losses import Counts, LossFn, Sums
 from genrm_jax.types import TokenBatch, TrainState
 
 Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Sums]]
@@ -40,19 +40,45 @@ def state_shardings(state: TrainState, param_shardings: Any, mesh: Mesh) -> Trai
 
 
 def make_train_step(
-  loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, shardings: TrainState
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  shardings: TrainState,
+  num_micro_batches: int = 1,
 ) -> Step:
   """A jitted `(state, batch) -> (state, sums)`; the state is donated, nothing is fetched to the host.
 
-  `loss_fn` is given all parameters; gradients exist for the trained ones only.
+  `loss_fn` is given all parameters; gradients exist for the trained ones only. With micro-batches the rows of a batch
+  go through the model in so many parts, one after another, for less memory; the update is that of the whole batch, also
+  where the parts have different numbers of targets.
   """
 
-  def train_step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Sums]:
+  def gradients(state: TrainState, batch: TokenBatch, counts: Counts | None = None):
     def loss_of(params):
-      return loss_fn(state.replace(params=params).all_params, batch)
+      return loss_fn(state.replace(params=params).all_params, batch, counts)
 
     (_, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    grads = jax.lax.with_sharding_constraint(grads, shardings.params)  # or they come out whole on every fsdp shard
+    # Constrained, or they come out whole on every fsdp shard.
+    return jax.lax.with_sharding_constraint(grads, shardings.params), sums
+
+  def accumulated(state: TrainState, batch: TokenBatch):
+    # Of the forward pass that counts come from, nothing else is read, so none of it is compiled.
+    counts = {name: count for name, (_, count) in loss_fn(state.all_params, batch)[1].items()}
+
+    def body(total, part):
+      part = jax.lax.with_sharding_constraint(part, sharding.batch_sharding(mesh))
+      total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, gradients(state, part, counts))
+      return total, None
+
+    # Each part has some rows of every shard of the batch, which stay where they are.
+    parts = jax.tree.map(lambda a: a.reshape(-1, num_micro_batches, *a.shape[1:]).swapaxes(0, 1), batch)
+    grads = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), state.params)
+    none = {name: (jnp.zeros(()), jnp.zeros(())) for name in counts}
+    (grads, sums), _ = jax.lax.scan(body, (grads, none), parts)
+    return grads, {**sums, "loss": (sums["loss"][0], jnp.ones(()))}
+
+  def train_step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Sums]:
+    grads, sums = gradients(state, batch) if num_micro_batches == 1 else accumulated(state, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grad_norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))

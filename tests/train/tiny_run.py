@@ -26,9 +26,9 @@ def rows(seed: int, num_examples: int = 22) -> Rows:
   return pack(examples, 8)
 
 
-def loss_fn(params, batch):
+def loss_fn(params, batch, counts=None):
   nll_BT = losses.cross_entropy(params["w"][batch.tokens], batch.targets)
-  return losses.unified(losses.mean_by_kind(nll_BT, batch.weights, batch.kind), 0.5)
+  return losses.unified(losses.mean_by_kind(nll_BT, batch.weights, batch.kind), 0.5, counts)
 
 
 def mesh() -> jax.sharding.Mesh:
