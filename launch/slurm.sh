@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# A run on the GPUs of a SLURM cluster, by sbatch. docs/pods.md
+#
+#   bash launch/slurm.sh run RUN --nodes=2 --gpus=8 --time=24:00:00 [--cpus=12] [--grace=300] \
+#     -- python -m experiments.gsm8k --config=... --workdir=/shared/runs/RUN
+#
+# --dry-run, anywhere, prints the script and the commands instead of running them. --gpus are those of a node, --cpus
+# those of a GPU. Partition, account and whatever else the cluster wants to know stand in sbatch's own variables
+# (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS). What the run says is in runs/logs/RUN.JOB.log of this repository.
+#
+# --grace seconds before its time is over a run gets SIGTERM, saves, ends with 143 and is queued again. So is
+# one whose node fails or that is preempted. To stop one for good:
+#
+#   scontrol update JobId=JOB Requeue=0; scancel --signal=TERM JOB
+set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "$0")/common.sh"
+
+parse CLUSTER "nodes gpus time cpus grace" "" "$@"
+
+# jax.distributed expects of SLURM one task for each GPU, which sees all GPUs of its node: hence --gres, and not
+# --gpus-per-task, which hides the others. Where one task fails the others would wait for it: hence --kill-on-bad-exit.
+# srun does not take over the CPUs of a task from sbatch.
+script() {
+  cat <<SBATCH
+#!/usr/bin/env bash
+#SBATCH --job-name=${words[1]}
+#SBATCH --nodes=$CLUSTER_NODES
+#SBATCH --ntasks-per-node=$CLUSTER_GPUS${CLUSTER_CPUS:+ --cpus-per-task=$CLUSTER_CPUS}
+#SBATCH --gres=gpu:$CLUSTER_GPUS
+#SBATCH --time=$CLUSTER_TIME
+#SBATCH --signal=TERM@${CLUSTER_GRACE:-300}
+#SBATCH --requeue
+#SBATCH --chdir=$(quoted "$root")
+#SBATCH --output=runs/logs/%x.%j.log
+#SBATCH --open-mode=append
+
+export PATH="\$PWD/.venv/bin:\$PATH"
+code=0
+srun --kill-on-bad-exit=1 ${CLUSTER_CPUS:+--cpus-per-task=$CLUSTER_CPUS} $(quoted "${command[@]}") || code=\$?
+if [ \$code -eq 143 ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
+exit \$code
+SBATCH
+}
+
+if [ "${words[0]:-}" != run ]; then
+  usage
+  exit 1
+fi
+need_run
+need CLUSTER nodes gpus time
+[[ $CLUSTER_NODES$CLUSTER_GPUS =~ ^[0-9]+$ ]] || fail "--nodes=$CLUSTER_NODES --gpus=$CLUSTER_GPUS: give numbers"
+need_experiment
+run_or_print mkdir -p "$root/runs/logs"
+with_input "$(script)" sbatch
