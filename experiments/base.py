@@ -35,7 +35,7 @@ def train_base(run: Run) -> None:
   examples = list_tasks.with_gaps(run, examples)
   parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
   del examples  # packing lets go of each part
-  run.train("base", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
+  run.train("base", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
 
 
 def make_stages(run: Run) -> list[Stage]:

@@ -69,7 +69,7 @@ def train_base(run: Run) -> None:
   """A language model of the training texts, from scratch: it stands in for pretraining."""
   c = run.config.base
   examples = {split: base_examples(run, split) for split in ("train", "val")}
-  run.train("base", examples, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
+  run.train("base", examples, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
 
 
 def make_stages(run: Run) -> list[Stage]:

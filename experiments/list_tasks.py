@@ -83,7 +83,7 @@ def train_generator(run: Run, task: ListTask) -> None:
   examples = with_gaps(run, examples)
   parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
   del examples  # packing lets go of each part
-  run.train("generator", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0), c)
+  run.train("generator", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
 
 
 def _solve_prompt(run: Run, task: ListTask, question: str, shown: bool) -> list[int]:

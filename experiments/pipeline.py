@@ -76,7 +76,7 @@ def train_verifier(run: Run, name: str, augment: Callable[[list[batches.Example]
   run.train(
     name,
     parts,
-    lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, settings.solve_weight),
+    lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, settings.solve_weight, remat=settings.remat),
     settings,
     verifier=name,
   )
@@ -99,7 +99,7 @@ def train_on_pairs(run: Run, name: str, augment: Callable[[list[batches.Example]
   run.train(
     name,
     examples,
-    lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, 0.0, settings.beta),
+    lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, 0.0, settings.beta, settings.remat),
     settings,
     verifier=name,
     prepare=lambda rows, params: verifiers.with_reference(rows, params, run.model, run.mesh, settings.loop.batch_size),

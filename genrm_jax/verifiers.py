@@ -112,48 +112,54 @@ def solve_example(prompter: Prompter, problem: Problem, solution: str) -> Exampl
   return sft_example(name, prompter.solve(problem.question), prompter.solution(solution), KIND_SOLVE)
 
 
-def sft_loss(config: ModelConfig, max_targets: int, solve_weight: float) -> losses.LossFn:
+def sft_loss(config: ModelConfig, max_targets: int, solve_weight: float, remat: gemma.Remat = "none") -> losses.LossFn:
   """L_SFT(verify) + lambda * L_SFT(solve)."""
 
   def loss(params, batch, counts=None):
-    logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
+    logits_BMV, at = _logits_at_targets(params, config, batch, max_targets, remat)
     nll_BM = losses.cross_entropy(logits_BMV, at.targets)
     return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts)
 
   return loss
 
 
-def orm_loss(config: ModelConfig, max_targets: int, cls_id: int) -> losses.LossFn:
+def orm_loss(config: ModelConfig, max_targets: int, cls_id: int, remat: gemma.Remat = "none") -> losses.LossFn:
   """Binary cross-entropy of the class token's logit at the last token of the prompt."""
 
   def loss(params, batch, counts=None):
-    logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
+    logits_BMV, at = _logits_at_targets(params, config, batch, max_targets, remat)
     nll_BM = losses.binary_cross_entropy(logits_BMV[..., cls_id], at.targets)
     return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), 0.0, counts)
 
   return loss
 
 
-def dpo_loss(config: ModelConfig, max_targets: int, beta: float) -> losses.LossFn:
+def dpo_loss(config: ModelConfig, max_targets: int, beta: float, remat: gemma.Remat = "none") -> losses.LossFn:
   """-log sigmoid of beta times what the model prefers the correct solution by, above the reference; rows hold pairs."""
 
   def loss(params, batch, counts=None):
     assert isinstance(batch, PairBatch), "rows without a reference: see with_reference"
-    logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
+    logits_BMV, at = _logits_at_targets(params, config, batch, max_targets, remat)
     return losses.dpo(-losses.cross_entropy(logits_BMV, at.targets), at, beta, counts)
 
   return loss
 
 
-def _logits_at_targets(params, config: ModelConfig, batch, max_targets: int):
+def _logits_at_targets(params, config: ModelConfig, batch, max_targets: int, remat: gemma.Remat = "none"):
   """Logits f32[B, M, V] at the targets of each row, and the batch there."""
-  x_BTD, _ = gemma.forward(params, config, batch.tokens, batch.positions, batch.segments)
+  x_BTD, _ = gemma.forward(params, config, batch.tokens, batch.positions, batch.segments, remat=remat)
   x_BMD, at = losses.gather_targets(x_BTD, batch, max_targets)
   return gemma.unembed(params, config, x_BMD), at
 
 
 def make_loss(
-  verifier: Verifier, config: ModelConfig, prompter: Prompter, max_targets: int, solve_weight: float, beta: float = 0.0
+  verifier: Verifier,
+  config: ModelConfig,
+  prompter: Prompter,
+  max_targets: int,
+  solve_weight: float,
+  beta: float = 0.0,
+  remat: gemma.Remat = "none",
 ) -> losses.LossFn:
   """The verifier's loss.
 
@@ -164,6 +170,7 @@ def make_loss(
     max_targets: the most targets that a row has.
     solve_weight: lambda; 0 for the ORM and for DPO, which have no way to use a solution part.
     beta: how strongly DPO holds the model to the reference; the others do not read it.
+    remat: what the backward pass computes again (gemma.forward).
 
   Raises:
     UserError: settings that the verifier cannot have; or it is not trained.
@@ -174,12 +181,12 @@ def make_loss(
     what = "is a classifier" if verifier.is_classifier else "learns from pairs"
     raise UserError(f"{verifier.name} {what}: solve_weight must be 0, not {solve_weight}")
   if verifier.is_classifier:
-    return orm_loss(config, max_targets, prompter.tokenizer.cls_id)
+    return orm_loss(config, max_targets, prompter.tokenizer.cls_id, remat)
   if verifier.learns_pairs:
     if not beta > 0:
       raise UserError(f"{verifier.name}: beta must be more than 0, not {beta}")
-    return dpo_loss(config, max_targets, beta)
-  return sft_loss(config, max_targets, solve_weight)
+    return dpo_loss(config, max_targets, beta, remat)
+  return sft_loss(config, max_targets, solve_weight, remat)
 
 
 def with_reference(rows: Rows, params: Any, config: ModelConfig, mesh: Mesh, batch_size: int) -> Rows:

@@ -212,6 +212,11 @@ def test_a_step_raises_the_chosen_and_lowers_the_rejected():
     want[r] -= (up * 1.0 - down) * BETA / (1 + np.exp(BETA * gain)) / 3
   np.testing.assert_allclose(got, want, rtol=1e-5)
   assert float(loss) == pytest.approx(np.mean(each)) and float(sums["loss_verify"][1]) == 3
+  counts = {name: count for name, (_, count) in sums.items()}
+  parts = [
+    losses.dpo(logp[r : r + 1], jax.tree.map(lambda a, r=r: a[r : r + 1], batch), BETA, counts)[0] for r in range(3)
+  ]
+  assert float(sum(parts)) == pytest.approx(float(loss)) and min(parts[:2]) > 0
 
 
 def test_no_pairs_are_no_loss():

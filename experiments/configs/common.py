@@ -35,6 +35,7 @@ def training(
   drop_long: bool = False,
   weight_decay: float = 0.0,
   num_micro_batches: int = 1,
+  remat: str = "none",
   evaluate_every: int = 0,
   stop_at_loss: float = 0.0,
   smoke: bool = False,
@@ -42,7 +43,7 @@ def training(
   """How one model is trained.
 
   The rows of a batch go through the model in `num_micro_batches` parts, one after another. Each step is that of the
-  whole batch; memory is that of a part.
+  whole batch; memory is that of a part. `remat` (none, dots or layer) is what the backward pass computes again.
 
   It is evaluated on held-out rows and saved every `evaluate_every` steps (0: as often as suits `num_steps`), and
   training ends there when their loss is not above `stop_at_loss`.
@@ -55,6 +56,7 @@ def training(
     **start(init_from),
     row_length=row_length,
     drop_long=drop_long,
+    remat=remat,
     loop=dict(
       batch_size=batch_size,
       num_micro_batches=num_micro_batches,

@@ -86,6 +86,7 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
       batch_size=16,  # ours: rows of several examples, 55 (direct) to 64 (with rationales) a batch; the paper has 64
       row_length=row_length,
       drop_long=True,
+      remat="dots",
       weight_decay=1e-2,
     )
 

@@ -179,6 +179,7 @@ def _paper(task: Numbers) -> dict[str, Any]:
     return dict(
       num_steps=20_000,  # ours; the step with the least loss on held-out problems is used
       learning_rate=learning_rate,
+      remat="dots",
       batch_size=64,
       row_length=1024,  # ours
       weight_decay=1e-2,

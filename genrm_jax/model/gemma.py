@@ -16,7 +16,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from genrm_jax.sharding import FREE, constrain
 from genrm_jax.types import KVCache
 
 Params = dict[str, Any]
+Remat = Literal["none", "dots", "layer"]
 Initializer = Callable[..., jax.Array]
 
 
@@ -114,7 +115,7 @@ def forward(
   segments_BT: jax.Array,
   cache: KVCache | None = None,
   *,
-  remat: bool = False,
+  remat: Remat = "none",
 ) -> tuple[jax.Array, KVCache | None]:
   """Hidden states after the final norm.
 
@@ -133,7 +134,8 @@ def forward(
     positions_BT: i32[B, T], for RoPE and windows; they may have gaps, and never decide the order.
     segments_BT: i32[B, T], 0 is padding. With a cache only 0 or not 0 matters, and padding follows the real tokens.
     cache: what the rows hold so far. It must have room: tokens beyond its end are lost, and `length > S` shows it.
-    remat: recompute a layer's inside in the backward pass, to keep only the residual stream of each layer.
+    remat: what the backward pass computes again. "none": nothing, all that it reads is kept. "dots": all but the matrix
+      products with weights, which are kept. "layer": everything within a layer; only the residual stream is kept.
 
   Returns:
     x_BTD in `config.dtype` (finite but meaningless at padding), and the cache with the new tokens, or None.
@@ -172,8 +174,10 @@ def forward(
     x_BTD = _add(x_BTD, out_BTD, weights.get("post_ffw_norm"))
     return (x_BTD, k_buffer, v_buffer), None
 
-  # A scan keeps forward and backward apart, so the guard against common subexpressions would only cost time.
-  body = jax.checkpoint(body, prevent_cse=False) if remat else body
+  if remat != "none":
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # A scan keeps forward and backward apart, so the guard against common subexpressions would only cost time.
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   kind_L = jnp.array([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
   scanned = (_adapted(params), jnp.arange(config.num_layers, dtype=jnp.int32), kind_L)
   buffers = (None, None) if cache is None else (cache.k, cache.v)

@@ -16,8 +16,12 @@ Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Sums]]
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
-  """The state before the first update of `params`; the loss sees `frozen` beside them, the optimiser does not."""
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), {} if frozen is None else frozen)
+  """The state before the first update of `params`; the loss sees `frozen` beside them, the optimiser does not.
+
+  The optimiser's moments are float32, whatever the parameters are.
+  """
+  opt_state = optimizer.init(optax.tree.cast(params, jnp.float32))
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, {} if frozen is None else frozen)
 
 
 def state_shardings(state: TrainState, param_shardings: Any, mesh: Mesh) -> TrainState:
@@ -79,9 +83,10 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Sums]:
     grads, sums = gradients(state, batch) if num_micro_batches == 1 else accumulated(state, batch)
+    grads = optax.tree.cast(grads, jnp.float32)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    grad_norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
+    grad_norm = optax.tree.norm(grads)
     sums = {**sums, "grad_norm": (grad_norm, jnp.ones(()))}
     return TrainState(state.step + 1, params, opt_state, state.frozen), sums
 

@@ -212,6 +212,7 @@ def test_parameters_in_bfloat16_are_trained():
   before = jax.device_get(state.params)
   state, sums = train_step(state, _batch())
   assert np.isfinite(sums["grad_norm"][0])
+  assert {str(a.dtype) for a in jax.tree.leaves(state.opt_state) if a.ndim} == {"float32"}
   changed = jax.tree.map(lambda a, b: float((np.asarray(a) != b).mean()), state.params, before)
   assert min(jax.tree.leaves(changed)) > 0.5, changed
 

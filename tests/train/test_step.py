@@ -58,7 +58,7 @@ def _params(adapted=False):
 
 
 @functools.cache
-def _trained(mesh_name, adapted=False):
+def _trained(mesh_name, adapted=False, num_micro_batches=1):
   """The compiled step, its shardings, the state before and after `NUM_STEPS` updates, and the losses."""
   devices = jax.devices()[:1] if mesh_name == "one device" else jax.devices()[:8]
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
@@ -70,7 +70,8 @@ def _trained(mesh_name, adapted=False):
     abstract = jax.eval_shape(lambda: step.init_state(params, optimizer, frozen))
     shardings = step.state_shardings(abstract, where, mesh)
     first = jax.device_put(step.init_state(params, optimizer, frozen), shardings)
-    train_step = step.make_train_step(verifiers.sft_loss(CONFIG, rows.max_targets, 0.5), optimizer, mesh, shardings)
+    loss_fn = verifiers.sft_loss(CONFIG, rows.max_targets, 0.5)
+    train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings, num_micro_batches)
     state, losses = first, []
     for i in range(NUM_STEPS):
       state, sums = train_step(state, sharding.host_to_global(rows.batch(0, i, 8), mesh))
@@ -78,10 +79,19 @@ def _trained(mesh_name, adapted=False):
   return train_step, shardings, first, state, losses
 
 
-@pytest.mark.parametrize(("mesh_name", "adapted"), [*((name, False) for name in MESHES), ("all", True)])
-def test_every_mesh_trains_alike(mesh_name, adapted):
+HOW = [*((name, False, 1) for name in MESHES), ("all", True, 1), ("one device", False, 8), ("all", False, 2)]
+
+
+def test_rows_have_different_numbers_of_targets():
+  batch = _rows().batch(0, 0, 8)
+  for kind in (KIND_VERIFY, KIND_SOLVE):
+    assert len(set(((batch.kind == kind) * batch.weights).sum(axis=1).tolist())) > 2
+
+
+@pytest.mark.parametrize(("mesh_name", "adapted", "num_micro_batches"), HOW)
+def test_every_mesh_trains_alike(mesh_name, adapted, num_micro_batches):
   *_, want, want_losses = _trained("one device", adapted)
-  *_, got, losses = _trained(mesh_name, adapted)
+  *_, got, losses = _trained(mesh_name, adapted, num_micro_batches)
   assert [sorted(one) for one in losses] == [["grad_norm", "loss", "loss_solve", "loss_verify"]] * NUM_STEPS
   for one, other in zip(losses, want_losses, strict=True):
     assert one == pytest.approx(other, rel=1e-4)
@@ -90,9 +100,9 @@ def test_every_mesh_trains_alike(mesh_name, adapted):
   assert int(got.step) == NUM_STEPS
 
 
-@pytest.mark.parametrize(("mesh_name", "adapted"), [*((name, False) for name in MESHES), ("all", True)])
-def test_the_step_is_compiled_once_and_its_state_donated(mesh_name, adapted):
-  train_step, _, first, _, _ = _trained(mesh_name, adapted)
+@pytest.mark.parametrize(("mesh_name", "adapted", "num_micro_batches"), HOW)
+def test_the_step_is_compiled_once_and_its_state_donated(mesh_name, adapted, num_micro_batches):
+  train_step, _, first, _, _ = _trained(mesh_name, adapted, num_micro_batches)
   assert train_step._cache_size() == 1
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
 
@@ -130,6 +140,15 @@ def test_adapters_are_trained_and_nothing_else(mesh_name):
   adapters = [a.shape for a in jax.tree.leaves(start["lora"])]
   assert [a.shape for a in jax.tree.leaves(state.opt_state) if a.ndim] == 2 * adapters
   assert losses[-1]["loss"] < losses[0]["loss"] - 0.1
+
+
+def test_micro_batches_take_the_memory_of_a_part():
+  def used(num_micro_batches):
+    train_step, _, first, _, _ = _trained("one device", num_micro_batches=num_micro_batches)
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), first)
+    return train_step.lower(state, _rows().batch(0, 0, 8)).compile().memory_analysis().temp_size_in_bytes
+
+  assert used(8) < 0.5 * used(1)
 
 
 def test_nothing_is_kept_for_the_gradients_of_what_is_frozen():
