@@ -42,7 +42,7 @@ def make_stages(run: Run) -> list[Stage]:
   """Training, and the folder that other runs start from."""
   trained = "checkpoints/base"
   return [
-    Stage("base", lambda: train_base(run), writes=(trained,)),
+    Stage("base", lambda: train_base(run), writes=(trained,), uses_devices=True),
     Stage("export", lambda: export.export(run.path(trained), run.path("asset")), reads=(trained,), writes=("asset",)),
   ]
 

@@ -89,9 +89,9 @@ def make_stages(run: Run) -> list[Stage]:
   ]
   if any(it.init_from == "base" for it in (*c.verifiers.values(), *(() if released else (c.grader,)))):
     reads, writes = (*known, "tokenizer.model"), ("checkpoints/base",)
-    stages.append(Stage("base", lambda: train_base(run), reads=reads, writes=writes))
+    stages.append(Stage("base", lambda: train_base(run), reads=reads, writes=writes, uses_devices=True))
   if not released:
-    stages.append(Stage("grade", lambda: gsm8k_data.grade(run), reads=records, writes=written))
+    stages.append(Stage("grade", lambda: gsm8k_data.grade(run), reads=records, writes=written, uses_devices=True))
   stages += pipeline.verifier_stages(run, list)
   notes = [
     "Candidates: the released solutions of Gemini 1.0 Pro to GSM8K train problems; the evaluation problems are in no "

@@ -127,7 +127,7 @@ def _write_rationales(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Se
 def grade(run: Run) -> None:
   """Rationales sampled here, by a model that sees a reference solution (paper, section 3.3) or in the plain way."""
   c = run.config.grader
-  params, source = run.init_params("grader"), c.init_from or str(run.config.model.checkpoint)
+  params, source = run.init_params("grader", run.engine_mesh), c.init_from or str(run.config.model.checkpoint)
   engine, pools, raw = run.engine(params), {}, []
   for split in ("train", "val"):
     pools[split] = run.candidates(split)

@@ -17,6 +17,7 @@ from experiments.stages import Stage
 from genrm_jax import verifiers
 from genrm_jax.data import batches, candidates, rationales, store
 from genrm_jax.errors import UserError
+from genrm_jax.infer.decode import Engine
 from genrm_jax.infer.sample import rollout_keys
 from genrm_jax.progress import say
 from genrm_jax.tasks import natural
@@ -96,10 +97,9 @@ def _solve_prompt(run: Run, task: ListTask, question: str, shown: bool) -> list[
 
 
 def sample_solutions(
-  run: Run, task: ListTask, params, source: str, problems: Sequence[Problem], num: int, shown: bool
+  run: Run, task: ListTask, engine: Engine, source: str, problems: Sequence[Problem], num: int, shown: bool
 ) -> list[Candidate]:
   """`num` graded solutions to each problem; `shown`: with worked examples in the prompt."""
-  engine = run.engine(params)
 
   def generate(repeated: Sequence[Problem], indices: Sequence[int]) -> list[str]:
     keys = rollout_keys(run.config.seed, [p.id for p in repeated], indices, [0] * len(repeated))
@@ -115,15 +115,15 @@ def sample_solutions(
 def make_candidates(run: Run, task: ListTask) -> None:
   """Solutions of the generator to the problems of every split."""
   if "generator" in run.config:
-    params, step = run.load_params("generator")
+    params, step = run.load_params("generator", run.engine_mesh)
     source = f"generator/{step}"
   else:
-    params, source = run.init_params("candidates"), str(run.config.model.checkpoint)
-  c = run.config.candidates
+    params, source = run.init_params("candidates", run.engine_mesh), str(run.config.model.checkpoint)
+  c, engine = run.config.candidates, run.engine(params)
   for split in _splits(run):
     problems = run.problems(split)
     num = c.num_train if split in ("train", "val") else c.num_eval
-    pool = sample_solutions(run, task, params, source, problems, num, shown="generator" not in run.config)
+    pool = sample_solutions(run, task, engine, source, problems, num, shown="generator" not in run.config)
     if c.add_reference:
       pool += [candidates.grade(p, num, p.reference, task, "reference") for p in problems]
     store.write_records(run.path("candidates", f"{split}.jsonl"), pool)
@@ -166,9 +166,9 @@ def write_rationales(run: Run, task: ListTask) -> None:
 
 def solve_again(run: Run, task: ListTask, name: str) -> None:
   """A verifier's own solutions (paper, section 4.3: unified training)."""
-  params, step = run.load_params(name)
-  problems = run.problems("eval")
-  pool = sample_solutions(run, task, params, f"{name}/{step}", problems, run.config.candidates.num_eval, shown=False)
+  params, step = run.load_params(name, run.engine_mesh)
+  problems, engine = run.problems("eval"), run.engine(params)
+  pool = sample_solutions(run, task, engine, f"{name}/{step}", problems, run.config.candidates.num_eval, shown=False)
   store.write_records(run.path("candidates", f"by_{name}.jsonl"), pool)
   say(f"{name}: pass@1 {np.mean([c.correct for c in pool]):.3f} over {len(pool)} solutions of its own")
 
@@ -181,9 +181,12 @@ def _bank_stages(run: Run, task: ListTask) -> list[Stage]:
   needs = problems
   if "generator" in run.config:
     trained = "checkpoints/generator"
-    stages.append(Stage("generator", lambda: train_generator(run, task), writes=(trained,)))
+    stages.append(Stage("generator", lambda: train_generator(run, task), writes=(trained,), uses_devices=True))
     needs = (*problems, trained)
-  return [*stages, Stage("candidates", lambda: make_candidates(run, task), reads=needs, writes=pools)]
+  return [
+    *stages,
+    Stage("candidates", lambda: make_candidates(run, task), reads=needs, writes=pools, uses_devices=True),
+  ]
 
 
 def copy_tokenizer(run: Run) -> None:
@@ -219,7 +222,9 @@ def make_stages(make_task: Callable[..., ListTask], run: Run) -> list[Stage]:
     # GenRM-CoT also where it did not learn to: lambda 0 of the sweep.
     if name == "genrm_cot" or run.config.verifiers[name].get("solve_weight"):
       reads, writes = ("problems/eval.jsonl", f"checkpoints/{name}"), (f"candidates/by_{name}.jsonl",)
-      stages.append(Stage(f"solve_{name}", functools.partial(solve_again, run, task, name), reads, writes))
+      stages.append(
+        Stage(f"solve_{name}", functools.partial(solve_again, run, task, name), reads, writes, uses_devices=True)
+      )
   train, evaluated = ("-".join(str(n) for n in sorted({w.min_words, w.max_words})) for w in (c.train, c.eval))
   evaluated = "those of BIG-Bench Hard (2-20)" if c.eval.get("bbh") else evaluated
   notes = [f"Generator and verifiers are trained on lists of {train} words and evaluated on {evaluated}."]

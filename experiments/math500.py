@@ -156,8 +156,8 @@ def _ledger(
 def score(run: Run, given: Given) -> None:
   """Scores every candidate."""
   config = run.config
-  opened = genrm_jax.load(given.path, mesh=run.mesh, rows_per_batch=config.engine.rows_per_batch)
-  engine = dataclasses.replace(opened.engine, max_tokens=config.engine.max_tokens)
+  opened = genrm_jax.load(given.path, mesh=run.engine_mesh, rows_per_batch=config.engine.rows_per_batch)
+  engine = dataclasses.replace(opened.engine, max_tokens=config.engine.max_tokens, shares_out=True)
   try:
     scores = scoring.score_pool(
       opened.verifier,
@@ -249,6 +249,7 @@ def make_stages(run: Run) -> list[Stage]:
       functools.partial(score, run, g),
       reads=(_PROBLEMS, _CANDIDATES, *_local(g.path)),
       writes=(run.scores_file(g.name, "eval"),),
+      uses_devices=True,
     )
     for g in given
   ]

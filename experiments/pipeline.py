@@ -16,7 +16,7 @@ from experiments import scoring
 from experiments import stages as staging
 from experiments.run import Run
 from experiments.stages import Stage
-from genrm_jax import memory, verifiers
+from genrm_jax import distributed, memory, verifiers
 from genrm_jax.data import batches, candidates, store
 from genrm_jax.errors import UserError, one_message
 from genrm_jax.evals import browse, report
@@ -191,11 +191,11 @@ def verifier_stages(run: Run, augment: Callable[[list[batches.Example]], list[ba
       needs = data + (written if verifier.needs_rationales else ()) + model
       model = (f"checkpoints/{name}",)
       train = functools.partial(train_verifier, run, name, augment)
-      out.append(Stage(f"train_{name}", train, reads=needs, writes=model))
+      out.append(Stage(f"train_{name}", train, reads=needs, writes=model, uses_devices=True))
     asked = tuple(f"{kind}/{split}.jsonl" for split in run.eval_splits for kind in ("problems", "candidates"))
     scored = tuple(run.scores_file(name, split) for split in run.eval_splits)
     score = functools.partial(scoring.score_verifier, run, name)
-    out.append(Stage(f"score_{name}", score, reads=asked + model, writes=scored))
+    out.append(Stage(f"score_{name}", score, reads=asked + model, writes=scored, uses_devices=True))
   return out
 
 
@@ -230,6 +230,13 @@ def use_cpu_devices(number: int) -> None:
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes is kept.")
 _STAGES = flags.DEFINE_list("stages", [], "Stages to run, by name; all if empty.")
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed", "", ["", "auto"], "auto: the processes of a TPU pod, of SLURM, Open MPI or GKE find each other."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where processes are numbered by hand.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes the run has.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
+_TIMEOUT = flags.DEFINE_integer("distributed_timeout_s", 300, "Seconds to wait for all processes.")
 
 
 def main(make_stages: Callable[[Run], list[Stage]]) -> None:
@@ -238,18 +245,26 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
   def run_main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells of its every step
-    with one_message():
+    with one_message(leave=distributed.leave):
+      use_cpu_devices(_CONFIG.value.cpu_devices)
+      distributed.start(_distributed_settings())
       run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
       stages = make_stages(run)
       if "verifiers" in run.config:  # an experiment that trains none has no such settings
         run.check_settings()
-      use_cpu_devices(run.config.cpu_devices)
       memory.keep_freed_memory()
-      staging.claim_workdir(run.workdir, run.config.to_dict())
+      config = run.config.to_dict()
+      distributed.check_same("the config", store.digest_of(config))
+      distributed.from_main(lambda: staging.claim_workdir(run.workdir, config))
       staging.run_stages(run.workdir, stages, _STAGES.value, say)
 
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(run_main, flags_parser=_parse_flags)
+
+
+def _distributed_settings() -> distributed.Settings:
+  auto = _DISTRIBUTED.value == "auto"
+  return distributed.Settings(auto, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

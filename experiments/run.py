@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 import genrm_jax
-from genrm_jax import sharding, trained, verifiers
+from genrm_jax import distributed, sharding, trained, verifiers
 from genrm_jax.data import batches, store
 from genrm_jax.errors import UserError
 from genrm_jax.infer.decode import Engine
@@ -61,7 +61,13 @@ class Run:
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
+    """The devices of all processes, for training."""
     return sharding.make_mesh(**self.config.mesh.to_dict())
+
+  @functools.cached_property
+  def engine_mesh(self) -> jax.sharding.Mesh:
+    """The devices of this process, for sampling and scoring."""
+    return sharding.make_mesh(**self.config.engine.mesh.to_dict(), devices=jax.local_devices())
 
   def path(self, *parts: str) -> pathlib.Path:
     return self.workdir.joinpath(*parts)
@@ -178,33 +184,42 @@ class Run:
     source = self.training(name).init_from
     return self.path("checkpoints", source) if source else self.config.model.checkpoint or None
 
-  def init_params(self, name: str) -> Any:
+  def init_params(self, name: str, mesh: jax.sharding.Mesh) -> Any:
     """What the run called `name` starts from: another run's best, the Gemma checkpoint, or random numbers."""
     source, adapters = self.training(name).init_from, self.adapters(name)
     if source:
-      params, _ = self.load_params(source)
+      params, _ = self.load_params(source, mesh)
     elif self.pretrained:
-      params = layout.place(self.pretrained, self.mesh, self.model)
+      params = layout.place(self.pretrained, mesh, self.model)
     else:
-      shardings = trained.param_shardings(self.model, None, self.mesh)
+      shardings = trained.param_shardings(self.model, None, mesh)
       params = jax.jit(lambda key: gemma.init(self.model, key), out_shardings=shardings)(
         jax.random.key(self.config.seed)
       )
     if adapters is None:
       return params
-    shardings = trained.param_shardings(self.model, adapters, self.mesh)
+    shardings = trained.param_shardings(self.model, adapters, mesh)
     added = {entry: shardings[entry] for entry in lora.param_specs(self.model, adapters)}
     make = jax.jit(lambda key: lora.init(self.model, adapters, key), out_shardings=added)
     return {**params, **make(jax.random.key(self.config.seed))}
 
-  def load_params(self, name: str) -> tuple[Any, int]:
-    """The best parameters of a finished run, on the mesh, and their step."""
-    opened = trained.open_run(self.path("checkpoints", name), self._base_of(name), self.mesh, self._identity())
+  def load_params(self, name: str, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
+    """The best parameters of a finished run, on a mesh, and their step."""
+    opened = trained.open_run(self.path("checkpoints", name), self._base_of(name), mesh, self._identity())
     return opened.params, opened.manifest["step"]
 
   def engine(self, params: Any) -> Engine:
+    """Samples and scores with parameters that lie on `engine_mesh`; each process does its part."""
     c = self.config.engine
-    return Engine(params, self.model, self.mesh, self.prompter.end_id, c.rows_per_batch, c.max_tokens)
+    return Engine(
+      gemma.as_used(params, self.model),
+      self.model,
+      self.engine_mesh,
+      self.prompter.end_id,
+      c.rows_per_batch,
+      c.max_tokens,
+      shares_out=True,
+    )
 
   def train(
     self,
@@ -236,7 +251,8 @@ class Run:
       f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {config.row_length}, {used:.0%} of them filled"
     )
     manifest = {**self.manifest(name, verifier), "data": rows.digest}
-    start = [self.init_params(name)]
+    distributed.check_same(f"what {name} is trained on", rows.digest)
+    start = [self.init_params(name, self.mesh)]
     rows, eval_rows = (prepare(r, start[0]) for r in (rows, eval_rows))
     loop.train(
       name,

@@ -18,8 +18,8 @@ from genrm_jax.types import Candidate, Problem, Score, Vote
 
 def score_verifier(run: Run, name: str) -> None:
   """Scores every candidate of the evaluated splits."""
-  verifier = verifiers.get_verifier(name)
-  params, step = run.load_params(name) if verifier.is_trained else (run.init_params(name), 0)
+  verifier, mesh = verifiers.get_verifier(name), run.engine_mesh
+  params, step = run.load_params(name, mesh) if verifier.is_trained else (run.init_params(name, mesh), 0)
   settings = run.sample_config("votes")
   if not verifier.is_trained:
     settings = dataclasses.replace(settings, max_new_tokens=run.config.verifiers[name].max_new_tokens)

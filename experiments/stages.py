@@ -2,6 +2,8 @@
 
 DIR/config.json          the resolved config and its hash
 DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
+
+Of many processes, which all see DIR, the first decides what is run, and runs alone what needs no devices.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from genrm_jax import distributed
 from genrm_jax.data import store
 from genrm_jax.errors import UserError
 
@@ -23,6 +26,7 @@ class Stage:
   run: Callable[[], None]
   reads: tuple[str, ...] = ()
   writes: tuple[str, ...] = ()
+  uses_devices: bool = False  # so that all processes run it
 
 
 def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
@@ -32,7 +36,7 @@ def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     UserError: the folder belongs to another config (the differing keys are named) or holds something else.
   """
   path = workdir / "config.json"
-  config_hash = store.digest_of(config)
+  config_hash = hash_of(config)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     in_use = any(p != path for p in workdir.iterdir())
@@ -43,13 +47,24 @@ def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     if found.get("hash") == config_hash:
       return
     if in_use:
-      keys = sorted(_changed(found.get("config", {}), config))
+      keys = sorted(_changed(_without_devices(found.get("config", {})), _without_devices(config)))
       raise UserError(
         f"{workdir} was made by another config; different: {', '.join(keys[:8])}. Use another --workdir, or that config"
       )
   elif in_use:
     raise UserError(f"{workdir} is not empty and holds no config.json, so it is not a run's; use another --workdir")
   store.write_json(path, {"hash": config_hash, "config": config})
+
+
+def hash_of(config: dict[str, Any]) -> str:
+  """The name of a run: the digest of its config, less how the devices are laid out, which may change as it goes on."""
+  return store.digest_of(_without_devices(config))
+
+
+def _without_devices(config: Any) -> Any:
+  if not isinstance(config, dict):
+    return config
+  return {key: _without_devices(value) for key, value in config.items() if key not in ("mesh", "cpu_devices")}
 
 
 def _changed(a: Any, b: Any, key: str = "") -> set[str]:
@@ -71,26 +86,44 @@ def run_stages(workdir: pathlib.Path, stages: Sequence[Stage], selected: Sequenc
   done = 0
   chosen = [s for s in stages if not selected or s.name in selected]
   for stage in chosen:
-    marker = workdir / "stages" / f"{stage.name}.json"
-    missing = [p for p in stage.reads if not (workdir / p).exists()]
-    if missing:
-      makers = [s.name for s in stages if set(s.writes) & set(missing)]
-      raise UserError(f"stage {stage.name} needs {', '.join(missing)}; run stage {', '.join(makers)} first")
-    reads = {p: fingerprint(workdir / p) for p in stage.reads}
-    if marker.exists():
-      _check_unchanged(store.read_json(marker), stage, reads, workdir)
+    reads = distributed.from_main(lambda stage=stage: _begin(workdir, stage, stages))
+    if reads is None:
       say(f"{stage.name}: done before, nothing to do")
       done += 1
       continue
     say(f"{stage.name}: starts")
     start = time.monotonic()
-    stage.run()
+    if stage.uses_devices:
+      stage.run()
+    else:
+      distributed.from_main(stage.run)
+    distributed.barrier()
     seconds = time.monotonic() - start
-    writes = {p: fingerprint(workdir / p) for p in stage.writes}
-    store.write_json(marker, {"seconds": round(seconds, 1), "reads": reads, "writes": writes})
+    if distributed.is_main():
+      writes = {p: fingerprint(workdir / p) for p in stage.writes}
+      marker = {"seconds": round(seconds, 1), "reads": reads, "writes": writes}
+      store.write_json(workdir / "stages" / f"{stage.name}.json", marker)
     say(f"{stage.name}: {seconds:.0f}s")
   if done == len(chosen):
     say(f"{workdir}: all was done before; nothing was run")
+
+
+def _begin(workdir: pathlib.Path, stage: Stage, stages: Sequence[Stage]) -> dict[str, str] | None:
+  """Fingerprints of what the stage is to read; None where it was done before.
+
+  Raises:
+    UserError: as `run_stages`.
+  """
+  marker = workdir / "stages" / f"{stage.name}.json"
+  missing = [p for p in stage.reads if not (workdir / p).exists()]
+  if missing:
+    makers = [s.name for s in stages if set(s.writes) & set(missing)]
+    raise UserError(f"stage {stage.name} needs {', '.join(missing)}; run stage {', '.join(makers)} first")
+  reads = {p: fingerprint(workdir / p) for p in stage.reads}
+  if not marker.exists():
+    return reads
+  _check_unchanged(store.read_json(marker), stage, reads, workdir)
+  return None
 
 
 def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str], workdir: pathlib.Path) -> None:

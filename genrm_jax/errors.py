@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
@@ -13,15 +13,15 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def one_message() -> Iterator[None]:
-  """Ends the command with a UserError's message and exit code 1."""
+def one_message(leave: Callable[[int], None] = sys.exit) -> Iterator[None]:
+  """Ends the command with a UserError's message and exit code 1, by `leave(1)`."""
   try:
     yield
   except (UserError, ImportError) as e:
     if isinstance(e, ImportError) and "gcsfs" not in str(e):
       raise
     print(f"error: {e if isinstance(e, UserError) else _NO_GCS}", file=sys.stderr)
-    sys.exit(1)
+    leave(1)
 
 
 _NO_GCS = "paths on gs:// need a further package: pip install 'genrm-jax[gcs]'"

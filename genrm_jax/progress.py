@@ -1,4 +1,7 @@
-"""What is said on stderr: lines, and a progress bar with the time left; plain lines where it is not a terminal."""
+"""What is said on stderr: lines, and a progress bar with the time left; plain lines where it is not a terminal.
+
+Of many processes only the first speaks.
+"""
 
 import contextlib
 import sys
@@ -7,19 +10,22 @@ from collections.abc import Callable, Iterator
 
 import rich.progress
 
+from genrm_jax import distributed
+
 _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_WORTH_A_LINE = 2.0  # what ends sooner needs no words
 
 
 def say(line: str) -> None:
   """Tells the user something, beside the results."""
-  print(line, file=sys.stderr, flush=True)
+  if distributed.is_main():
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
   """Yields `advance(n=1, note="")`, to be called as the work goes on."""
-  if sys.stderr.isatty():
+  if sys.stderr.isatty() and distributed.is_main():
     columns = (
       rich.progress.TextColumn("{task.description:<28}"),
       rich.progress.BarColumn(),

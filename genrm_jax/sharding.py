@@ -122,32 +122,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def host_to_global(tree: Any, mesh: Mesh) -> Any:
-  """Turns this process's rows (numpy, first axis B) into global arrays, split over the batch.
+  """Turns rows (numpy, first axis B) into global arrays, split over the batch.
 
-  In a multi-process run each process gives its own rows; the global batch is all of them.
+  In a run of many processes each gives the whole batch, and only what its own devices hold is taken from it.
 
   Raises:
-    UserError: the rows do not divide by the number of batch shards that this process holds.
+    UserError: the rows do not divide by the number of batch shards.
   """
   sharding = batch_sharding(mesh)
-  shards = _local_batch_shards(mesh)
+  shards = math.prod(mesh.shape[axis] for axis in DEFAULT_RULES["batch"] or ())
 
   def put(path: tuple[Any, ...], rows: np.ndarray) -> jax.Array:
     if np.ndim(rows) == 0 or len(rows) % shards:
       name = jax.tree_util.keystr(path, simple=True, separator="/") or "array"
       raise UserError(
-        f"Batch {name}: shape {np.shape(rows)}, but its rows must divide by the {shards} batch shards (data x fsdp)"
-        " of this process."
+        f"Batch {name}: shape {np.shape(rows)}, but its rows must divide by the {shards} batch shards (data x fsdp)."
       )
-    return jax.make_array_from_process_local_data(sharding, rows)
+    rows = np.asarray(rows)
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
   return jax.tree_util.tree_map_with_path(put, tree)
-
-
-def _local_batch_shards(mesh: Mesh) -> int:
-  """How many distinct (data, fsdp) coordinates this process's devices have."""
-  is_local = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
-  return int(is_local.any(axis=MESH_AXES.index("tensor")).sum())
 
 
 def _partition(

@@ -35,7 +35,7 @@ def save(run: Run, name: str, step: int = 4, eval_loss: float = 1.0, scale: floa
 
   Adapters are given numbers of their own: as they start, they change nothing.
   """
-  params = jax.tree.map(lambda p: p * scale, run.init_params(name))
+  params = jax.tree.map(lambda p: p * scale, run.init_params(name, run.mesh))
   if "lora" in params:
     rng = np.random.default_rng(0)
     params["lora"] = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params["lora"])

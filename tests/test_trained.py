@@ -100,7 +100,7 @@ def test_the_run_scores_the_same(runs):
   run, path = runs["genrm"]
   verifier = genrm_jax.load(path, mesh=run.mesh)
   problem = Problem("p", "last_letter", "eval", PAIRS[0][0], "en")
-  engine = run.engine(verifier.engine.params)
+  engine = run.engine(genrm_jax.load(path, mesh=run.engine_mesh).engine.params)
   (score,) = score_candidates(
     get_verifier("genrm"),
     engine,
@@ -214,7 +214,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   assert size[True] < 0.7 * size[False]
   whole = genrm_jax.load(paths[False], mesh=_one_device())
   assert "lora" not in whole.engine.params
-  params = run.init_params("genrm")
+  params = run.init_params("genrm", run.mesh)
   assert set(params) == {"embedder", "layers", "final_norm", "lora", "lora_scale"}
   unadapted = {name: params[name] for name in ("embedder", "layers", "final_norm")}
   unadapted, merged = jax.device_get((unadapted, dict(whole.engine.params)))
@@ -232,7 +232,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   numpy, _ = genrm_jax.load_params(paths[True], base=base)
   jax.tree.map(np.testing.assert_array_equal, numpy, jax.device_get(whole.engine.params))
   # The run itself knows the base.
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.load_params("genrm")[0]), numpy)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.load_params("genrm", run.mesh)[0]), numpy)
   other = saved_runs.save(saved_runs.run_of(tmp_path / "other", seed=1), "generator")
   with pytest.raises(UserError, match=r"/genrm/4 was trained beside other frozen parameters: frozen/embedder"):
     genrm_jax.load(paths[True], base=other)
@@ -248,6 +248,6 @@ def test_adapters_that_would_be_lost_are_refused_before_anything_runs(tmp_path):
 
 def test_merging_is_of_what_was_split(tmp_path):
   run = saved_runs.run_of(tmp_path, **{**ADAPTERS, "verifiers__genrm__init_from": ""})
-  adapters, frozen = lora.split(run.init_params("genrm"))
+  adapters, frozen = lora.split(run.init_params("genrm", run.mesh))
   assert set(adapters) == {"lora"} and "lora_scale" in frozen
   assert trained.param_shardings(run.model, run.adapters("genrm"), run.mesh).keys() == {*frozen, "lora"}

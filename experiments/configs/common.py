@@ -114,6 +114,11 @@ def sampling(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:
   return dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=0, top_p=1.0)
 
 
+def engine(*, rows_per_batch: int, max_tokens: int, tensor: int = 1) -> dict[str, Any]:
+  """How models are sampled from and score: each process by itself, on its own devices."""
+  return dict(rows_per_batch=rows_per_batch, max_tokens=max_tokens, mesh=dict(data=-1, fsdp=1, tensor=tensor))
+
+
 def tiny_model(smoke: bool) -> dict[str, Any]:
   """A tiny Gemma from scratch, or one that compiles and runs in no time.
 

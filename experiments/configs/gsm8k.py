@@ -113,7 +113,8 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     mesh=dict(data=1, fsdp=-1, tensor=1),
     verifiers={name: settings for name, settings in verifiers.items() if name in wanted},
     votes=dict(num_votes=32, sample=common.sampling(max_new_tokens=_RATIONALE, temperature=0.7)),
-    engine=dict(rows_per_batch=256, max_tokens=2048),  # ours: a prompt of at most 700 tokens, a rationale, and room
+    # ours: a prompt of at most 700 tokens, a rationale, and room; all chips of a host hold a large model together
+    engine=common.engine(rows_per_batch=256, max_tokens=2048, tensor=1 if model == "gemma_2b" else 4),
     report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4, 8, 16, 32)),
   )
 
@@ -150,7 +151,7 @@ def _tiny(smoke: bool) -> dict[str, Any]:
       num_votes=2 if smoke else 4,
       sample=common.sampling(max_new_tokens=8 if smoke else 192, temperature=0.7),
     ),
-    engine=dict(rows_per_batch=64, max_tokens=2048),
+    engine=common.engine(rows_per_batch=64, max_tokens=2048),
     report=dict(ns=(1, 2, 4) if smoke else (1, 2, 4, 8, 16), ks=(1, 2) if smoke else (1, 2, 4)),
   )
 
@@ -187,6 +188,6 @@ def _small() -> dict[str, Any]:
     base=dict(max_per_label=32, **common.training(**training(500, 1.5e-3))),
     verifiers=dict(orm=verifier(), genrm=verifier(), genrm_cot=verifier(max_rationales=4)),
     votes=dict(num_votes=4, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
-    engine=dict(rows_per_batch=64, max_tokens=2048),
+    engine=common.engine(rows_per_batch=64, max_tokens=2048),
     report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4)),
   )

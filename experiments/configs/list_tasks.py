@@ -126,7 +126,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       num_votes=2 if smoke else 32,
       sample=common.sampling(max_new_tokens=8 if smoke else task.rationale_tokens, temperature=0.7),
     ),
-    engine=dict(rows_per_batch=256, max_tokens=384),
+    engine=common.engine(rows_per_batch=256, max_tokens=384),
     report=dict(ns=(*ladder, 4) if smoke else ladder, ks=ladder),
   )
 
@@ -211,6 +211,6 @@ def _paper(task: Numbers) -> dict[str, Any]:
       genrm_cot=common.verifier(max_per_label=task.paper_samples, solve_weight=1 / 3, **training(2e-6)),
     ),
     votes=dict(num_votes=32, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
-    engine=dict(rows_per_batch=256, max_tokens=1024),
+    engine=common.engine(rows_per_batch=256, max_tokens=1024),
     report=dict(ns=(1, 2, 4, 8, 16, 32), ks=(1, 2, 4, 8, 16, 32)),
   )

@@ -34,9 +34,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         num_votes=num_votes,
         sample=common.sampling(max_new_tokens=8 if smoke else 1024 if paper else 192, temperature=0.7),
       ),
-      engine=dict(rows_per_batch=256 if paper else 64, max_tokens=4096 if paper else 2048),
+      engine=common.engine(rows_per_batch=256 if paper else 64, max_tokens=4096 if paper else 2048),
       cpu_devices=1 if smoke else 2,  # counts where there is no accelerator
-      mesh=dict(data=1, fsdp=-1, tensor=1) if paper else dict(data=-1, fsdp=1, tensor=1),
       report=dict(ns=tuple(n for n in ladder if n <= num_candidates), ks=tuple(k for k in ladder if k <= num_votes)),
     )
   )

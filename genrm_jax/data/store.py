@@ -2,7 +2,8 @@
 
     {"schema": 1, "problem_id": "gsm8k/train/00012", "index": 0, "text": "...", "answer": "7", "correct": true, ...}
 
-Paths may be local or of any store that `etils.epath` knows (`gs://`).
+Paths may be local or of any store that `etils.epath` knows (`gs://`). Of many processes, which all see the same files,
+only the first writes.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
+from genrm_jax import distributed
 from genrm_jax.errors import UserError
 from genrm_jax.types import Candidate, Problem, Rationale, Score
 
@@ -114,6 +116,9 @@ def digest_of(obj: Any) -> str:
 @contextlib.contextmanager
 def _atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
   """Yields `write(bytes)` into a hidden file beside `path`, which takes its place if the block ends well."""
+  if not distributed.is_main():
+    yield lambda data: None
+    return
   target = epath.Path(path)
   temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
   try:

@@ -7,7 +7,7 @@ by length, pads them to a few widths (one compilation each), and gives results b
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from genrm_jax import sharding
+from genrm_jax import distributed, sharding
 from genrm_jax.errors import UserError
 from genrm_jax.infer import rollout
 from genrm_jax.infer.rollout import last_hidden, layout
@@ -68,7 +68,8 @@ def read_places(params, tokens_BT, length_B, start_B, *, config: ModelConfig, nu
 class Engine:
   """A model ready to read and to write: parameters on a mesh, and how many rows go through it at a time.
 
-  `max_tokens` is the context: the longest prompt with all that is sampled after it.
+  `max_tokens` is the context: the longest prompt with all that is sampled after it. Where many processes each have an
+  engine on devices of their own, `shares_out` gives each of them its part of the prompts, and all of them the results.
   """
 
   params: Any
@@ -77,39 +78,49 @@ class Engine:
   eos_id: int
   rows_per_batch: int
   max_tokens: int
+  shares_out: bool = False
 
   def read(self, prompts: Sequence[Sequence[int]], watch: tuple[int, ...], label: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits and probabilities of the watched tokens after each prompt, f32[n, W] each, in one pass."""
     self._check(prompts, [0] * len(prompts))
-    logits = np.zeros((len(prompts), len(watch)), np.float32)
-    probs = np.zeros_like(logits)
-    with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
-      for index, tokens, length in self._batches(prompts, self.rows_per_batch):
-        z, p = read_next(self.params, *self._put(tokens, length), config=self.config, watch=watch)
-        logits[index], probs[index] = np.asarray(z)[: len(index)], np.asarray(p)[: len(index)]
-        advance(len(index))
-    return logits, probs
+
+    def some(mine: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+      logits = np.zeros((len(mine), len(watch)), np.float32)
+      probs = np.zeros_like(logits)
+      with progress(label, len(mine)) as advance, jax.set_mesh(self.mesh):
+        for index, tokens, length in self._batches([prompts[i] for i in mine], self.rows_per_batch):
+          z, p = read_next(self.params, *self._put(tokens, length), config=self.config, watch=watch)
+          logits[index], probs[index] = np.asarray(z)[: len(index)], np.asarray(p)[: len(index)]
+          advance(len(index))
+      return list(zip(logits, probs, strict=True))
+
+    both = np.asarray(self._each(some, len(prompts)), np.float32).reshape(len(prompts), 2, len(watch))
+    return both[:, 0], both[:, 1]
 
   def log_likelihood(
     self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], label: str
   ) -> np.ndarray:
     """log p(continuation | prompt), summed over its tokens: f64[n], in one pass."""
     self._check(prompts, [len(c) for c in continuations])
-    out = np.zeros(len(prompts), np.float64)
-    whole = [[*p, *c] for p, c in zip(prompts, continuations, strict=True)]
-    with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
-      for index, tokens, length in self._batches(whole, self.rows_per_batch):
-        start = np.zeros_like(length)
-        start[: len(index)] = [len(prompts[i]) for i in index]
-        logp = read_places(
-          self.params,
-          *self._put(tokens, length, start),
-          config=self.config,
-          num_places=_round_up(int(max(length - start))),
-        )
-        out[index] = np.sum(np.asarray(logp)[: len(index)], axis=1, dtype=np.float64)
-        advance(len(index))
-    return out
+
+    def some(mine: list[int]) -> list[float]:
+      out = np.zeros(len(mine), np.float64)
+      whole = [[*prompts[i], *continuations[i]] for i in mine]
+      with progress(label, len(mine)) as advance, jax.set_mesh(self.mesh):
+        for index, tokens, length in self._batches(whole, self.rows_per_batch):
+          start = np.zeros_like(length)
+          start[: len(index)] = [len(prompts[mine[i]]) for i in index]
+          logp = read_places(
+            self.params,
+            *self._put(tokens, length, start),
+            config=self.config,
+            num_places=_round_up(int(max(length - start))),
+          )
+          out[index] = np.sum(np.asarray(logp)[: len(index)], axis=1, dtype=np.float64)
+          advance(len(index))
+      return out.tolist()
+
+    return np.asarray(self._each(some, len(prompts)), np.float64)
 
   def write(
     self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, watch: tuple[int, ...], label: str
@@ -127,15 +138,24 @@ class Engine:
       For each prompt its R rollouts: sampled ids, and f32[len(ids), W].
     """
     self._check(prompts, [settings.max_new_tokens] * len(prompts))
-    out: list[list[Any]] = [[None] * keys.shape[1] for _ in prompts]
-    with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
-      missing = [keys.shape[1]] * len(prompts)
-      for i, rollouts, ids, watched in self._rollouts(prompts, keys, settings, watch):
-        for r in rollouts:
-          out[i][r] = ids, watched
-        missing[i] -= len(rollouts)
-        advance(int(missing[i] == 0))
-    return out
+
+    def some(mine: list[int]) -> list[list[Any]]:
+      out: list[list[Any]] = [[None] * keys.shape[1] for _ in mine]
+      mine_keys = keys[np.asarray(mine, np.int32)]
+      with progress(label, len(mine)) as advance, jax.set_mesh(self.mesh):
+        missing = [keys.shape[1]] * len(mine)
+        for i, rollouts, ids, watched in self._rollouts([prompts[i] for i in mine], mine_keys, settings, watch):
+          for r in rollouts:
+            out[i][r] = ids, watched
+          missing[i] -= len(rollouts)
+          advance(int(missing[i] == 0))
+      return out
+
+    return self._each(some, len(prompts))
+
+  def _each(self, work: Callable[[list[int]], list[Any]], number: int) -> list[Any]:
+    """The results of all prompts, by their indices; of which this process does its part, or all."""
+    return distributed.share_out(work, number) if self.shares_out else work(list(range(number)))
 
   def _rollouts(
     self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, watch: tuple[int, ...]

@@ -189,6 +189,18 @@ def forward(
   return x_BTD, KVCache(k=k_LBSKH, v=v_LBSKH, positions=key_positions_BS, length=length_B)
 
 
+def as_used(params: Params, config: ModelConfig) -> Params:
+  """The parameters in the dtype in which `forward` and `unembed` use them, for less memory and the same numbers.
+
+  The given buffers are given over. Norms are used in float32 and stay what they are.
+  """
+
+  def cast(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
+    return weight if "norm" in jax.tree_util.keystr(path) else _cast(weight, config)
+
+  return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(cast, tree), donate_argnums=0)(params)
+
+
 def unembed(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
   """Logits f32[..., V] of hidden states [..., D] as `forward` returns them, soft-capped where the model does so."""
   table_VD = _cast(params["embedder"]["input_embedding"], config)

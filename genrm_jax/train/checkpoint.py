@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from genrm_jax.errors import UserError
 from genrm_jax.train import saved
+from genrm_jax.train.losses import Sums
 from genrm_jax.types import TrainState
 
 BEST_METRIC = "eval_loss"
@@ -80,6 +81,7 @@ class Checkpoints:
     eval_loss: float,
     files: Sequence[Any] = (),
     with_frozen: bool = True,
+    pending: Sequence[Sums] = (),
   ) -> None:
     """Writes the state under its step, and the manifest with what is said of its arrays.
 
@@ -90,6 +92,7 @@ class Checkpoints:
       files: paths of files that go into the checkpoint.
       with_frozen: whether the frozen parameters go into it too. Without them their digests do, so that another base
         cannot take their place.
+      pending: the sums of steps that are not reported yet, as NumPy.
 
     Raises:
       UserError: it cannot be written (a full disk); earlier steps stay.
@@ -103,6 +106,7 @@ class Checkpoints:
       "eval_loss": eval_loss if math.isfinite(eval_loss) else None,
       "arrays": kept,
       "left_out": {name: a for name, a in arrays.items() if name not in kept},
+      "pending": [{name: [float(total), float(count)] for name, (total, count) in sums.items()} for sums in pending],
     }
     args = ocp.args.Composite(
       state=ocp.args.PyTreeSave(state if with_frozen else dataclasses.replace(state, frozen={})),
@@ -117,8 +121,10 @@ class Checkpoints:
     steps = saved.finished_steps(self.directory)
     return saved.eval_loss(steps[0]) if steps else math.inf
 
-  def restore_newest(self, where: TrainState, expected: Mapping[str, Any], frozen: Any) -> TrainState | None:
-    """The state of the newest whole step; None before the first save.
+  def restore_newest(
+    self, where: TrainState, expected: Mapping[str, Any], frozen: Any
+  ) -> tuple[TrainState, list[Any]] | None:
+    """The state of the newest whole step, and what was pending then; None before the first save.
 
     A damaged step is named aloud and set aside as `<step>.damaged`, so that the run can write it again.
 
@@ -135,20 +141,20 @@ class Checkpoints:
     if not steps:
       return None
 
-    def read(step: epath.Path) -> TrainState:
+    def read(step: epath.Path) -> tuple[TrainState, list[Any]]:
       manifest = saved.read_manifest(step)
       saved.check_manifest(manifest, expected, step)
       saved.check_left_out(step, {**manifest["arrays"], **manifest["left_out"]}, frozen)
       read = {"step": where.step, "params": where.params, "opt_state": where.opt_state}
-      return TrainState(**saved.read_arrays(step, manifest, read), frozen=frozen)
+      return TrainState(**saved.read_arrays(step, manifest, read), frozen=frozen), manifest["pending"]
 
-    state, used = saved.first_whole(steps, read)
+    restored, used = saved.first_whole(steps, read)
     damaged = [step for step in steps if int(step.name) > int(used.name)]
     for step in damaged:
       step.rename(step.parent / f"{step.name}.damaged")
     if damaged:
       self._manager.reload()
-    return state
+    return restored
 
 
 @contextlib.contextmanager

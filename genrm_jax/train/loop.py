@@ -1,5 +1,6 @@
 """The training loop: read, step, report, evaluate, save; a stopped run goes on where it was, bit for bit."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,15 +13,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from genrm_jax import sharding
+from genrm_jax import distributed, sharding
 from genrm_jax.errors import UserError
 from genrm_jax.model import lora
-from genrm_jax.progress import progress
-from genrm_jax.train import optim
+from genrm_jax.progress import progress, say
+from genrm_jax.train import optim, preemption
 from genrm_jax.train.checkpoint import Checkpoints
 from genrm_jax.train.losses import LossFn, Sums
 from genrm_jax.train.step import init_state, make_eval_step, make_train_step, state_shardings
 from genrm_jax.types import TokenBatch
+
+# So many steps are given to the devices before the first of them is done: enough to keep them busy, and few enough that
+# a run which is told to end has little left to do.
+_STEPS_AHEAD = 2
 
 
 class RowSource(Protocol):
@@ -74,7 +79,8 @@ def train(
   Leaves checkpoints/<run>/ and metrics/<run>.jsonl in `workdir`.
 
   Goes on from the newest whole checkpoint of the run if there is one. Data order is a function of (seed, step), so the
-  continued run is the run that was never stopped.
+  continued run is the run that was never stopped. SIGTERM ends the process with code 143 after the step at hand is
+  saved.
 
   Args:
     run: its name.
@@ -106,17 +112,17 @@ def train(
     where = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     restored = checkpoints.restore_newest(where, manifest, frozen)
     begin = jax.jit(lambda p, f: init_state(p, optimizer, f), out_shardings=shardings, donate_argnums=(0, 1))
-    state = restored or begin(trained, frozen)
+    state, pending = restored or (begin(trained, frozen), [])
     del init_params, trained, frozen, restored  # or what the training started from would stay in memory
     writer = _Metrics(workdir / "metrics", run, int(state.step))
-    pending: list[Sums] = []
-    with progress(f"train {run}", num_steps) as advance:
+    with contextlib.closing(writer), preemption.watched() as is_asked, progress(f"train {run}", num_steps) as advance:
       advance(int(state.step))
       is_good = checkpoints.newest_loss() <= config.stop_at_loss
       for step in range(num_steps if is_good else int(state.step), num_steps):
         batch = sharding.host_to_global(rows.batch(config.seed, step, config.batch_size), mesh)
         state, sums = train_step(state, batch)
         pending.append(sums)
+        jax.block_until_ready(pending[-1 - _STEPS_AHEAD : -_STEPS_AHEAD])
         done = step + 1
         note = ""
         if done % config.log_every_steps == 0 or done == num_steps:
@@ -136,7 +142,11 @@ def train(
         advance(num_steps - step if is_good else 1, note)
         if is_good:
           break
-    writer.close()
+        if done < num_steps and is_asked(done):
+          if done % config.save_every_steps:
+            checkpoints.save(state, manifest, math.inf, files, config.save_frozen, jax.device_get(pending))
+          say(f"{run}: ended by SIGTERM, step {done} of {num_steps} is saved; the same command goes on from there")
+          raise SystemExit(preemption.EXIT_CODE)
   assert train_step._cache_size() <= 1, "the train step was compiled more than once"  # type: ignore[attr-defined]
 
 
@@ -173,9 +183,15 @@ def _step_of(line: str) -> float:
 
 
 class _Metrics:
-  """metrics/<run>.jsonl and TensorBoard events. Lines after the step that a run continues from are dropped."""
+  """metrics/<run>.jsonl and TensorBoard events. Lines after the step that a run continues from are dropped.
+
+  Of many processes only the first writes.
+  """
 
   def __init__(self, directory: pathlib.Path, run: str, step: int):
+    self._is_main = distributed.is_main()
+    if not self._is_main:
+      return
     import tensorboardX  # where torch is installed it imports that, which takes seconds
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -190,11 +206,14 @@ class _Metrics:
     self._events = tensorboardX.SummaryWriter(str(directory / run), purge_step=step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
+    if not self._is_main:
+      return
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._file.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 
   def close(self) -> None:
-    self._file.close()
-    self._events.close()
+    if self._is_main:
+      self._file.close()
+      self._events.close()

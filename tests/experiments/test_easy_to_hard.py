@@ -151,7 +151,7 @@ def test_a_config_is_plain_and_asks_for_no_more_than_there_is(variant, tmp_path)
   config = configs.get_config(variant)
   assert config.variant == variant and config.is_locked
   run = _run(tmp_path, variant)
-  assert run.sample_config("votes").max_new_tokens < config.engine.max_tokens and run.mesh.shape
+  assert run.sample_config("votes").max_new_tokens < config.engine.max_tokens and run.engine_mesh.shape
   assert max(config.report.ns) <= config.task.num_candidates and max(config.report.ks) == config.votes.num_votes
 
 

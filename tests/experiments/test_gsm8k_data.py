@@ -120,7 +120,7 @@ def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
   assert names.index("base") < names.index("grade") < names.index("train_genrm_cot")
   grader = Grader(CharTokenizer())
   monkeypatch.setattr(Run, "tokenizer", CharTokenizer())
-  monkeypatch.setattr(Run, "init_params", lambda self, name: {})
+  monkeypatch.setattr(Run, "init_params", lambda self, name, mesh: {})
   monkeypatch.setattr(Run, "engine", lambda self, params: grader)
   gsm8k_data.read_release(run)
   assert not run.path("rationales").exists(), "the released ones are not used"

@@ -69,7 +69,7 @@ def bank(tmp_path, monkeypatch):
   """A run with problems and solutions, half of them right."""
   run = _run(tmp_path / "bank", candidates__add_reference=False)
   list_tasks.make_problems(run, TASK)
-  monkeypatch.setattr(Run, "load_params", lambda self, name: ({}, 4))
+  monkeypatch.setattr(Run, "load_params", lambda self, name, mesh: ({}, 4))
   monkeypatch.setattr(Run, "engine", lambda self, params: Writer(self.tokenizer, _letters))
   list_tasks.make_candidates(run, TASK)
   return run
@@ -124,7 +124,7 @@ def test_word_sorting_is_evaluated_on_big_bench_hard(data_dir, tmp_path, monkeyp
     return f"Sorted.\nThe answer is {answer}.\n\nQ: another"
 
   monkeypatch.setattr(Run, "engine", lambda self, params: Writer(CharTokenizer(), solve))
-  monkeypatch.setattr(Run, "init_params", lambda self, name: {})
+  monkeypatch.setattr(Run, "init_params", lambda self, name, mesh: {})
   monkeypatch.setattr(Run, "tokenizer", CharTokenizer())
   list_tasks.make_candidates(run, WordSorting(style="natural"))
   assert [c.correct for c in run.candidates("eval")] == [True, False] * 500

@@ -93,7 +93,7 @@ def test_best_and_newest_are_told_apart(tmp_path):
   where = _where(_state(0), _mesh())
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints._manager.latest_step() == 2
-    _assert_equal(checkpoints.restore_newest(where, MANIFEST, {}), _state(2))
+    _assert_equal(checkpoints.restore_newest(where, MANIFEST, {})[0], _state(2))
   assert [p.name for p in saved.find(tmp_path)] == ["1", "2"]
   params, step = load_params(tmp_path, {"model": MANIFEST["model"]}, _shardings(where.params))
   assert step == 1
@@ -112,7 +112,7 @@ def test_another_mesh_gets_the_same_numbers(sizes, tmp_path):
   mesh = _mesh(**sizes)
   where = _where(_state(0), mesh, PartitionSpec("fsdp", "tensor"))
   with Checkpoints(tmp_path) as checkpoints:
-    got = checkpoints.restore_newest(where, MANIFEST, {})
+    got, _ = checkpoints.restore_newest(where, MANIFEST, {})
   params, _ = load_params(tmp_path, MANIFEST, _shardings(where.params))
   _assert_equal(got, _state(3))
   _assert_equal(params, _state(3).params)
@@ -172,7 +172,7 @@ def test_an_unfinished_step_is_passed_over_and_refused_by_name(tmp_path):
     saved.find(half)
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints._manager.latest_step() == 1
-    _assert_equal(checkpoints.restore_newest(where, MANIFEST, {}), _state(1))
+    _assert_equal(checkpoints.restore_newest(where, MANIFEST, {})[0], _state(1))
   shutil.rmtree(tmp_path / "1")
   with pytest.raises(
     UserError, match=rf"no finished checkpoint of genrm-jax in {tmp_path} \(unfinished: {half.name}\)"
@@ -260,7 +260,7 @@ def test_damage_is_found_and_the_newest_whole_step_used_instead(damage, tmp_path
   DAMAGE[damage](tmp_path / "2")
   where = _where(_state(0), _mesh())
   with Checkpoints(tmp_path) as checkpoints:
-    _assert_equal(checkpoints.restore_newest(where, MANIFEST, {}), _state(1))
+    _assert_equal(checkpoints.restore_newest(where, MANIFEST, {})[0], _state(1))
     said = capsys.readouterr().err
     assert f"checkpoint {tmp_path}/2 is damaged" in said and f"{tmp_path}/1 is whole and is used instead" in said
     assert _steps(tmp_path) == ["1", "2.damaged"]
@@ -333,7 +333,7 @@ def test_frozen_parameters_are_saved_by_choice_and_never_taken_for_others(with_f
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(_adapted(1), MANIFEST, 1.0, with_frozen=with_frozen)
     where = _where(_adapted(0), _mesh())
-    _assert_equal(checkpoints.restore_newest(where, MANIFEST, _adapted(0).frozen), _adapted(1))
+    _assert_equal(checkpoints.restore_newest(where, MANIFEST, _adapted(0).frozen)[0], _adapted(1))
     with pytest.raises(UserError, match=rf"{tmp_path}/1 was trained beside other frozen parameters: frozen/w differs"):
       checkpoints.restore_newest(where, MANIFEST, _adapted(0, base=1.0).frozen)
   step = saved.find(tmp_path)[0]

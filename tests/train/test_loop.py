@@ -93,16 +93,30 @@ def test_a_run_stopped_between_metrics_and_checkpoint_goes_on(whole, tmp_path, m
 _save = Checkpoints.save
 
 
-def test_a_killed_process_goes_on_bit_for_bit(whole, tmp_path):
+def _signalled(workdir, name, at_step):
+  """A process that gets the signal while it reads the batch of a step."""
   code = (
     "import os, pathlib, signal, sys, tiny_run\n"
-    "kill = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
-    "tiny_run.train(pathlib.Path(sys.argv[1]), tiny_run.Killing(7, kill))\n"
+    f"kill = lambda: os.kill(os.getpid(), signal.{name})\n"
+    f"tiny_run.train(pathlib.Path(sys.argv[1]), tiny_run.Killing({at_step}, kill))\n"
   )
-  done = subprocess.run(
-    [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
-  )
-  assert done.returncode == -9
+  env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+  return subprocess.run([sys.executable, "-c", code, str(workdir)], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("at_step", [4, 7])
+def test_sigterm_saves_the_step_at_hand_and_the_run_goes_on_bit_for_bit(at_step, whole, tmp_path):
+  """Step 5 lies between two lines of metrics, step 8 is saved anyhow."""
+  done = _signalled(tmp_path, "SIGTERM", at_step)
+  assert done.returncode == 143, done.stderr
+  assert f"tiny: ended by SIGTERM, step {at_step + 1} of 12 is saved; the same command goes on" in done.stderr
+  assert int(max(p.name for p in (tmp_path / "checkpoints" / "tiny").iterdir())) == at_step + 1
+  tiny_run.train(tmp_path)
+  assert _result(tmp_path) == _result(whole)
+
+
+def test_a_killed_process_goes_on_bit_for_bit(whole, tmp_path):
+  assert _signalled(tmp_path, "SIGKILL", 7).returncode == -9
   metrics = tmp_path / "metrics" / "tiny.jsonl"
   assert '"step": 6' in metrics.read_text()
   with metrics.open("a") as f:
@@ -226,6 +240,8 @@ def test_means_are_sums_over_counts_and_absent_kinds_are_left_out():
 
 
 def test_rows_that_do_not_divide_over_the_devices_are_refused(tmp_path, monkeypatch):
+  with pytest.raises(UserError, match="batch_size 4 of tiny does not divide over 1 data devices in 3 micro-batches"):
+    tiny_run.train(tmp_path, num_micro_batches=3)
   monkeypatch.setattr(tiny_run, "mesh", lambda: sharding.make_mesh(data=4, tensor=2, devices=jax.devices()[:8]))
   with pytest.raises(UserError, match="batch_size 6 of tiny does not divide over 4 data devices"):
     tiny_run.train(tmp_path, batch_size=6)
@@ -238,6 +254,7 @@ def test_rows_that_do_not_divide_over_the_devices_are_refused(tmp_path, monkeypa
     ({"log_every_steps": 0}, "log_every_steps must be 1 or more"),
     ({"save_every_steps": 0}, "save_every_steps must be 1 or more"),
     ({"batch_size": 0}, "batch_size must be 1 or more"),
+    ({"num_micro_batches": 0}, "num_micro_batches must be 1 or more"),
   ],
 )
 def test_senseless_settings_are_refused(changes, message, tmp_path):
