@@ -20,6 +20,7 @@ from genrm_jax import roll_call
 from genrm_jax.errors import UserError
 
 T = TypeVar("T")
+_HEARTBEAT_S = 100  # a process that is silent for so long is gone, and the others end too
 _LONG_MS = 7 * 24 * 3600 * 1000
 _CHUNK_BYTES = 1 << 20
 _names = (f"genrm_jax/{i}" for i in itertools.count())
@@ -34,7 +35,7 @@ class Settings:
     coordinator: else HOST:PORT where process 0 listens; "" for a run of one process.
     num_processes: how many there are.
     process_id: which one this is, from 0.
-    timeout_s: how long to wait for all of them.
+    timeout_s: how long to wait for all of them to come; one that is silent later is not waited for longer either.
   """
 
   auto: bool = False
@@ -76,6 +77,7 @@ def start(settings: Settings) -> None:
     settings.process_id,
     local_device_ids,
     initialization_timeout=settings.timeout_s,
+    heartbeat_timeout_seconds=min(settings.timeout_s, _HEARTBEAT_S),
   )
 
 

@@ -41,8 +41,9 @@ def wait_for_all(coordinator: str, num_processes: int, process_id: int, timeout_
 def _listen(port: int, num_processes: int, timeout_s: float) -> str:
   """Process 0's part; says what is wrong, or "" when all are there."""
   deadline = time.monotonic() + timeout_s
-  callers: dict[int, socket.socket] = {}
-  twice = ""
+  callers: list[socket.socket] = []
+  seen = {0}
+  wrong = ""
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,7 +52,7 @@ def _listen(port: int, num_processes: int, timeout_s: float) -> str:
     except OSError as e:
       raise UserError(f"process 0 cannot listen at port {port}: {e.strerror}; choose another in --coordinator") from e
     server.listen(num_processes)
-    while len(callers) < num_processes - 1 and not twice and (left := deadline - time.monotonic()) > 0:
+    while len(seen) < num_processes and not wrong and (left := deadline - time.monotonic()) > 0:
       server.settimeout(left)
       try:
         caller = stack.enter_context(server.accept()[0])
@@ -59,19 +60,19 @@ def _listen(port: int, num_processes: int, timeout_s: float) -> str:
         number = int(caller.makefile().readline())
       except (OSError, ValueError):
         continue  # the time is up, or something else that found the port
-      if number in callers or not 0 < number < num_processes:
-        twice = (
+      if number in seen or not 0 < number < num_processes:
+        wrong = (
           f"two processes call themselves {number}, or it is not below {num_processes}: check --process_id of each"
         )
-      callers[number] = caller
-    absent = [str(i) for i in range(1, num_processes) if i not in callers]
-    wrong = twice
-    if absent and not twice:
+      callers.append(caller)
+      seen.add(number)
+    absent = [str(i) for i in range(num_processes) if i not in seen]
+    if absent and not wrong:
       wrong = (
-        f"{1 + len(callers)} of {num_processes} processes were seen; missing: {', '.join(absent)}. Check that the same "
+        f"{len(seen)} of {num_processes} processes were seen; missing: {', '.join(absent)}. Check that the same "
         "command runs on every host and that they reach the coordinator's port"
       )
-    for caller in callers.values():
+    for caller in callers:
       with contextlib.suppress(OSError):
         caller.sendall((wrong or "all").encode() + b"\n")
   return wrong

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from genrm_jax.model import attention, layers
 from genrm_jax.model import cache as kv_cache
-from genrm_jax.model import layers
 from genrm_jax.model.config import LAYER_KINDS, ModelConfig
 from genrm_jax.sharding import FREE, constrain
 from genrm_jax.types import KVCache
@@ -164,7 +164,11 @@ def forward(
       k_buffer = kv_cache.write(k_buffer, k_BSKH, index, slots_BT)
       v_buffer = kv_cache.write(v_buffer, v_BSKH, index, slots_BT)
       k_BSKH, v_BSKH = k_buffer[index], v_buffer[index]
-    attended_BTNH = layers.attention(q_BTNH, k_BSKH, v_BSKH, masks_ABTS[kind], config.attn_softcap)
+      attended_BTNH = layers.attention(q_BTNH, k_BSKH, v_BSKH, masks_ABTS[kind], config.attn_softcap)
+    else:
+      attended_BTNH = attention.packed(
+        q_BTNH, k_BSKH, v_BSKH, masks_ABTS, kind, segments_BT, windows, config.attn_softcap
+      )
     out_BTD = layers.project(attended_BTNH, weights["attn_out"], num_axes=2)
     x_BTD = _add(x_BTD, out_BTD, weights.get("post_attention_norm"))
     h_BTD = layers.rms_norm(x_BTD, weights["pre_ffw_norm"])
