@@ -14,6 +14,16 @@ import pathlib
 import pytest
 
 
+# What has no JAX in it is the same on every Python.
+_WITHOUT_JAX = ("data", "evals", "launch", "tasks", "text")
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if item.path.parent.name in _WITHOUT_JAX:
+      item.add_marker(pytest.mark.one_python)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
   """The folder that holds clones of public data: GENRM_DATA_DIR, else ../shared/data beside the repository."""

@@ -113,8 +113,11 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     mesh=dict(data=1, fsdp=-1, tensor=1),
     verifiers={name: settings for name, settings in verifiers.items() if name in wanted},
     votes=dict(num_votes=32, sample=common.sampling(max_new_tokens=_RATIONALE, temperature=0.7)),
-    # ours: a prompt of at most 700 tokens, a rationale, and room; all chips of a host hold a large model together
-    engine=common.engine(rows_per_batch=256, max_tokens=2048, tensor=1 if model == "gemma_2b" else 4),
+    # Ours: a prompt of at most 700 tokens, a rationale, and room. Four chips hold a large model and its cache together:
+    # a token of the cache takes 18 KiB of Gemma 2B, which has one kv head, 448 KiB of 7B and 336 KiB of Gemma 2 9B.
+    engine=common.engine(rows_per_batch=256, max_tokens=2048)
+    if model == "gemma_2b"
+    else common.engine(rows_per_batch=32, max_tokens=2048, tensor=4),
     report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4, 8, 16, 32)),
   )
 
