@@ -91,6 +91,8 @@ def _call(host: str, port: int, process_id: int, timeout_s: float) -> str:
           return "" if answer == "all" else answer
     except OSError as e:
       reason = e.strerror or str(e)
+    except ValueError:
+      reason = "something else answers there"
     else:
       reason = "it hung up"
     if time.monotonic() > deadline:
