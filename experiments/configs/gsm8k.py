@@ -190,7 +190,7 @@ def _small() -> dict[str, Any]:
     mesh=dict(data=-1, fsdp=1, tensor=1),
     base=dict(max_per_label=32, **common.training(**training(500, 1.5e-3))),
     verifiers=dict(orm=verifier(), genrm=verifier(), genrm_cot=verifier(max_rationales=4)),
-    votes=dict(num_votes=4, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
+    votes=dict(num_votes=2, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=64, max_tokens=2048),
-    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4)),
+    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2)),
   )
