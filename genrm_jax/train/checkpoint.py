@@ -116,9 +116,13 @@ class Checkpoints:
     with _written(f"could not write checkpoint {step} in {self.directory}, earlier steps are whole"):
       self._manager.save(step, args=args, metrics={BEST_METRIC: eval_loss}, force=True)
 
+  def _finished_steps(self) -> list[epath.Path]:
+    """The newest first; none before the first save, when there is no folder in a bucket."""
+    return saved.finished_steps(self.directory) if self.directory.exists() else []
+
   def newest_loss(self) -> float:
     """The loss on held-out rows of the newest step; infinite before the first."""
-    steps = saved.finished_steps(self.directory)
+    steps = self._finished_steps()
     return saved.eval_loss(steps[0]) if steps else math.inf
 
   def restore_newest(
@@ -137,7 +141,7 @@ class Checkpoints:
       UserError: the manifest differs from `expected` in one of its entries (another model, tokenizer, data, ...), or
         the frozen parameters from those of the run; or no step is whole.
     """
-    steps = saved.finished_steps(self.directory)
+    steps = self._finished_steps()
     if not steps:
       return None
 
