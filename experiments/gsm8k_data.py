@@ -1,10 +1,10 @@
 """GSM8K's data as records of three splits: the release, or someone's own solutions; rationales released or sampled."""
 
-import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from experiments import gsm8k_sample
 from experiments.run import Run
@@ -19,17 +19,17 @@ from genrm_jax.types import Candidate, Problem, Rationale
 SPLITS = ("train", "val", "eval")
 
 
-def data_dir(run: Run) -> pathlib.Path:
+def data_dir(run: Run) -> epath.Path:
   """The folder with the clones; the smoke variant writes a made-up one of the same layout into the workdir."""
   c = run.config
   if c.variant == "smoke":
     return gsm8k_sample.write(run.path("data"), c.task.num_train + c.task.num_val + c.task.num_eval, c.seed)
   if not c.data_dir:
     raise UserError("give the folder with the clones of grade-school-math and genrm-critiques: --config.data_dir=DIR")
-  return pathlib.Path(c.data_dir).expanduser()
+  return epath.Path(c.data_dir).expanduser()
 
 
-def _known(run: Run, where: pathlib.Path, split: str) -> list[Problem]:
+def _known(run: Run, where: epath.Path, split: str) -> list[Problem]:
   """GSM8K's own problems, which say what the right answers are."""
   source = run.config.task.problems
   if source not in ("files", "tfds"):

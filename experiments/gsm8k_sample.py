@@ -2,10 +2,10 @@
 
 import gzip
 import json
-import pathlib
 import zipfile
 
 import numpy as np
+from etils import epath
 
 from genrm_jax.text.prompts import get_format
 
@@ -14,7 +14,7 @@ _NAMES = ("Ada", "Bo", "Cleo", "Dan")
 _THINGS = ("apples", "books", "coins", "shells")
 
 
-def write(folder: pathlib.Path, num_problems: int, seed: int) -> pathlib.Path:
+def write(folder: epath.Path, num_problems: int, seed: int) -> epath.Path:
   """Writes `num_problems` sums with six solutions each, half of them right; returns `folder`.
 
   Four have a grading and are the pool, two are the Yes/No set.
@@ -57,11 +57,11 @@ def write(folder: pathlib.Path, num_problems: int, seed: int) -> pathlib.Path:
   pool.mkdir(parents=True, exist_ok=True)
   (gsm8k / "train.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
   for kind, rows in graded.items():
-    with gzip.open(pool / f"critique_gen_{kind}_solutions_round_0_shard_0.jsonl.gz", "wt") as f:
-      f.writelines(json.dumps(row) + "\n" for row in rows)
+    with (pool / f"critique_gen_{kind}_solutions_round_0_shard_0.jsonl.gz").open("wb") as f:
+      f.write(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
   for kind, rows in direct.items():
     for split, part in (("", rows[1:]), ("_val", rows[:1])):
       name = f"rm_{kind}_solutions_batch_00{split}"
-      with zipfile.ZipFile(pool.parent / f"{name}.zip", "w") as archive:
+      with (pool.parent / f"{name}.zip").open("wb") as f, zipfile.ZipFile(f, "w") as archive:
         archive.writestr(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
   return folder

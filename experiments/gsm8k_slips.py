@@ -10,13 +10,13 @@ solution as it was has the higher score (a tie counts half).
 
 import argparse
 import dataclasses
-import pathlib
 import random
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 import genrm_jax
 from genrm_jax.data import candidates, store
@@ -65,7 +65,7 @@ def plant(pool: Sequence[Candidate], seed: int) -> list[tuple[Candidate, str]]:
 
 
 def planted(
-  workdir: pathlib.Path,
+  workdir: epath.Path,
   problems: Sequence[Problem],
   pairs: Sequence[tuple[Candidate, str]],
   names: Sequence[str],
@@ -91,7 +91,7 @@ def planted(
   return {"pairs": len(pairs), "verifiers": figures}
 
 
-def measure(workdir: pathlib.Path) -> dict[str, Any]:
+def measure(workdir: epath.Path) -> dict[str, Any]:
   """All figures of a finished run.
 
   Raises:
@@ -146,7 +146,7 @@ def main() -> None:
   parser.add_argument("--out", default="", help="where the results are written as JSON")
   args = parser.parse_args()
   with one_message():
-    results = measure(pathlib.Path(args.workdir).expanduser())
+    results = measure(epath.Path(args.workdir).expanduser())
     if args.out:
       store.write_json(args.out, results)
     print(table(results))

@@ -5,8 +5,6 @@ Verifiers are trained on short lists and evaluated on longer ones (paper, sectio
 """
 
 import functools
-import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,6 +22,7 @@ from genrm_jax.tasks import natural
 from genrm_jax.tasks.last_letter import LastLetter, renumber
 from genrm_jax.tasks.word_sorting import WordSorting, read_bbh
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
+from genrm_jax.train import saved
 from genrm_jax.types import Candidate, Problem
 
 ListTask = LastLetter | WordSorting
@@ -135,7 +134,7 @@ def copy_bank(run: Run) -> None:
 
   Without `task.index_shift` the lists of the training splits are renumbered from 0 on.
   """
-  bank = pathlib.Path(run.config.bank).absolute()
+  bank = saved.absolute(run.config.bank)
   for name in (*_files(run, "problems"), *_files(run, "candidates")):
     if not (bank / name).is_file():
       raise UserError(f"{bank} has no {name}; config.bank must be the workdir of a run of {run.config.task.name}")
@@ -144,8 +143,7 @@ def copy_bank(run: Run) -> None:
       store.read_records(bank / name, Problem)
     else:
       store.read_records(bank / name, Candidate)
-    run.path(name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(bank / name, run.path(name))
+    store.write_bytes(run.path(name), (bank / name).read_bytes())
   if not run.config.task.index_shift:
     for split in ("train", "val"):
       problems, pool = renumber(run.problems(split), run.candidates(split))

@@ -77,7 +77,7 @@ def source_files(run: Run) -> tuple[str, str]:
   return _place(run.config.problems), _place(run.config.solutions)
 
 
-def write_sums(problems: pathlib.Path, solutions: pathlib.Path) -> None:
+def write_sums(problems: store.PathLike, solutions: store.PathLike) -> None:
   """A few sums with boxed answers, each with a right and a wrong solution."""
   sums = [(a, a + 3) for a in range(4, 8)]
   asked = [f"Find ${a} + {b}$." for a, b in sums]
@@ -103,7 +103,7 @@ def read_problems(run: Run) -> None:
   """The problems of the file."""
   problems, solutions = source_files(run)
   if run.config.variant == "smoke":
-    write_sums(pathlib.Path(problems), pathlib.Path(solutions))
+    write_sums(problems, solutions)
   store.write_records(run.path(_PROBLEMS), math500.read_problems(problems))
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from genrm_jax.errors import UserError, one_message
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.progress import say
+from genrm_jax.train import saved
 from genrm_jax.types import Candidate, Problem, Rationale, Score
 
 # The verifiers' stages.
@@ -228,7 +228,9 @@ def use_cpu_devices(number: int) -> None:
 
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything that the run makes is kept.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where everything that the run makes is kept: a folder, or gs://BUCKET/PATH."
+)
 _STAGES = flags.DEFINE_list("stages", [], "Stages to run, by name; all if empty.")
 _DISTRIBUTED = flags.DEFINE_enum(
   "distributed", "", ["", "auto"], "auto: the processes of a TPU pod, of SLURM, Open MPI or GKE find each other."
@@ -248,7 +250,7 @@ def main(make_stages: Callable[[Run], list[Stage]]) -> None:
     with one_message(leave=distributed.leave):
       use_cpu_devices(_CONFIG.value.cpu_devices)
       distributed.start(_distributed_settings())
-      run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), pathlib.Path(str(_WORKDIR.value)).absolute())
+      run = Run(ml_collections.FrozenConfigDict(_CONFIG.value), saved.absolute(_WORKDIR.value))
       stages = make_stages(run)
       if "verifiers" in run.config:  # an experiment that trains none has no such settings
         run.check_settings()

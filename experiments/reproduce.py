@@ -88,6 +88,8 @@ def main() -> None:
   parser.add_argument("--out", default=str(ROOT / "docs"), help="where the page is written")
   args = parser.parse_args()
   with one_message():
+    if "://" in args.workdir:
+      raise UserError(f"--workdir={args.workdir}: runs side by side are kept on a local disk; give a folder")
     runs = plan(_listed(args.tasks), _listed(args.seeds), _listed(args.variants))
     workdir, results = pathlib.Path(args.workdir).absolute(), pathlib.Path(args.results)
     git = ["git", "describe", "--always", "--dirty"]

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
 import genrm_jax
 from genrm_jax import distributed, sharding, trained, verifiers
@@ -30,7 +30,7 @@ class Run:
   """One workdir and its config; opens what the stages share when it is first needed."""
 
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  workdir: epath.Path
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
@@ -69,7 +69,7 @@ class Run:
     """The devices of this process, for sampling and scoring."""
     return sharding.make_mesh(**self.config.engine.mesh.to_dict(), devices=jax.local_devices())
 
-  def path(self, *parts: str) -> pathlib.Path:
+  def path(self, *parts: str) -> epath.Path:
     return self.workdir.joinpath(*parts)
 
   @property
@@ -157,7 +157,7 @@ class Run:
     """What a checkpoint of this run says of itself. A file is named without its folder: it lies in the checkpoint."""
     tokenizer = self.tokenizer.spec()
     if "path" in tokenizer:
-      tokenizer["path"] = pathlib.Path(tokenizer["path"]).name
+      tokenizer["path"] = epath.Path(tokenizer["path"]).name
     adapters = self.adapters(name)
     scoring = None
     if verifier is not None:

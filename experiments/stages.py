@@ -3,15 +3,21 @@
 DIR/config.json          the resolved config and its hash
 DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
 
-Of many processes, which all see DIR, the first decides what is run, and runs alone what needs no devices.
+DIR may be on gs://. Of many processes, which all see it, the first decides what is run, and runs alone what needs no
+devices.
 """
 
 import dataclasses
+import functools
 import hashlib
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import fsspec.core
+from etils import epath
 
 from genrm_jax import distributed
 from genrm_jax.data import store
@@ -20,7 +26,7 @@ from genrm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A step of the way from problems to the report. Paths are relative to the workdir."""
+  """A step of the way from problems to the report. Paths are relative to the workdir, or absolute."""
 
   name: str
   run: Callable[[], None]
@@ -29,7 +35,7 @@ class Stage:
   uses_devices: bool = False  # so that all processes run it
 
 
-def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
   """Writes DIR/config.json, or checks that it is this config's. A folder in which nothing was made yet is free.
 
   Raises:
@@ -39,9 +45,14 @@ def claim_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
   config_hash = hash_of(config)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    in_use = any(p != path for p in workdir.iterdir())
-  except OSError as e:
-    raise UserError(f"{workdir} cannot be the workdir: {e}") from e
+    # An object that marks a folder of a bucket is listed in it, as if it were a file of the same name.
+    in_use = any(p != path and p.exists() for p in workdir.iterdir())
+  except FileNotFoundError:  # a bucket has no empty folders
+    in_use = False
+  except ImportError:
+    raise
+  except Exception as e:  # gcsfs has errors of its own for who may not enter
+    raise UserError(f"{workdir} cannot be the workdir: {' '.join(str(e).splitlines())}") from e
   if path.exists():
     found = store.read_json(path)
     if found.get("hash") == config_hash:
@@ -73,7 +84,7 @@ def _changed(a: Any, b: Any, key: str = "") -> set[str]:
   return set() if store.digest_of(a) == store.digest_of(b) else {key}  # to JSON a tuple is a list
 
 
-def run_stages(workdir: pathlib.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]):
+def run_stages(workdir: epath.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]):
   """Runs the selected stages (all if none is named) in order; a finished one is skipped.
 
   Raises:
@@ -86,7 +97,7 @@ def run_stages(workdir: pathlib.Path, stages: Sequence[Stage], selected: Sequenc
   done = 0
   chosen = [s for s in stages if not selected or s.name in selected]
   for stage in chosen:
-    reads = distributed.from_main(lambda stage=stage: _begin(workdir, stage, stages))
+    reads = distributed.from_main(functools.partial(_begin, workdir, stage, stages))
     if reads is None:
       say(f"{stage.name}: done before, nothing to do")
       done += 1
@@ -108,25 +119,25 @@ def run_stages(workdir: pathlib.Path, stages: Sequence[Stage], selected: Sequenc
     say(f"{workdir}: all was done before; nothing was run")
 
 
-def _begin(workdir: pathlib.Path, stage: Stage, stages: Sequence[Stage]) -> dict[str, str] | None:
+def _begin(workdir: epath.Path, stage: Stage, stages: Sequence[Stage]) -> dict[str, str] | None:
   """Fingerprints of what the stage is to read; None where it was done before.
 
   Raises:
     UserError: as `run_stages`.
   """
   marker = workdir / "stages" / f"{stage.name}.json"
-  missing = [p for p in stage.reads if not (workdir / p).exists()]
+  missing = [p for p in stage.reads if not _at(workdir, p).exists()]
   if missing:
     makers = [s.name for s in stages if set(s.writes) & set(missing)]
     raise UserError(f"stage {stage.name} needs {', '.join(missing)}; run stage {', '.join(makers)} first")
-  reads = {p: fingerprint(workdir / p) for p in stage.reads}
+  reads = {p: fingerprint(_at(workdir, p)) for p in stage.reads}
   if not marker.exists():
     return reads
   _check_unchanged(store.read_json(marker), stage, reads, workdir)
   return None
 
 
-def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str], workdir: pathlib.Path) -> None:
+def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str], workdir: epath.Path) -> None:
   now = {**reads, **{p: fingerprint(workdir / p) if (workdir / p).exists() else "gone" for p in stage.writes}}
   changed = [p for p, mark in {**marker["reads"], **marker["writes"]}.items() if now.get(p) != mark]
   if changed:
@@ -136,17 +147,24 @@ def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str]
     )
 
 
-def seconds_of(workdir: pathlib.Path, stages: Sequence[Stage]) -> dict[str, float]:
+def _at(workdir: epath.Path, path: str) -> epath.Path:
+  return epath.Path(path) if os.path.isabs(path) else workdir / path  # `/` of epath would join gs:// and a local path
+
+
+def seconds_of(workdir: epath.Path, stages: Sequence[Stage]) -> dict[str, float]:
   """Wall time of every finished stage."""
   markers = {s.name: workdir / "stages" / f"{s.name}.json" for s in stages}
   return {name: store.read_json(path)["seconds"] for name, path in markers.items() if path.exists()}
 
 
-def fingerprint(path: pathlib.Path) -> str:
+def fingerprint(path: epath.Path) -> str:
   """The digest of a file; of a folder (a checkpoint, which may be large) the names and sizes in it."""
   if path.is_file():
     return store.file_digest(path)
   h = hashlib.sha256()
-  for file in sorted(p for p in path.rglob("*") if p.is_file()):
-    h.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+  files, root = fsspec.core.url_to_fs(str(path))  # which lists a bucket at once, and not folder by folder
+  found = files.find(root, detail=True).items()
+  sizes = {pathlib.PurePosixPath(p).relative_to(root): it["size"] for p, it in found if it["type"] != "directory"}
+  for name in sorted(sizes):
+    h.update(f"{name} {sizes[name]}\n".encode())
   return h.hexdigest()

@@ -18,6 +18,7 @@ from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.storage import Storage
 
+_CLOSED_TO_READERS = {"private": 403, "closed": 401}  # the second asks for credentials
 _OBJECT = re.compile(r"(?:/upload|/download)?/storage/v1/b/([^/]+)/o(?:/([^/]+)(?:/moveTo/o/([^/]+))?)?")
 
 
@@ -29,7 +30,7 @@ class Read(NamedTuple):
 
 
 class Emulator(NamedTuple):
-  """`environ` is what a process needs to see it as gs://bucket, gs://readonly and gs://private."""
+  """`environ` is what a process needs to see it as gs://bucket and those that are closed."""
 
   environ: dict[str, str]
   reads: list[Read]
@@ -39,7 +40,7 @@ class Emulator(NamedTuple):
 def running() -> Iterator[Emulator]:
   """An empty one, on a free port of the loopback interface."""
   storage = Storage(use_memory_fs=True)
-  for name in ("bucket", "readonly", "private"):
+  for name in ("bucket", "readonly", *_CLOSED_TO_READERS):
     buckets.create_bucket(name, storage)
   reads: list[Read] = []
   # One request at a time: a condition is checked and the object written with nothing in between.
@@ -79,8 +80,8 @@ class _Handler(server.RequestHandler):
 
   def do_GET(self) -> None:
     bucket, name, _, query = self._parts()
-    if bucket == "private":
-      self._answer(403)
+    if bucket in _CLOSED_TO_READERS:
+      self._answer(_CLOSED_TO_READERS[bucket])
       return
     if query.get("alt") == "media":
       self.reads.append(Read(name, self.headers.get("Range")))

@@ -180,13 +180,15 @@ def _named(path: PathLike, done: str) -> Iterator[None]:
   try:
     yield
   except FileNotFoundError as e:
+    if done == "written":  # folders are made where they are missing
+      raise UserError(f"{os.fspath(path)}: no such bucket, or no such place; check the path") from e
     raise UserError(f"{os.fspath(path)}: no such file; check the path, or run the stage that writes it first") from e
   except OSError as e:
     if e.errno in _DISK_FULL:
       raise UserError(
         f"{os.fspath(path)}: the disk is full, nothing was written; free some space and run the same command again"
       ) from e
-    why = e.strerror or str(e) or type(e).__name__
+    why = e.strerror or " ".join(str(e).splitlines()) or type(e).__name__
     raise UserError(f"{os.fspath(path)}: could not be {done}: {why}; check the path and its permissions") from e
 
 

@@ -7,12 +7,12 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from genrm_jax.errors import UserError
 from genrm_jax.evals import calibration, lengths, metrics, pages, per_problem, plots, select
@@ -305,20 +305,18 @@ def sample_records(
 
 def write_report(
   results: Mapping[str, Any], out_dir: str | os.PathLike[str], *, examples: Sequence[Example] = ()
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
   """Writes results.json, report.md, index.html (all in one file) and the figures; each is replaced whole.
 
   Args:
     results: from `build_results`, or read back from results.json.
-    out_dir: a local directory, made if it is not there.
+    out_dir: a directory, local or on gs://, made if it is not there.
     examples: candidates to browse on the page, from `browse.pick_examples`.
 
   Returns:
     The paths that were written. The same input gives the same bytes.
   """
-  if "://" in os.fspath(out_dir):
-    raise UserError(f"{os.fspath(out_dir)}: the report is written to a local directory; copy it from there")
-  folder = pathlib.Path(out_dir)
+  folder = epath.Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   figures = plots.draw(results)
   files: dict[str, bytes] = {figure.file: figure.png for figure in figures}
@@ -343,12 +341,12 @@ def compact_json(value: Any, indent: str = "") -> str:
   return "{\n" + ",\n".join(items) + f"\n{indent}}}"
 
 
-def _replace(path: pathlib.Path, data: bytes) -> pathlib.Path:
+def _replace(path: epath.Path, data: bytes) -> epath.Path:
   """Writes beside the file, then moves over it, so that a reader never sees half of it."""
   beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
   try:
     beside.write_bytes(data)
-    os.replace(beside, path)
+    beside.replace(path)
   finally:
     beside.unlink(missing_ok=True)
   return path

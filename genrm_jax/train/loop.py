@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
-import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from genrm_jax import distributed, sharding
@@ -71,7 +71,7 @@ def train(
   config: TrainConfig,
   mesh: Mesh,
   manifest: dict[str, Any],
-  workdir: pathlib.Path,
+  workdir: epath.Path,
   files: Sequence[Any] = (),
 ) -> None:
   """Trains to `config.optim.num_steps`, or to `config.stop_at_loss` if that is met before.
@@ -185,35 +185,46 @@ def _step_of(line: str) -> float:
 class _Metrics:
   """metrics/<run>.jsonl and TensorBoard events. Lines after the step that a run continues from are dropped.
 
-  Of many processes only the first writes.
+  To a file of a bucket nothing can be appended: there all lines are written anew, every time, and the events of this
+  start, for which tensorboardX wants a disk, are copied when it ends. Of many processes only the first writes.
   """
 
-  def __init__(self, directory: pathlib.Path, run: str, step: int):
+  def __init__(self, directory: epath.Path, run: str, step: int):
     self._is_main = distributed.is_main()
     if not self._is_main:
       return
     import tensorboardX  # where torch is installed it imports that, which takes seconds
 
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{run}.jsonl"
-    kept = []
-    if path.exists():
-      kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
-    self._file = path.open("a")
-    self._events = tensorboardX.SummaryWriter(str(directory / run), purge_step=step + 1)
+    self._path = directory / f"{run}.jsonl"
+    lines = self._path.read_text().splitlines() if self._path.exists() else []
+    self._text = "".join(line + "\n" for line in lines if _step_of(line) <= step)
+    temporary = self._path.with_suffix(".tmp")
+    temporary.write_text(self._text)
+    temporary.replace(self._path)
+    self._events_of_run = directory / run
+    self._copied_from = tempfile.TemporaryDirectory() if "://" in str(directory) else None
+    here = self._copied_from.name if self._copied_from else str(self._events_of_run)
+    self._events = tensorboardX.SummaryWriter(here, purge_step=step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     if not self._is_main:
       return
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
-    self._file.flush()
+    line = json.dumps({"step": step, **values}) + "\n"
+    if self._copied_from:
+      self._text += line
+      self._path.write_text(self._text)
+    else:
+      with self._path.open("a") as file:
+        file.write(line)
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 
   def close(self) -> None:
-    if self._is_main:
-      self._file.close()
-      self._events.close()
+    if not self._is_main:
+      return
+    self._events.close()
+    if self._copied_from:
+      with self._copied_from as folder:
+        for file in epath.Path(folder).iterdir():
+          file.copy(self._events_of_run / file.name)

@@ -235,8 +235,3 @@ def test_bad_names_are_refused(run, name):
   scores: dict[str, list[Score]] = {name: run[2]["orm"]}
   with pytest.raises(UserError, match=name):
     results_of((*run[:2], scores))
-
-
-def test_remote_folders_are_refused(results):
-  with pytest.raises(UserError, match="gs://"):
-    report.write_report(results, "gs://bucket/report")

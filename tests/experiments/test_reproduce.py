@@ -44,6 +44,15 @@ def test_an_unknown_task_is_named_by_the_command(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_bucket_is_refused(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("sys.argv", ["reproduce", "--workdir=gs://bucket/work"])
+  with pytest.raises(SystemExit):
+    reproduce.main()
+  assert capsys.readouterr().err.startswith("error: --workdir=gs://bucket/work: ")
+  assert not list(tmp_path.iterdir())
+
+
 def _interpreter(tmp_path, monkeypatch, lines):
   """A shell script that stands for Python; it writes its arguments to a file."""
   script = tmp_path / "python"
