@@ -13,7 +13,6 @@ import pathlib
 
 import pytest
 
-
 # What has no JAX in it is the same on every Python.
 _WITHOUT_JAX = ("data", "evals", "launch", "tasks", "text")
 

@@ -84,8 +84,8 @@ def test_configs_have_the_settings(commands):
     config.update_from_flattened_dict({key: type(_value(config, key))(value) for key, value in given.items()})
     assert set(options) <= EXPERIMENT
     assert {"data_dir", "model.checkpoint", "tokenizer.path"} <= set(given)
-    for folder in (options["workdir"], given["data_dir"]):
-      assert folder.startswith(("/bucket/", "/shared/"))  # neither can be on gs:// itself
+    assert options["workdir"].startswith(("gs://", "/shared/"))
+    assert given["data_dir"].startswith(("/bucket/", "/shared/"))
     shards = 64 // config.mesh.tensor if config.mesh.tensor > 1 else 16
     assert all(v.loop.batch_size % shards == 0 for v in config.verifiers.values() if "loop" in v)
 
