@@ -1,6 +1,6 @@
 """Do a run's verifiers see arithmetic slips? From its scores, and on slips that are planted in right solutions.
 
-    python -m experiments.gsm8k_slips --workdir=DIR [--out=results/gsm8k/small-seed0-slips.json]
+    python -m experiments.gsm8k_slips --workdir=DIR [--out=results/gsm8k/small-seed0/slips.json]
 
 DIR is a finished run of experiments.gsm8k. A slip is a false equation (`genrm_jax.tasks.arithmetic`), so some are not
 seen. AUC within problems tells right solutions from wrong ones with a slip and, apart, from those without. A planted
