@@ -90,19 +90,18 @@ def test_solutions_are_graded_and_say_where_they_come_from(bank):
     assert {c.source for c in pool} == {"generator/4"}
 
 
-def test_a_model_as_it_came_is_shown_worked_examples(tmp_path, monkeypatch):
+def test_a_model_as_it_came_is_shown_worked_examples(tmp_path):
   answer = "The last letters are e, h. The answer is eh."
   run = _run(tmp_path, task__style="natural")
   task = LastLetter(style="natural")
   problem = task.problem(np.random.default_rng(0), 2, "train", 0)
   written = f"{answer}\n\nQ: And what of these?\nA: The answer is no."
   writer = Writer(run.tokenizer, lambda prompt, i: written)
-  monkeypatch.setattr(Run, "engine", lambda self, params: writer)
   prompted = ml_collections.ConfigDict(run.config.to_dict())
   del prompted.generator
   prompted = Run(ml_collections.FrozenConfigDict(prompted), tmp_path)
   for one, shown, kept in ((run, False, written), (prompted, True, answer)):
-    pool = list_tasks.sample_solutions(one, task, {}, "s", [problem], 2, shown)
+    pool = list_tasks.sample_solutions(one, task, writer, "s", [problem], 2, shown)
     assert [c.text for c in pool] == [kept] * 2, "shown examples, a model goes on to a question of its own"
   alone = f"S{problem.question}="
   assert writer.asked == [alone, task.few_shot("S{question}=") + alone]
@@ -135,7 +134,7 @@ def test_a_prompt_that_is_too_long_is_told_before_anything_is_written(tmp_path):
   run = _run(tmp_path, engine__max_tokens=40)
   list_tasks.make_problems(run, TASK)
   with pytest.raises(UserError, match=r"prompt \d+ has \d+ tokens.* the context is 40, .* Raise max_tokens"):
-    list_tasks.sample_solutions(run, TASK, {}, "s", run.problems("eval"), 1, False)
+    list_tasks.sample_solutions(run, TASK, run.engine({}), "s", run.problems("eval"), 1, False)
 
 
 # Another run's problems and solutions
