@@ -47,6 +47,7 @@ setuptools.setup(
     "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9", "array_record>=0.5"],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],
+    "plan": ['libtpu>=0.0.40; platform_system == "Linux" and platform_machine == "x86_64"'],
     "math": MATH,
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],
     "dev": [
