@@ -3,15 +3,15 @@
     python -m experiments.plan --config=experiments/configs/gsm8k.py:gemma2_9b --topology=v5p:2x2x4
       [--verifier=genrm_cot] [--search] [--solutions=21104] [--config.a.b=v]
 
-For each verifier of the config (or those named): its training step and the evaluation between steps, and what scoring
-with it runs, compiled by the real TPU compiler (pip install 'genrm-jax[plan]'; any Linux x86_64 machine, minutes of CPU
-a program). Shown are the bytes of a chip by what they hold, and a least time by the chip's published rates. With
---search the settings that decide memory are tried, the fastest first, until one fits.
+For each verifier of the config (or those named): its training step, and what scoring with it runs on each host,
+compiled by the real TPU compiler (pip install 'genrm-jax[plan]'; any Linux x86_64 machine, minutes of CPU a program).
+Shown are the bytes of a chip by what they hold, and a least time by the chip's published rates. With --search the
+settings that decide memory are tried, the fastest first, until one fits.
 """
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,19 +36,19 @@ def plan_verifier(
     found = plan_search.search_training if search else _as_it_is(plan_search.fit_training)
     outcomes.append(found(config, verifier, where))
   if search:
-    attempts = plan_search.scoring_attempts(config)
-    outcomes.append(plan_search.search_scoring(config, verifier, where, attempts))
+    outcomes.append(plan_search.search_scoring(config, verifier, where, plan_search.scoring_attempts()))
   else:
     outcomes.append(_as_it_is(plan_search.fit_scoring)(config, verifier, where))
   changes = {key: value for outcome in outcomes for key, value in outcome.changes.items()}
   programs = [fit for outcome in outcomes for fit in outcome.programs]
-  chosen, mesh = plan_sizes.with_settings(config, changes), plan_compile.mesh_of(config, where).shape
-  estimates, total = plan_estimates.scoring(chosen, verifier, where, mesh, num_solutions)
+  chosen = plan_sizes.with_settings(config, changes)
+  mesh, of_host = (make(config, where).shape for make in (plan_compile.training_mesh, plan_compile.engine_mesh))
+  estimates, total = plan_estimates.scoring(chosen, verifier, where, of_host, num_solutions)
   totals = [total]
   if verifier.is_trained:
     step, total = plan_estimates.training(chosen, verifier, where, mesh)
     estimates, totals = [step, *estimates], [total, *totals]
-  remedies = [plan_search.remedy(chosen, verifier, fit, mesh) for fit in programs if not fit.fits]
+  remedies = [plan_search.remedy(chosen, verifier, fit, where) for fit in programs if not fit.fits]
   return "\n".join(
     [
       f"{verifier.name}: {describe(chosen, verifier)}",
@@ -65,7 +65,7 @@ def _as_it_is(fit):
 
 def describe(config: ml_collections.ConfigDict, verifier: Verifier) -> str:
   """The settings that decide memory and time."""
-  scoring = f"scoring {config.engine.rows_per_batch} rows at a time"
+  scoring = f"scoring {config.engine.rows_per_batch} rows at a time on a host"
   if not verifier.is_trained:
     return scoring
   t = plan_estimates.training_of(config, verifier)
@@ -74,6 +74,10 @@ def describe(config: ml_collections.ConfigDict, verifier: Verifier) -> str:
     f"batches of {t.rows} x {t.row_length} tokens with at most {t.targets} targets a row, {micro}, remat {t.remat}; "
     f"{scoring}"
   )
+
+
+def _shape(mesh: Mapping[str, int]) -> str:
+  return ", ".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
 def memory_table(programs: Sequence[plan_compile.Fit]) -> list[str]:
@@ -121,12 +125,12 @@ def _main(argv: list[str]) -> None:
     config: Any = pipeline._CONFIG.value
     where = tpus.get_slice(str(_TOPOLOGY.value))
     chosen = plan_sizes.chosen_verifiers(config, _VERIFIER.value)
-    mesh = plan_compile.mesh_of(config, where).shape
+    mesh, of_host = (make(config, where).shape for make in (plan_compile.training_mesh, plan_compile.engine_mesh))
     for verifier in chosen:  # now, and not after minutes
       if verifier.is_trained:
         plan_sizes.check_batch(config, verifier.name, mesh)
-    shape = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
-    print(f"{config.variant} on {where.name}: {where.num_chips} chips, {where.num_hosts} hosts; mesh {shape}")
+    print(f"{config.variant} on {where.name}: {where.num_chips} chips, {where.num_hosts} hosts")
+    print(f"Training on a mesh of {_shape(mesh)}, scoring on one of {_shape(of_host)} a host.")
     print(f"Lengths: {plan_sizes.lengths(config).note}.", flush=True)
     for verifier in chosen:
       print(f"\n{plan_verifier(config, verifier, where, _SOLUTIONS.value, _SEARCH.value)}", flush=True)

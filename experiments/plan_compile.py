@@ -59,20 +59,31 @@ def devices(where: Slice) -> Sequence[Any]:
     ) from e
 
 
-def mesh_of(config: ml_collections.ConfigDict, where: Slice) -> Mesh:
+def training_mesh(config: ml_collections.ConfigDict, where: Slice) -> Mesh:
   """The config's mesh over the devices of a slice.
 
   Raises:
     UserError: libtpu or the slice is not there, or the mesh does not divide.
   """
+  return _mesh(config.mesh, "mesh", where)
+
+
+def engine_mesh(config: ml_collections.ConfigDict, where: Slice) -> Mesh:
+  """The mesh of the config's engine, of which each host of a slice has one over its own devices.
+
+  Raises:
+    UserError: as for `training_mesh`.
+  """
+  return _mesh(config.engine.mesh, "engine.mesh", where.of_one_host)
+
+
+def _mesh(axes: ml_collections.ConfigDict, option: str, where: Slice) -> Mesh:
   chips = devices(where)
   try:
-    return sharding.make_mesh(**config.mesh.to_dict(), devices=chips)
+    return sharding.make_mesh(**axes.to_dict(), devices=chips)
   except UserError as e:
-    raise UserError(
-      f"{e} Set --config.mesh.data, --config.mesh.fsdp and --config.mesh.tensor for the {where.num_chips} chips of "
-      f"{where.name}"
-    ) from e
+    options = ", ".join(f"--config.{option}.{axis}" for axis in axes)
+    raise UserError(f"{e} Set {options} for the {where.num_chips} chips of {where.name}") from e
 
 
 @dataclasses.dataclass(frozen=True)

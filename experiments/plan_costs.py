@@ -156,8 +156,7 @@ def cache_bytes_per_chip(model: ModelConfig, rows: int, slots: int, mesh: Mappin
 def _forward_bytes(model: ModelConfig, tokens: int, mesh: Mapping[str, int]) -> tuple[float, float]:
   """Bytes moved and received in a forward pass: the weights, and with tensor shards the sums of activations."""
   shards, tensor, dtype = mesh["data"] * mesh["fsdp"], mesh["tensor"], _itemsize(model)
-  stored = jnp.dtype(model.param_dtype).itemsize
-  weights = sum(gemma.num_params(model)) / (mesh["fsdp"] * tensor) * stored
+  weights = sum(gemma.num_params(model)) / (mesh["fsdp"] * tensor) * dtype
   sums = 2 * model.num_layers * 2 * _others(tensor) * tokens / shards * model.embed_dim * dtype
   return weights, _gathered(model, mesh, 1) + sums
 
@@ -178,13 +177,11 @@ def _itemsize(model: ModelConfig) -> int:
   return jnp.dtype(model.dtype).itemsize
 
 
-def least_memory(model: ModelConfig, t: Training, mesh: Mapping[str, int], evaluates: bool) -> dict[str, int]:
-  """Bytes that a training step (or an evaluation) needs on a chip for certain, beside parameters and moments."""
+def least_memory(model: ModelConfig, t: Training, mesh: Mapping[str, int]) -> dict[str, int]:
+  """Bytes that a training step needs on a chip for certain, beside parameters and moments."""
   shards, tensor = mesh["data"] * mesh["fsdp"], mesh["tensor"]
-  rows = t.rows // shards // (1 if evaluates else t.num_micro_batches)
+  rows = t.rows // shards // t.num_micro_batches
   logits = rows * t.targets * model.vocab_size // tensor * _FLOAT32
-  if evaluates:
-    return {"logits": logits}
   kept = kept_bytes(model, rows * t.row_length, t.remat) // tensor
   # Those of micro-batches are summed up in float32; those of a whole batch are made while logits are no longer needed.
   stored = jnp.dtype(model.param_dtype).itemsize if t.num_micro_batches == 1 else _FLOAT32

@@ -29,7 +29,7 @@ class Estimate:
     seconds: of one.
     limit: what limits it: compute, memory, links.
     flops: of one chip.
-    tokens: that it reads or writes, on all chips.
+    tokens: that it reads or writes, on all chips that take part: those of a slice in training, of a host in scoring.
   """
 
   what: str
@@ -74,25 +74,33 @@ def training(
 def scoring(
   config: ml_collections.ConfigDict, verifier: Verifier, where: Slice, mesh: Mapping[str, int], num_solutions: int
 ) -> tuple[list[Estimate], Total]:
-  """A batch of prompts (and a token in each row, where rationales are written), and all of so many solutions.
+  """A host's batch of prompts (and a token in each row, where rationales are written), and all of so many solutions.
 
   Each vote is counted as if it were written alone; what votes have in common is written once.
+
+  Args:
+    config: of the run.
+    verifier: which scores.
+    where: the slice; the solutions are shared out over its hosts.
+    mesh: of one host's engine.
+    num_solutions: that are scored, by all hosts together.
   """
+  of_a_host, host = math.ceil(num_solutions / where.num_hosts), where.of_one_host
   model, texts = plan_sizes.model_config(config), plan_sizes.lengths(config)
   rows, width = plan_programs.rows_per_batch(config, mesh), plan_programs.padded(texts.prompt)
   num_prompts = plan_programs.prompts_per_read(rows, mesh) if verifier.writes_rationales else rows
   work = plan_costs.read_work(model, num_prompts, width, mesh)
-  read = _estimate(f"reading {num_prompts} prompts of {width} tokens", work, where, num_prompts * width)
-  seconds = math.ceil(num_solutions / num_prompts) * read.seconds
+  read = _estimate(f"reading {num_prompts} prompts of {width} tokens", work, host, num_prompts * width)
+  seconds = math.ceil(of_a_host / num_prompts) * read.seconds
   if not verifier.writes_rationales:
     return [read], Total(f"scoring {num_solutions:,} solutions", seconds / 3600)
   sampling = plan_programs.sample_config(config, verifier)
   slots = plan_programs.padded(texts.longest_prompt) + plan_programs.padded(sampling.max_new_tokens)
   work = plan_costs.write_work(model, rows, slots, mesh)
-  write = _estimate(f"writing a token in each of {rows} rows", work, where, rows)
+  write = _estimate(f"writing a token in each of {rows} rows", work, host, rows)
   # Each time that some rows have ended, the cache is read and written anew, and others take their place.
-  copy, _ = plan_costs.least_seconds(Work(0, 2 * plan_costs.cache_bytes_per_chip(model, rows, slots, mesh), 0), where)
-  num_texts = num_solutions * config.votes.num_votes
+  copy, _ = plan_costs.least_seconds(Work(0, 2 * plan_costs.cache_bytes_per_chip(model, rows, slots, mesh), 0), host)
+  num_texts = of_a_host * config.votes.num_votes
   seconds += math.ceil(num_texts / rows) * texts.rationale * write.seconds
   seconds += math.ceil(num_texts / num_prompts) * copy
   return [read, write], Total(

@@ -17,11 +17,12 @@ from genrm_jax.infer import decode, rollout
 from genrm_jax.infer.sample import SampleConfig
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
+from genrm_jax.model.config import ModelConfig
 from genrm_jax.train import optim, step
 from genrm_jax.types import PairBatch, TokenBatch
 from genrm_jax.verifiers import Verifier
 
-TRAIN_STEP, EVALUATION = "train step", "evaluation"
+TRAIN_STEP = "train step"
 # Which tokens are watched, and which ends a text or is the ORM's class token, makes no difference to shapes.
 _WATCH, _END = (2, 3), 1
 _PROMPTER: Any = types.SimpleNamespace(tokenizer=types.SimpleNamespace(cls_id=_END))
@@ -52,12 +53,12 @@ def bytes_of(tree: Any) -> int:
   )
 
 
-def train_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: Mesh) -> list[Program]:
-  """The evaluation between steps, and the training step."""
+def train_program(config: ml_collections.ConfigDict, verifier: Verifier, mesh: Mesh) -> Program:
+  """The training step. The evaluation between steps, which reads as many rows at a time, takes less."""
   settings, model = config.verifiers[verifier.name], plan_sizes.model_config(config)
   adapters = plan_sizes.adapters(settings)
   shardings = trained.param_shardings(model, adapters, mesh)
-  params = params_like(config, verifier, mesh)
+  params = params_like(model, adapters, mesh)
   optimizer = optim.make_optimizer(optim.OptimConfig(**settings.optim.to_dict()))
   abstract = jax.eval_shape(lambda p, f: step.init_state(p, optimizer, f), *lora.split(params))
   state_shardings = step.state_shardings(abstract, shardings, mesh)
@@ -81,41 +82,47 @@ def train_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: 
   )
   held = {"parameters": bytes_of(params), "optimiser": bytes_of(state.opt_state)}
   train: Any = step.make_train_step(loss, optimizer, mesh, state_shardings, settings.loop.num_micro_batches)
-  evaluate: Any = step.make_eval_step(loss, mesh, shardings)
-  return [
-    Program(EVALUATION, lambda: evaluate.lower(params, batch), held, beside=held["optimiser"]),
-    Program(TRAIN_STEP, lambda: train.lower(state, batch), held),
-  ]
+  return Program(TRAIN_STEP, lambda: train.lower(state, batch), held)
 
 
 def score_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: Mesh) -> list[Program]:
-  """What scoring runs: one pass over each solution, or prompts that are read and rationales that are written."""
+  """What scoring runs on the mesh of a host's engine.
+
+  The parameters are brought to the dtype in which they are used; then it is one pass over each solution, or prompts
+  that are read and rationales that are written.
+  """
   model, texts, rows = plan_sizes.model_config(config), plan_sizes.lengths(config), rows_per_batch(config, mesh.shape)
-  params = params_like(config, verifier, mesh)
+  stored = params_like(model, None, mesh)  # adapters are merged
+  shapes = jax.eval_shape(lambda tree: gemma.as_used(tree, model), stored)
+  params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s.sharding), shapes, stored)
   held = {"parameters": bytes_of(params)}
+  cast: Any = jax.jit(lambda tree: gemma.as_used(tree, model), donate_argnums=0)
+  loading = Program("loading", lambda: cast.lower(stored), {"parameters": bytes_of(stored)})
 
   def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
 
   width = padded(texts.longest_prompt)
   if verifier.writes_rationales:
-    return _vote_programs(config, verifier, mesh, params, ints, width)
+    return [loading, *_vote_programs(config, verifier, mesh, params, ints, width)]
   if verifier.learns_pairs:  # its prompts hold no solution, which is read for its likelihood
     return [
+      loading,
       Program(
         "scoring",
         lambda: decode.read_places.lower(
           params, ints(rows, width), ints(rows), ints(rows), config=model, num_places=padded(width // 2)
         ),
         held,
-      )
+      ),
     ]
   return [
+    loading,
     Program(
       "scoring",
       lambda: decode.read_next.lower(params, ints(rows, width), ints(rows), config=model, watch=_WATCH),
       held,
-    )
+    ),
   ]
 
 
@@ -197,9 +204,8 @@ def sample_config(config: ml_collections.ConfigDict, verifier: Verifier) -> Samp
   return dataclasses.replace(sampling, max_new_tokens=config.verifiers[verifier.name].max_new_tokens)
 
 
-def params_like(config: ml_collections.ConfigDict, verifier: Verifier, mesh: Mesh) -> Any:
-  """The parameters of a verifier, as shapes with shardings."""
-  model, adapters = plan_sizes.model_config(config), plan_sizes.adapters(config.verifiers[verifier.name])
+def params_like(model: ModelConfig, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
+  """The parameters of a verifier as they are trained and saved, as shapes with shardings."""
   specs = {name: (tree, model.param_dtype) for name, tree in gemma.param_specs(model).items()}
   if adapters:
     specs |= {name: (tree, "float32") for name, tree in lora.param_specs(model, adapters).items()}

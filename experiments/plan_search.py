@@ -7,13 +7,13 @@ from typing import Any
 import ml_collections
 
 from experiments import plan_compile, plan_costs, plan_estimates, plan_programs, plan_sizes
-from experiments.plan_compile import Fit, mesh_of
+from experiments.plan_compile import Fit, engine_mesh, training_mesh
 from experiments.plan_estimates import training_of
-from experiments.plan_programs import EVALUATION, TRAIN_STEP, Program
+from experiments.plan_programs import TRAIN_STEP
 from genrm_jax.tpus import Slice
 from genrm_jax.verifiers import Verifier
 
-_LEAST_ROWS = 64  # of a batch that is scored; with fewer, chips would be idle
+_ROWS = (512, 256, 128, 64, 32, 16)  # of a batch that is scored, as they are tried
 
 Changes = dict[str, Any]  # {"verifiers.orm.remat": "layer"}
 
@@ -31,27 +31,26 @@ class Outcome:
 
 
 def fit_training(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Fit]:
-  """The evaluation and the training step on a chip."""
-  return [_fit(program, config, verifier, where) for program in _train_programs(config, verifier, where)]
+  """The training step on a chip."""
+  mesh = training_mesh(config, where)
+  plan_sizes.check_batch(config, verifier.name, mesh.shape)
+  model, training = plan_sizes.model_config(config), training_of(config, verifier)
+  least = plan_costs.least_memory(model, training, mesh.shape)
+  return [plan_compile.fit(plan_programs.train_program(config, verifier, mesh), where, mesh, least)]
 
 
 def fit_scoring(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Fit]:
   """All that scoring runs on a chip."""
-  mesh = mesh_of(config, where)
-  return [plan_compile.fit(p, where, mesh, {}) for p in plan_programs.score_programs(config, verifier, mesh)]
+  mesh = engine_mesh(config, where)
+  programs = plan_programs.score_programs(config, verifier, mesh)
+  return [plan_compile.fit(program, where.of_one_host, mesh, {}) for program in programs]
 
 
 def search_training(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> Outcome:
-  """Tries what the backward pass computes again, and micro-batches; what was tried last if nothing fits.
-
-  The evaluation is the same under all of them, so it comes first, and where it does not fit nothing else is tried.
-  """
-  attempts = training_attempts(config, verifier, where, mesh_of(config, where).shape)
-  evaluation = _fit(_train_programs(_with(config, attempts[0]), verifier, where)[0], config, verifier, where)
-  outcome = Outcome({}, [evaluation])
-  for changes in attempts if evaluation.fits else ():
-    tried = _with(config, changes)
-    outcome = Outcome(changes, [evaluation, _fit(_train_programs(tried, verifier, where)[1], tried, verifier, where)])
+  """Tries what the backward pass computes again, and micro-batches; what was tried last if nothing fits."""
+  outcome = Outcome({}, [])
+  for changes in training_attempts(config, verifier, where, training_mesh(config, where).shape):
+    outcome = Outcome(changes, fit_training(_with(config, changes), verifier, where))
     if outcome.fits:
       break
   return outcome
@@ -64,9 +63,9 @@ def search_scoring(
   outcome = Outcome({}, [])
   for changes in attempts:
     tried, outcome = _with(config, changes), Outcome(changes, [])
-    mesh = mesh_of(tried, where)
+    mesh = engine_mesh(tried, where)
     for program in plan_programs.score_programs(tried, verifier, mesh):
-      outcome.programs.append(plan_compile.fit(program, where, mesh, {}))
+      outcome.programs.append(plan_compile.fit(program, where.of_one_host, mesh, {}))
       if not outcome.fits:
         break
     if outcome.fits:
@@ -94,56 +93,42 @@ def training_attempts(
   return sorted(found, key=seconds)
 
 
-def scoring_attempts(config: ml_collections.ConfigDict) -> list[Changes]:
+def scoring_attempts() -> list[Changes]:
   """Fewer and fewer rows at a time."""
-  rows, out = config.engine.rows_per_batch, list[Changes]()
-  while not out or rows >= _LEAST_ROWS:
-    out.append({"engine.rows_per_batch": rows})
-    rows //= 2
-  return out
-
-
-def _train_programs(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Program]:
-  mesh = mesh_of(config, where)
-  plan_sizes.check_batch(config, verifier.name, mesh.shape)
-  return plan_programs.train_programs(config, verifier, mesh)
-
-
-def _fit(program: Program, config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> Fit:
-  """A training step, or an evaluation, whose least memory is known."""
-  mesh, model = mesh_of(config, where), plan_sizes.model_config(config)
-  training = training_of(config, verifier)
-  least = plan_costs.least_memory(model, training, mesh.shape, evaluates=program.name == EVALUATION)
-  return plan_compile.fit(program, where, mesh, least)
+  return [{"engine.rows_per_batch": rows} for rows in _ROWS]
 
 
 def _with(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections.ConfigDict:
   return plan_sizes.with_settings(config, changes)
 
 
-def remedy(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, mesh: Mapping[str, int]) -> str:
+def remedy(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, where: Slice) -> str:
   """What takes the most of a program that does not fit, and what to do about it."""
-  settings, option = config.verifiers[verifier.name], f"--config.verifiers.{verifier.name}"
-  shards = mesh["data"] * mesh["fsdp"]
-  what = f"{fit.program} needs {size_text(fit.total)} of {size_text(fit.limit)}, most of it {fit.largest}"
-  stays = sum(size for part, size in fit.parts.items() if part in ("parameters", "optimiser", "gradients"))
-  larger = "a larger slice, or more of its chips on --config.mesh.tensor"
-  if stays > fit.limit:
-    adapters = "" if "optimiser" not in fit.parts or settings.lora.rank else f", or adapters ({option}.lora.rank=16)"
-    return f"{what}. Use a larger slice{adapters}"
-  if fit.program == EVALUATION:
-    return f"{what}; micro-batches do not change it. Use {larger}"
   if fit.program == TRAIN_STEP:
-    count = 2 * settings.loop.num_micro_batches
-    if settings.remat != "layer":
-      return f"{what}. Use {option}.remat=layer, or more micro-batches"
-    if settings.loop.batch_size % (shards * count) == 0:
-      return f"{what}. Use {option}.loop.num_micro_batches={count}"
-    return f"{what}. Use {larger}"
+    use = _for_training(config, verifier, fit, training_mesh(config, where).shape)
+  else:
+    use = _for_scoring(config, fit)
+  return f"{fit.program} needs {size_text(fit.total)} of {size_text(fit.limit)}, most of it {fit.largest}. Use {use}"
+
+
+def _for_training(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, mesh: Mapping[str, int]) -> str:
+  settings, option = config.verifiers[verifier.name], f"--config.verifiers.{verifier.name}"
+  stays = sum(size for part, size in fit.parts.items() if part in ("parameters", "optimiser", "gradients"))
+  if stays > fit.limit:
+    return "a larger slice" + ("" if settings.lora.rank else f", or adapters ({option}.lora.rank=16)")
+  if settings.remat != "layer":
+    return f"{option}.remat=layer, or more micro-batches"
+  count = 2 * settings.loop.num_micro_batches
+  if settings.loop.batch_size % (mesh["data"] * mesh["fsdp"] * count) == 0:
+    return f"{option}.loop.num_micro_batches={count}"
+  return "a larger slice, or more of its chips on --config.mesh.tensor"
+
+
+def _for_scoring(config: ml_collections.ConfigDict, fit: Fit) -> str:
   rows = config.engine.rows_per_batch
-  if rows > max(shards, _LEAST_ROWS):
-    return f"{what}. Use --config.engine.rows_per_batch={rows // 2}"
-  return f"{what}. Use {larger}"
+  if fit.largest != "parameters" and rows > _ROWS[-1]:
+    return f"--config.engine.rows_per_batch={rows // 2}"
+  return "more chips of a host on --config.engine.mesh.tensor, or chips with more memory"
 
 
 def size_text(size: float) -> str:

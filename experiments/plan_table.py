@@ -30,7 +30,7 @@ from genrm_jax.tpus import Slice
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What is planned, and with which verifier. The ORM takes no more than GenRM, which learns to solve as well.
 WORK = {"orm/genrm": "genrm", "genrm_cot": "genrm_cot", "votes": "genrm_cot"}
-_TENSOR_SHARDS = (1, 2, 4, 8, 16)  # that are tried for scoring
+_TENSOR_SHARDS = (1, 2, 4)  # that are tried for scoring
 
 
 def names(only: list[str]) -> list[str]:
@@ -75,13 +75,13 @@ def try_slice(config: ml_collections.ConfigDict, work: str, where: Slice) -> Out
   """The fastest settings, by arithmetic, under which the work fits the slice; the last that were tried if none."""
   verifier = verifiers.get_verifier(WORK[work])
   if work == "votes":
-    return plan_search.search_scoring(config, verifier, where, scoring_attempts(config, where))
+    return plan_search.search_scoring(config, verifier, where, scoring_attempts(config, work, where))
   mesh = training_mesh(config.verifiers[verifier.name].loop.batch_size, where)
   on_mesh = plan_sizes.with_settings(config, mesh)
   training = plan_search.search_training(on_mesh, verifier, where)
   if not training.fits or work == "genrm_cot":
     return Outcome(mesh | training.changes, training.programs)
-  scoring = plan_search.search_scoring(on_mesh, verifier, where, plan_search.scoring_attempts(config))
+  scoring = plan_search.search_scoring(on_mesh, verifier, where, scoring_attempts(config, work, where))
   return Outcome(mesh | training.changes | scoring.changes, training.programs + scoring.programs)
 
 
@@ -93,22 +93,19 @@ def training_mesh(batch_size: int, where: Slice) -> Changes:
   return {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": where.num_chips // fsdp}
 
 
-def scoring_attempts(config: ml_collections.ConfigDict, where: Slice) -> list[Changes]:
-  """Meshes and rows, the fastest first: parameters on tensor shards, and the rest of the chips on copies or on fsdp."""
-  verifier, model = verifiers.get_verifier(WORK["votes"]), plan_sizes.model_config(config)
-  found = []
-  for tensor in _TENSOR_SHARDS:
-    splits_kv = model.num_kv_heads == 1 or model.num_kv_heads % tensor == 0
-    if where.num_chips % tensor or model.num_heads % tensor or not splits_kv:
-      continue
-    rest = where.num_chips // tensor
-    meshes = [{"mesh.data": rest, "mesh.fsdp": 1}, {"mesh.data": 1, "mesh.fsdp": rest}]
-    for axes in meshes[: 1 + (rest > 1)]:
-      found += [{**axes, "mesh.tensor": tensor, **rows} for rows in plan_search.scoring_attempts(config)]
+def scoring_attempts(config: ml_collections.ConfigDict, work: str, where: Slice) -> list[Changes]:
+  """A host's meshes and rows, the fastest first: parameters on tensor shards, and the rest of its chips on copies."""
+  verifier, num_chips = verifiers.get_verifier(WORK[work]), where.of_one_host.num_chips
+  found: list[Changes] = [
+    {"engine.mesh.data": num_chips // tensor, "engine.mesh.tensor": tensor, **rows}
+    for tensor in _TENSOR_SHARDS
+    if num_chips % tensor == 0
+    for rows in plan_search.scoring_attempts()
+  ]
 
   def hours(changes: Changes) -> float:
     changed = plan_sizes.with_settings(config, changes)
-    mesh = {axis: changed.mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    mesh = {axis: changed.engine.mesh[axis] for axis in ("data", "fsdp", "tensor")}
     return plan_estimates.scoring(changed, verifier, where, mesh, plan_estimates.GSM8K_SOLUTIONS)[1].hours
 
   return sorted(found, key=hours)
@@ -117,13 +114,14 @@ def scoring_attempts(config: ml_collections.ConfigDict, where: Slice) -> list[Ch
 def _estimates(config: ml_collections.ConfigDict, work: str, where: Slice, changes: Changes) -> dict[str, Any]:
   verifier = verifiers.get_verifier(WORK[work])
   chosen = plan_sizes.with_settings(config, changes)
-  mesh = plan_compile.mesh_of(chosen, where).shape
   estimates, totals = [], []
   if work != "votes":
-    step, hours = plan_estimates.training(chosen, verifier, where, mesh)
+    mesh = plan_compile.training_mesh(chosen, where)
+    step, hours = plan_estimates.training(chosen, verifier, where, mesh.shape)
     estimates, totals = [step], [hours]
   if work != "genrm_cot":
-    more, hours = plan_estimates.scoring(chosen, verifier, where, mesh, plan_estimates.GSM8K_SOLUTIONS)
+    mesh = plan_compile.engine_mesh(chosen, where)
+    more, hours = plan_estimates.scoring(chosen, verifier, where, mesh.shape, plan_estimates.GSM8K_SOLUTIONS)
     estimates, totals = [*estimates, *more], [*totals, hours]
   return {"estimates": [dataclasses.asdict(e) for e in estimates], "totals": [dataclasses.asdict(t) for t in totals]}
 
@@ -170,12 +168,12 @@ def _row(name: str, cell: Mapping[str, Any]) -> str:
 
 
 def _settings(changes: Mapping[str, Any]) -> str:
-  """The changes as a reader sets them, without what they have in common."""
-  shown = []
+  """The changes without what they have in common, those of the engine last."""
+  of: dict[str, list[str]] = {"": [], "engine: ": []}
   for key, value in changes.items():
-    if not (key.startswith("mesh.") and value == 1):
-      shown.append(f"{key.rpartition('.')[2]}={value}")
-  return ", ".join(shown) or "one chip"
+    if ".mesh." not in f".{key}" or value != 1:
+      of["engine: " if key.startswith("engine.") else ""].append(f"{key.rpartition('.')[2]}={value}")
+  return "; ".join(what + ", ".join(settings) for what, settings in of.items() if settings)
 
 
 _HEAD = """# Plans: which slice, and how long
@@ -189,12 +187,12 @@ pip install 'genrm-jax[plan]'
 python -m experiments.plan --config=experiments/configs/gsm8k.py:gemma2_9b --topology=v5p:2x2x4 --search
 ```
 
-`orm/genrm` is GenRM with its solution part: trained, evaluated between steps, and scoring. `genrm_cot` is trained and
-evaluated. `votes` scores with 32 rationales to a solution, on the mesh that suits this best (`genrm_jax.load(path,
-mesh=...)`; in a run one mesh holds for all stages). What is scored are 1,319 problems x 16 solutions. Settings that
-differ from the config's are shown: the fastest, by arithmetic, that the compiler takes on the slice (`data`, `fsdp` and
-`tensor` are the mesh). Memory is that of the fullest program. In brackets stands what limits the time: compute, memory,
-or the links between chips.
+`orm/genrm` is GenRM with its solution part, training and scoring; `genrm_cot` is its training; `votes` scores with 32
+rationales to a solution. Each host scores by itself, on its own chips, so this is planned for one host, 2x2 chips at
+most: more hosts take as much less time. What is scored are 1,319 problems x 16 solutions. Settings are those of the
+config (`mesh.`, `verifiers.NAME.` and `engine.` are left out) that decide memory: the fastest, by arithmetic, that the
+compiler takes on the slice. Memory is that of the fullest program. In brackets stands what limits the time: compute,
+memory, or the links between chips.
 
 {caveat}
 """

@@ -101,6 +101,13 @@ class Slice:
     return -(-self.num_chips // self.chip.chips_per_host)
 
   @property
+  def of_one_host(self) -> "Slice":
+    """The chips of one of its hosts: 2x2 of them, unless it has fewer."""
+    if self.num_hosts == 1:
+      return self
+    return Slice(self.chip, (2, 2) + (1,) * (len(self.shape) - 2))
+
+  @property
   def receive_bandwidth(self) -> float:
     """Bytes a second that a chip can take in from its neighbours; 0 where it has none.
 

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from genrm_jax import distributed
 from genrm_jax.errors import UserError
 from genrm_jax.train import saved
 from genrm_jax.train.losses import Sums
@@ -154,8 +155,12 @@ class Checkpoints:
 
     restored, used = saved.first_whole(steps, read)
     damaged = [step for step in steps if int(step.name) > int(used.name)]
-    for step in damaged:
-      step.rename(step.parent / f"{step.name}.damaged")
+
+    def set_aside() -> None:
+      for step in damaged:
+        step.rename(step.parent / f"{step.name}.damaged")
+
+    distributed.from_main(set_aside)
     if damaged:
       self._manager.reload()
     return restored

@@ -60,6 +60,11 @@ class TrainConfig:
         "so that a resumed run reports the same means"
       )
 
+  @property
+  def micro_batch_size(self) -> int:
+    """Rows that go through the model at a time; evaluation, too, has memory for no more."""
+    return self.batch_size // self.num_micro_batches
+
 
 def train(
   run: str,
@@ -133,7 +138,7 @@ def train(
           note = f"loss {means['loss']:.4f}"
           _check_finite(run, "the loss", means["loss"], done)
         if done % config.save_every_steps == 0 or done == num_steps:
-          evaluated = evaluate(eval_step, state.all_params, eval_rows, config.batch_size, mesh)
+          evaluated = evaluate(eval_step, state.all_params, eval_rows, config.micro_batch_size, mesh)
           writer.write(done, {f"eval/{name}": value for name, value in evaluated.items()})
           _check_finite(run, "the loss on held-out rows", evaluated["loss"], done)
           eval_loss = evaluated.get("loss_verify", evaluated.get("loss_solve", float("nan")))

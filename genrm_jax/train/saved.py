@@ -7,6 +7,7 @@
 Whatever is read is compared with its digest. What does not agree is `Damaged`; `first_whole` goes on to the next step.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from genrm_jax import memory
+from genrm_jax import distributed, memory
 from genrm_jax.errors import UserError
 from genrm_jax.progress import say
 from genrm_jax.train import digests
@@ -154,17 +155,25 @@ def read_arrays(step: epath.Path, manifest: Mapping[str, Any], where: Any) -> An
   _check_held(step, manifest["arrays"], where)
   memory.check_fits(f"the arrays of checkpoint {step}", where)
   args = ocp.args.PyTreeRestore(item=where, restore_args=jax.tree.map(_restore_args, where), partial_restore=True)
-  try:
-    with ocp.PyTreeCheckpointer() as reader:
+  tree, reason = None, ""
+  # Orbax's handler, for its checkpointer would wait for a process that has failed.
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+    try:
       tree = reader.restore(step / "state", args=args)
-  except Exception as e:  # a damaged file shows itself in many ways
-    reason = next(iter(str(e).splitlines()), "")[:200]
-    raise Damaged(f"checkpoint {step} is damaged: {type(e).__name__} while it was read ({reason})") from e
+    except Exception as e:  # a damaged file shows itself in many ways
+      reason = f"{type(e).__name__} while it was read ({next(iter(str(e).splitlines()), '')[:200]})"
+  _raise_if_damaged(step, reason)
   written = {name: manifest["arrays"][name]["digest"] for name in digests.names_of(where)}
   changed = [name for name, digest in digests.of_tree(tree).items() if digest != written[name]]
-  if changed:
-    raise Damaged(f"checkpoint {step} is damaged: {', '.join(changed[:3])} is not what was written")
+  _raise_if_damaged(step, f"{', '.join(changed[:3])} is not what was written" if changed else "")
   return tree
+
+
+def _raise_if_damaged(step: epath.Path, reason: str) -> None:
+  """Damaged on all processes if one has a reason: each reads its own part of the arrays."""
+  reasons = [found for found in distributed.exchange(reason) if found]
+  if reasons:
+    raise Damaged(f"checkpoint {step} is damaged: {reasons[0]}")
 
 
 def read_params(step: epath.Path, manifest: Mapping[str, Any], shardings: Mapping[str, Any] | None) -> dict[str, Any]:

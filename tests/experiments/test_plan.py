@@ -27,6 +27,8 @@ from genrm_jax.infer import decode
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
 from genrm_jax.tpus import Slice
+from genrm_jax.train.step import make_eval_step
+from genrm_jax.types import TokenBatch
 
 FOUR_CHIPS = tpus.get_slice("v5e:2x2")
 GENRM, COT = verifiers.GENRM, verifiers.GENRM_COT
@@ -62,7 +64,7 @@ def one_layer(size):
 
 def train_program(config, verifier=GENRM, num_devices=1):
   mesh = sharding.make_mesh(fsdp=num_devices, devices=jax.devices()[:num_devices])
-  return plan_programs.train_programs(config, verifier, mesh)[1], mesh
+  return plan_programs.train_program(config, verifier, mesh), mesh
 
 
 @pytest.mark.parametrize("size", ["gemma_2b", "gemma2_9b"])
@@ -104,10 +106,8 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_scan_over_layers_hands_o
 
   scans = [e for e in jax.make_jaxpr(jax.grad(loss))(params, tokens).jaxpr.eqns if e.primitive.name == "scan"]
   (forward,) = (e for e in scans if not e.params["reverse"])
-  stacked = [v.aval for v in forward.outvars[forward.params["num_carry"] :]]
-  handed_on = sum(
-    a.size * a.dtype.itemsize for a in stacked if a.ndim > 2 and rows * width in (a.shape[1], a.shape[1] * a.shape[2])
-  )
+  stacked = [v.aval for v in forward.outvars if v.aval.ndim > 2 and v.aval.shape[0] == model.num_layers]
+  handed_on = sum(a.size * a.dtype.itemsize for a in stacked if rows * width in (a.shape[1], a.shape[1] * a.shape[2]))
   assert plan_costs.kept_bytes(model, rows * width, remat) == pytest.approx(handed_on, rel=0.05)
 
 
@@ -115,23 +115,20 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_scan_over_layers_hands_o
 def test_the_certain_memory_of_a_step_is_a_bound_of_what_the_compiler_takes(on_cpu, remat, count):
   config = small(verifiers__genrm__remat=remat, verifiers__genrm__loop__num_micro_batches=count)
   training, model = plan_estimates.training_of(config, GENRM), plan_sizes.model_config(config)
-  for fit in plan_search.fit_training(config, GENRM, FOUR_CHIPS):
-    least = plan_costs.least_memory(model, training, MESH, evaluates=fit.program == "evaluation")
-    assert fit.compiled and sum(least.values()) <= fit.parts["temporaries"]
+  (fit,) = plan_search.fit_training(config, GENRM, FOUR_CHIPS)
+  assert fit.compiled and sum(plan_costs.least_memory(model, training, MESH).values()) <= fit.parts["temporaries"]
 
 
 def test_parameters_and_moments_are_counted_as_they_lie_on_a_chip(on_cpu):
-  evaluation, train = plan_search.fit_training(small(), GENRM, FOUR_CHIPS)
+  (train,) = plan_search.fit_training(small(), GENRM, FOUR_CHIPS)
   num_params = sum(gemma.num_params(plan_sizes.model_config(small())))
   assert train.parts["parameters"] == 4 * num_params / 4
   # Adam's two counters beside the moments.
   assert train.parts["optimiser"] == pytest.approx(2 * 4 * num_params / 4, abs=8)
-  assert evaluation.parts["optimiser"] == train.parts["optimiser"], "the moments stay while it runs"
 
 
 def test_adapters_have_no_moments_but_their_own(on_cpu):
-  # Evaluation, beside frozen parameters.
-  fit = plan_search.fit_training(small(verifiers__genrm__lora__rank=2), GENRM, FOUR_CHIPS)[1]
+  (fit,) = plan_search.fit_training(small(verifiers__genrm__lora__rank=2), GENRM, FOUR_CHIPS)
   assert fit.fits and fit.parts["optimiser"] < fit.parts["parameters"] / 4
 
 
@@ -194,34 +191,45 @@ def test_search_takes_the_first_settings_that_fit(on_cpu):
   config = small(verifiers__genrm__row_length=256, verifiers__genrm__loop__batch_size=4)
   attempts = plan_search.training_attempts(config, GENRM, FOUR_CHIPS, MESH)
   assert [tuple(changes.values()) for changes in attempts] == [("dots", 1), ("layer", 1)]
-  mesh = plan_compile.mesh_of(config, FOUR_CHIPS)
+  mesh = plan_compile.training_mesh(config, FOUR_CHIPS)
   dots, layer = (
-    plan_programs.train_programs(plan_sizes.with_settings(config, changes), GENRM, mesh)[1] for changes in attempts
+    plan_programs.train_program(plan_sizes.with_settings(config, changes), GENRM, mesh) for changes in attempts
   )
   room = plan_compile.fit(dots, FOUR_CHIPS, mesh, {}).total - 1
   outcome = plan_search.search_training(config, GENRM, with_memory(FOUR_CHIPS, room))
   assert outcome.fits and outcome.changes == attempts[1]
-  assert outcome.programs[1] == plan_compile.fit(layer, with_memory(FOUR_CHIPS, room), mesh, {})
+  assert outcome.programs[0] == plan_compile.fit(layer, with_memory(FOUR_CHIPS, room), mesh, {})
 
 
-def test_where_the_evaluation_does_not_fit_no_setting_helps(on_cpu):
-  evaluation = plan_search.fit_training(small(), GENRM, FOUR_CHIPS)[0]
-  outcome = plan_search.search_training(small(), GENRM, with_memory(FOUR_CHIPS, evaluation.total - 1))
-  assert [fit.program for fit in outcome.programs] == ["evaluation"] and not outcome.fits
+def test_evaluation_takes_less_than_the_training_step(on_cpu):
+  config = small(verifiers__genrm__row_length=256, verifiers__genrm__loop__num_micro_batches=2)
+  program, mesh = train_program(config, num_devices=4)
+  train = plan_compile.fit(program, FOUR_CHIPS, mesh, {})
+  settings, model = config.verifiers.genrm, plan_sizes.model_config(config)
+  loss = verifiers.make_loss(GENRM, model, None, plan_estimates.training_of(config, GENRM).targets, 0.0, 0.0)
+  params = plan_programs.params_like(model, None, mesh)
+  shape = (settings.loop.batch_size // 2, settings.row_length)
+  ints, floats = (
+    jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh)) for dtype in (jnp.int32, jnp.float32)
+  )
+  batch = TokenBatch(**{f.name: floats if f.name == "weights" else ints for f in dataclasses.fields(TokenBatch)})
+  evaluate = make_eval_step(loss, mesh, jax.tree.map(lambda a: a.sharding, params))
+  with jax.set_mesh(mesh):
+    evaluation = evaluate.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+  assert 0 < evaluation < train.parts["temporaries"]
 
 
 def test_what_cannot_fit_by_arithmetic_is_not_compiled(on_cpu):
-  evaluation = plan_search.fit_training(small(), GENRM, with_memory(FOUR_CHIPS, 1000))[0]
-  assert not evaluation.fits and not evaluation.compiled
+  (fit,) = plan_search.fit_training(small(), GENRM, with_memory(FOUR_CHIPS, 1000))
+  assert not fit.fits and not fit.compiled
 
 
 def test_scoring_takes_fewer_rows_until_it_fits(on_cpu):
   fits = plan_search.fit_scoring(small(engine__rows_per_batch=128), COT, FOUR_CHIPS)
-  config = small(engine__rows_per_batch=256)
-  attempts = plan_search.scoring_attempts(config)
-  assert [changes["engine.rows_per_batch"] for changes in attempts] == [256, 128, 64]
+  attempts = plan_search.scoring_attempts()
+  assert [changes["engine.rows_per_batch"] for changes in attempts[:3]] == [512, 256, 128]
   room = max(fit.total for fit in fits)
-  outcome = plan_search.search_scoring(config, COT, with_memory(FOUR_CHIPS, room), attempts)
+  outcome = plan_search.search_scoring(small(), COT, with_memory(FOUR_CHIPS, room), attempts)
   assert outcome.fits and outcome.changes == {"engine.rows_per_batch": 128}
 
 
@@ -237,15 +245,15 @@ def test_scoring_takes_fewer_rows_until_it_fits(on_cpu):
       {"remat": "layer", "loop.num_micro_batches": 4},
       "a larger slice, or more of its chips on --config.mesh.tensor",
     ),
-    ("evaluation", {"parameters": 2, "logits": 12}, {}, "micro-batches do not change it. Use a larger slice"),
     ("writing", {"parameters": 2, "cache": 12}, {}, "engine.rows_per_batch=128"),
+    ("loading", {"parameters": 12, "temporaries": 2}, {}, "more chips of a host on --config.engine.mesh.tensor, or"),
   ],
 )
-def test_what_takes_most_is_named_with_its_remedy(program, parts, changes, told):
+def test_what_takes_most_is_named_with_its_remedy(on_cpu, program, parts, changes, told):
   settings = {f"verifiers.genrm.{key}": value for key, value in changes.items()}
   config = plan_sizes.with_settings(gsm8k.get_config("gemma_2b"), settings)
   fit = plan_compile.Fit(program, {name: size * GIB for name, size in parts.items()}, 13 * GIB)
-  line = plan_search.remedy(config, GENRM, fit, MESH)
+  line = plan_search.remedy(config, GENRM, fit, FOUR_CHIPS)
   largest = max(parts, key=parts.get)
   assert f"{program} needs {sum(parts.values())}.00 GiB of 13.00 GiB, most of it {largest}" in line and told in line
 
@@ -262,7 +270,7 @@ def test_the_bytes_that_the_compiler_wanted_are_read_from_its_message():
 # The command and the table.
 
 
-@pytest.mark.parametrize(("name", "programs"), [("judge", 4), ("dpo", 3)])
+@pytest.mark.parametrize(("name", "programs"), [("judge", 5), ("dpo", 3)])
 def test_the_verifiers_of_the_papers_tables_are_planned_too(on_cpu, name, programs):
   config = plan_sizes.with_settings(
     gsm8k.get_config("gemma_2b"),
@@ -276,7 +284,9 @@ def test_the_verifiers_of_the_papers_tables_are_planned_too(on_cpu, name, progra
 
 def test_a_mesh_or_batch_that_does_not_divide_is_told_with_a_remedy(on_cpu):
   with pytest.raises(UserError, match=r"fsdp=3.* the 4 devices\. Set --config\.mesh\.data, .* the 4 chips of v5e:2x2"):
-    plan_compile.mesh_of(small(mesh__fsdp=3), FOUR_CHIPS)
+    plan_compile.training_mesh(small(mesh__fsdp=3), FOUR_CHIPS)
+  with pytest.raises(UserError, match=r"tensor=3.* Set --config\.engine\.mesh\.data, .* the 4 chips of v5e:2x2"):
+    plan_compile.engine_mesh(small(engine__mesh__tensor=3), tpus.get_slice("v5e:4x4"))
   with pytest.raises(
     UserError, match=r"genrm: batch_size 6 does not divide by 4 .* use --config\.mesh\.data=1 .*fsdp=2"
   ):
@@ -305,7 +315,7 @@ def test_a_finished_cell_is_kept_and_the_page_shows_it(on_cpu, monkeypatch, tmp_
 
   cell = run(config, "gemma_2b/orm/genrm/v6e")["gemma_2b/orm/genrm/v6e"]
   assert cell["slice"] == "v6e:1x1"
-  assert [p["program"] for p in cell["programs"]] == ["evaluation", "train step", "scoring"]
+  assert [p["program"] for p in cell["programs"]] == ["train step", "loading", "scoring"]
   both = run(config, "gemma_2b/orm/genrm/v6e", "gemma_2b/votes/v6e")
   assert both["gemma_2b/orm/genrm/v6e"] == cell, "not planned again"
   shown = (tmp_path / "plans.md").read_text()
@@ -336,10 +346,21 @@ def test_a_mesh_for_scoring_divides_heads_and_chips():
   for model in gsm8k.MODELS:
     config = gsm8k.get_config(model)
     heads = plan_sizes.model_config(config)
-    for changes in plan_table.scoring_attempts(config, tpus.get_slice("v5e:4x4")):
-      data, fsdp, tensor = (changes[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor"))
-      assert data * fsdp * tensor == 16 and heads.num_heads % tensor == 0
+    for changes in plan_table.scoring_attempts(config, "votes", tpus.get_slice("v5e:4x4")):
+      data, tensor = changes["engine.mesh.data"], changes["engine.mesh.tensor"]
+      assert data * tensor == 4 and heads.num_heads % tensor == 0
       assert heads.num_kv_heads == 1 or heads.num_kv_heads % tensor == 0
+
+
+def test_more_hosts_take_as_much_less_time_to_score():
+  config, mesh = gsm8k.get_config("gemma_2b"), {"data": 4, "fsdp": 1, "tensor": 1}
+  once, hours = [], []
+  for shape in ("2x2", "4x4"):
+    estimates, total = plan_estimates.scoring(config, COT, tpus.get_slice(f"v5e:{shape}"), mesh, 4096)
+    once.append(estimates)
+    hours.append(total.hours)
+  assert once[0] == once[1], "each host does what one does"
+  assert hours[1] == pytest.approx(hours[0] / 4)
 
 
 def test_an_unknown_cell_is_told():
