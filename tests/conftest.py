@@ -2,11 +2,12 @@
 
 import os
 
+import quick_compiles
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-
-# The models of tests are so small that optimising a program costs more than running it.
+  flags = [os.environ.get("XLA_FLAGS", ""), quick_compiles.XLA_FLAGS, "--xla_force_host_platform_device_count=8"]
+  os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pathlib

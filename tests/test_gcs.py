@@ -19,6 +19,7 @@ pytest.importorskip("gcp_storage_emulator")
 
 import gcs_emulator
 import gcsfs
+import quick_compiles
 import saved_runs
 
 import genrm_jax
@@ -227,12 +228,7 @@ def test_a_study_takes_the_problems_and_solutions_of_a_run_there(emulator, tmp_p
 @pytest.mark.one_python
 def test_a_run_there_stopped_and_started_again_is_the_run_on_disk(emulator, tmp_path):
   (tmp_path / "config.py").write_text(CONFIG)
-  more = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-  }
+  more = quick_compiles.environ(tmp_path / "compiled")
   config, there = f"--config={tmp_path / 'config.py'}", "--workdir=gs://bucket/run"
   told = _in_child(run_that_is_told_to_stop, emulator, tmp_path, config, there, code=128 + signal.SIGTERM, **more)
   assert "base: ended by SIGTERM, step 2 of 4 is saved" in told

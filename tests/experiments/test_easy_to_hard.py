@@ -9,6 +9,7 @@ import sys
 
 import ml_collections
 import pytest
+import quick_compiles
 import saved_runs
 
 from experiments import math500 as experiment
@@ -193,7 +194,7 @@ def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, t
 
 
 def test_the_command_line(checkpoints, tmp_path):
-  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_compiles.XLA_FLAGS}
   command = [sys.executable, "-m", "experiments.math500", "--config=experiments/configs/math500.py:smoke"]
   command += [f"--workdir={tmp_path / 'work'}"]
   done = subprocess.run(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 
 import pytest
+import quick_compiles
 
 from experiments import gsm8k_slips
 from genrm_jax.data import store
@@ -64,19 +65,11 @@ class Shell:
   """Runs commands, a few at a time."""
 
   def __init__(self, cache: pathlib.Path):
-    self._cache = cache
-    self._env = {
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+    self._env = {**os.environ, **quick_compiles.environ(cache)}
 
   def __call__(self, task: str, *args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"experiments.{task}", *map(str, args)]
-    env = {**self._env, "JAX_COMPILATION_CACHE_DIR": str(self._cache / task)}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=600)
 
   def smoke(self, task: str, workdir: pathlib.Path, *args: object) -> subprocess.CompletedProcess[str]:
     return self(task, f"--config=experiments/configs/{task}.py:smoke", f"--workdir={workdir}", *args)

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import processes
 import pytest
+import quick_compiles
 
 from genrm_jax.data import store
 from genrm_jax.types import Candidate, Score
@@ -34,12 +35,7 @@ class Runs:
   def __init__(self, folder):
     self.folder = folder
     (folder / "config.py").write_text(CONFIG)
-    self._env = {
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
-      "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+    self._env = quick_compiles.environ(folder / "compiled")
 
   def start(self, workdir, num_devices, *args, num_processes=1):
     command = [
@@ -85,19 +81,15 @@ def done(runs):
   out["steps after the stop"] = sorted(int(p.name) for p in (runs.folder / "two/checkpoints/genrm").iterdir())
   started = runs.start("two", 4, num_processes=2)
   out["killed"] = runs.signal_at(started, "two", "genrm", 30, signal.SIGKILL)
-  started = runs.start("two", 4, num_processes=2)
-  out["told again"] = runs.signal_at(started, "two", "genrm_cot", 4, signal.SIGTERM)
-  out["handed to one"] = processes.finish(runs.start("two", 2, "--stages=train_genrm_cot"))
+  out["handed to one"] = processes.finish(runs.start("two", 2, "--stages=train_genrm"))
   out["finished"] = processes.finish(runs.start("two", 4, num_processes=2))
-  out["again"] = processes.finish(runs.start("two", 1))
   return out
 
 
 def test_all_processes_end_at_the_same_step_when_one_is_told_to(done):
-  for when in ("told to stop", "told again"):
-    (code, _, error), (other_code, _, other_error) = done[when]
-    assert (code, other_code) == (143, 143), error + other_error
-    assert "ended by SIGTERM, step " in error
+  (code, _, error), (other_code, _, other_error) = done["told to stop"]
+  assert (code, other_code) == (143, 143), error + other_error
+  assert "ended by SIGTERM, step " in error
   assert 6 <= done["steps after the stop"][-1] < 60
 
 
@@ -108,10 +100,9 @@ def test_a_process_that_is_killed_ends_the_other(done):
 
 
 def test_the_run_is_finished_by_whoever_comes(done):
-  for when in ("one", "handed to one", "finished", "again"):
+  for when in ("one", "handed to one", "finished"):
     for code, _, error in done[when]:
       assert code == 0, error
-  assert "all was done before; nothing was run" in done["again"][0][2]
 
 
 def test_only_the_first_process_speaks(done):

@@ -1,0 +1,20 @@
+"""The programs of tests are so small that compiling one costs more than running it: what makes compiling cheap."""
+
+import importlib.metadata
+import os
+import pathlib
+
+XLA_FLAGS = "--xla_backend_optimization_level=0"
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know these
+  XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def environ(folder: pathlib.Path) -> dict[str, str]:
+  """For processes that share what they compile, in `folder` unless the tests have a place for all of it."""
+  return {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": XLA_FLAGS,
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder)),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+  }
