@@ -22,8 +22,8 @@ def get_config():
   with config.unlocked():
     del config.task.in_distribution
     config.verifiers = {name: config.verifiers[name] for name in ("genrm", "genrm_cot")}
-    config.verifiers.genrm.optim.num_steps = 60
-    config.verifiers.genrm_cot.optim.num_steps = 30
+    config.verifiers.genrm.optim.num_steps = 24
+    config.verifiers.genrm_cot.optim.num_steps = 12
     config.mesh = dict(data=2, fsdp=-1, tensor=1)
   return config
 """
@@ -49,7 +49,7 @@ class Runs:
     if num_processes == 1:
       return processes.start([command], **self._env)
     together = [f"--coordinator=localhost:{processes.free_port()}", f"--num_processes={num_processes}"]
-    together.append("--distributed_timeout_s=60")
+    together.append("--distributed_timeout_s=30")
     return processes.start([[*command, *together, f"--process_id={i}"] for i in range(num_processes)], **self._env)
 
   def steps(self, workdir, run):
@@ -80,7 +80,7 @@ def done(runs):
   out["told to stop"] = runs.signal_at(started, "two", "genrm", 6, signal.SIGTERM)
   out["steps after the stop"] = sorted(int(p.name) for p in (runs.folder / "two/checkpoints/genrm").iterdir())
   started = runs.start("two", 4, num_processes=2)
-  out["killed"] = runs.signal_at(started, "two", "genrm", 30, signal.SIGKILL)
+  out["killed"] = runs.signal_at(started, "two", "genrm", 12, signal.SIGKILL)
   out["handed to one"] = processes.finish(runs.start("two", 2, "--stages=train_genrm"))
   out["finished"] = processes.finish(runs.start("two", 4, num_processes=2))
   return out
@@ -90,7 +90,7 @@ def test_all_processes_end_at_the_same_step_when_one_is_told_to(done):
   (code, _, error), (other_code, _, other_error) = done["told to stop"]
   assert (code, other_code) == (143, 143), error + other_error
   assert "ended by SIGTERM, step " in error
-  assert 6 <= done["steps after the stop"][-1] < 60
+  assert 6 <= done["steps after the stop"][-1] < 24
 
 
 def test_a_process_that_is_killed_ends_the_other(done):
