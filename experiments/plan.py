@@ -36,7 +36,7 @@ def plan_verifier(
     found = plan_search.search_training if search else _as_it_is(plan_search.fit_training)
     outcomes.append(found(config, verifier, where))
   if search:
-    outcomes.append(plan_search.search_scoring(config, verifier, where, plan_search.scoring_attempts()))
+    outcomes.append(plan_search.search_scoring(config, verifier, where, plan_search.scoring_attempts(config)))
   else:
     outcomes.append(_as_it_is(plan_search.fit_scoring)(config, verifier, where))
   changes = {key: value for outcome in outcomes for key, value in outcome.changes.items()}

@@ -13,7 +13,7 @@ from experiments.plan_programs import TRAIN_STEP
 from genrm_jax.tpus import Slice
 from genrm_jax.verifiers import Verifier
 
-_ROWS = (512, 256, 128, 64, 32, 16)  # of a batch that is scored, as they are tried
+ROWS = (512, 256, 128, 64, 32, 16)  # of a batch that is scored, as they are tried
 
 Changes = dict[str, Any]  # {"verifiers.orm.remat": "layer"}
 
@@ -93,9 +93,9 @@ def training_attempts(
   return sorted(found, key=seconds)
 
 
-def scoring_attempts() -> list[Changes]:
-  """Fewer and fewer rows at a time."""
-  return [{"engine.rows_per_batch": rows} for rows in _ROWS]
+def scoring_attempts(config: ml_collections.ConfigDict) -> list[Changes]:
+  """The config's rows at a time, then fewer and fewer."""
+  return [{}, *({"engine.rows_per_batch": rows} for rows in ROWS if rows < config.engine.rows_per_batch)]
 
 
 def _with(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections.ConfigDict:
@@ -126,7 +126,7 @@ def _for_training(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fi
 
 def _for_scoring(config: ml_collections.ConfigDict, fit: Fit) -> str:
   rows = config.engine.rows_per_batch
-  if fit.largest != "parameters" and rows > _ROWS[-1]:
+  if fit.largest != "parameters" and rows > ROWS[-1]:
     return f"--config.engine.rows_per_batch={rows // 2}"
   return "more chips of a host on --config.engine.mesh.tensor, or chips with more memory"
 

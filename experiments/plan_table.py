@@ -75,13 +75,13 @@ def try_slice(config: ml_collections.ConfigDict, work: str, where: Slice) -> Out
   """The fastest settings, by arithmetic, under which the work fits the slice; the last that were tried if none."""
   verifier = verifiers.get_verifier(WORK[work])
   if work == "votes":
-    return plan_search.search_scoring(config, verifier, where, scoring_attempts(config, work, where))
+    return plan_search.search_scoring(config, verifier, where, voting_attempts(config, where))
   mesh = training_mesh(config.verifiers[verifier.name].loop.batch_size, where)
   on_mesh = plan_sizes.with_settings(config, mesh)
   training = plan_search.search_training(on_mesh, verifier, where)
   if not training.fits or work == "genrm_cot":
     return Outcome(mesh | training.changes, training.programs)
-  scoring = plan_search.search_scoring(on_mesh, verifier, where, scoring_attempts(config, work, where))
+  scoring = plan_search.search_scoring(on_mesh, verifier, where, plan_search.scoring_attempts(config))
   return Outcome(mesh | training.changes | scoring.changes, training.programs + scoring.programs)
 
 
@@ -93,14 +93,14 @@ def training_mesh(batch_size: int, where: Slice) -> Changes:
   return {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": where.num_chips // fsdp}
 
 
-def scoring_attempts(config: ml_collections.ConfigDict, work: str, where: Slice) -> list[Changes]:
+def voting_attempts(config: ml_collections.ConfigDict, where: Slice) -> list[Changes]:
   """A host's meshes and rows, the fastest first: parameters on tensor shards, and the rest of its chips on copies."""
-  verifier, num_chips = verifiers.get_verifier(WORK[work]), where.of_one_host.num_chips
+  verifier, num_chips = verifiers.get_verifier(WORK["votes"]), where.of_one_host.num_chips
   found: list[Changes] = [
-    {"engine.mesh.data": num_chips // tensor, "engine.mesh.tensor": tensor, **rows}
+    {"engine.mesh.data": num_chips // tensor, "engine.mesh.tensor": tensor, "engine.rows_per_batch": rows}
     for tensor in _TENSOR_SHARDS
     if num_chips % tensor == 0
-    for rows in plan_search.scoring_attempts()
+    for rows in plan_search.ROWS
   ]
 
   def hours(changes: Changes) -> float:

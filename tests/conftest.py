@@ -14,13 +14,15 @@ import pathlib
 
 import pytest
 
-# What has no JAX in it is the same on every Python.
-_WITHOUT_JAX = ("data", "evals", "launch", "tasks", "text")
+# Folders without JAX, and files whose JAX others test too: these are the same on every Python.
+_ONE_PYTHON = {"data", "evals", "launch", "tasks", "text"} | {
+  f"test_{name}.py" for name in ("damage_for_many", "docs", "dpo", "export", "gcs", "imports", "results_page")
+}
 
 
 def pytest_collection_modifyitems(items):
   for item in items:
-    if item.path.parent.name in _WITHOUT_JAX:
+    if {item.path.parent.name, item.path.name} & _ONE_PYTHON:
       item.add_marker(pytest.mark.one_python)
 
 

@@ -225,7 +225,6 @@ def test_a_study_takes_the_problems_and_solutions_of_a_run_there(emulator, tmp_p
   _in_child(banks_and_problems, emulator, tmp_path)
 
 
-@pytest.mark.one_python
 def test_a_run_there_stopped_and_started_again_is_the_run_on_disk(emulator, tmp_path):
   (tmp_path / "config.py").write_text(CONFIG)
   more = quick_compiles.environ(tmp_path / "compiled")

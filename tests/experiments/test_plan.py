@@ -226,10 +226,11 @@ def test_what_cannot_fit_by_arithmetic_is_not_compiled(on_cpu):
 
 def test_scoring_takes_fewer_rows_until_it_fits(on_cpu):
   fits = plan_search.fit_scoring(small(engine__rows_per_batch=128), COT, FOUR_CHIPS)
-  attempts = plan_search.scoring_attempts()
-  assert [changes["engine.rows_per_batch"] for changes in attempts[:3]] == [512, 256, 128]
+  config = small(engine__rows_per_batch=512)
+  attempts = plan_search.scoring_attempts(config)
+  assert attempts[0] == {} and [changes["engine.rows_per_batch"] for changes in attempts[1:3]] == [256, 128]
   room = max(fit.total for fit in fits)
-  outcome = plan_search.search_scoring(small(), COT, with_memory(FOUR_CHIPS, room), attempts)
+  outcome = plan_search.search_scoring(config, COT, with_memory(FOUR_CHIPS, room), attempts)
   assert outcome.fits and outcome.changes == {"engine.rows_per_batch": 128}
 
 
@@ -346,7 +347,7 @@ def test_a_mesh_for_scoring_divides_heads_and_chips():
   for model in gsm8k.MODELS:
     config = gsm8k.get_config(model)
     heads = plan_sizes.model_config(config)
-    for changes in plan_table.scoring_attempts(config, "votes", tpus.get_slice("v5e:4x4")):
+    for changes in plan_table.voting_attempts(config, tpus.get_slice("v5e:4x4")):
       data, tensor = changes["engine.mesh.data"], changes["engine.mesh.tensor"]
       assert data * tensor == 4 and heads.num_heads % tensor == 0
       assert heads.num_kv_heads == 1 or heads.num_kv_heads % tensor == 0
