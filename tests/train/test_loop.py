@@ -239,6 +239,27 @@ def test_means_are_sums_over_counts_and_absent_kinds_are_left_out():
   assert loop._means(sums) == {"a": 1.5}
 
 
+def test_held_out_rows_are_read_as_many_at_a_time_as_a_micro_batch_and_each_once(tmp_path, monkeypatch):
+  def evaluated(number):
+    sizes = set()
+    step = loop.make_eval_step
+
+    def counting(*args):
+      read = step(*args)
+      return lambda params, batch: (sizes.add(len(batch.tokens)), read(params, batch))[1]
+
+    with monkeypatch.context() as patch:
+      patch.setattr(loop, "make_eval_step", counting)
+      tiny_run.train(tmp_path / str(number), num_micro_batches=number)
+    lines = map(json.loads, (tmp_path / str(number) / "metrics" / "tiny.jsonl").read_text().splitlines())
+    return sizes, [(line["eval/loss_verify"], line["eval/loss_solve"]) for line in lines if "eval/loss_verify" in line]
+
+  (whole, losses), (parts, losses_of_parts) = evaluated(1), evaluated(2)
+  assert (whole, parts) == ({4}, {2})
+  assert len(losses) == tiny_run.NUM_STEPS // tiny_run.SAVE_EVERY
+  np.testing.assert_allclose(losses_of_parts, losses, rtol=1e-5)
+
+
 def test_rows_that_do_not_divide_over_the_devices_are_refused(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="batch_size 4 of tiny does not divide over 1 data devices in 3 micro-batches"):
     tiny_run.train(tmp_path, num_micro_batches=3)
