@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import pathlib
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -138,9 +139,10 @@ def _digest(model: str) -> str:
 
 def page(cells: Mapping[str, Mapping[str, Any]]) -> str:
   """docs/plans.md."""
-  lines = [
-    _HEAD.format(caveat=plan_estimates.CAVEAT, compilers=", ".join(sorted({c["compiler"] for c in cells.values()})))
-  ]
+  seconds = [c["planned_in_seconds"] for c in cells.values()]
+  compilers = ", ".join(sorted({c["compiler"] for c in cells.values()}))
+  times = f"{min(seconds)} to {max(seconds)} s"
+  lines = [_HEAD.format(compilers=compilers, times=times, caveat=textwrap.fill(plan_estimates.CAVEAT, 120))]
   for model in gsm8k.MODELS:
     mine = [(name, cells[name]) for name in names([]) if name in cells and _parts(name)[0] == model]
     if mine:
@@ -161,10 +163,14 @@ def page(cells: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _row(name: str, cell: Mapping[str, Any]) -> str:
   fullest = max((sum(p["parts"].values()), p["limit"]) for p in cell["programs"])
-  once = "; ".join(f"{e['what']} {1000 * e['seconds']:,.3g} ms ({e['limit']})" for e in cell["estimates"])
-  whole = "; ".join(f"{t['what']} {t['hours']:,.1f} h" for t in cell["totals"])
+  once = "; ".join(f"{e['what']} {_three_digits(1000 * e['seconds'])} ms ({e['limit']})" for e in cell["estimates"])
+  whole = "; ".join(f"{t['what']} {t['hours']:.2g} h" for t in cell["totals"])
   memory = " of ".join(f"{size / 2**30:.1f}" for size in fullest)
   return f"| {_parts(name)[1]} | {cell['slice']} | {_settings(cell['changes'])} | {memory} | {once} | {whole} |"
+
+
+def _three_digits(number: float) -> str:
+  return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _settings(changes: Mapping[str, Any]) -> str:
@@ -179,11 +185,12 @@ def _settings(changes: Mapping[str, Any]) -> str:
 _HEAD = """# Plans: which slice, and how long
 
 The smallest slices of each kind of TPU on which the GSM8K configs of the paper's Gemmas fit, and bounds of their time.
-Made by `python -m experiments.plan_table`: the real TPU compiler, on a machine without a TPU ({compilers}). Of any
-config and slice:
+Made by `python -m experiments.plan_table`: the real TPU compiler, on a machine without a TPU
+({compilers}). A row took {times} on two CPU cores, with another beside it and with all settings that
+were tried. Of any config and slice:
 
 ```bash
-pip install 'genrm-jax[plan]'
+pip install -e '.[plan]'
 python -m experiments.plan --config=experiments/configs/gsm8k.py:gemma2_9b --topology=v5p:2x2x4 --search
 ```
 
@@ -212,10 +219,10 @@ def main() -> None:
     for name in wanted:
       if name in cells:
         say(f"{name}: done before")
-        continue
-      cells[name] = plan_cell(name)
-      store.write_json(args.results, {name: cells[name] for name in names([]) if name in cells})
-      store.write_bytes(args.page, page(cells).encode())
+      else:
+        cells[name] = plan_cell(name)
+        store.write_json(args.results, {name: cells[name] for name in names([]) if name in cells})
+    store.write_bytes(args.page, page(cells).encode())
 
 
 if __name__ == "__main__":

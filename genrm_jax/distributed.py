@@ -6,12 +6,16 @@ service of jax.distributed, which process 0 runs: it waits as long as it takes, 
 would give up on a process that is minutes behind.
 """
 
+import contextlib
+import ctypes
 import dataclasses
+import functools
 import itertools
 import os
 import pickle
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -79,6 +83,7 @@ def start(settings: Settings) -> None:
     initialization_timeout=settings.timeout_s,
     heartbeat_timeout_seconds=min(settings.timeout_s, _HEARTBEAT_S),
   )
+  _handler_of_jax()
 
 
 def _detected(timeout_s: int) -> tuple[Settings, Sequence[int] | None]:
@@ -97,6 +102,33 @@ def _detected(timeout_s: int) -> tuple[Settings, Sequence[int] | None]:
     )
   one = num_processes == 1
   return Settings(False, "" if one else coordinator, num_processes, process_id, timeout_s), local_device_ids
+
+
+@contextlib.contextmanager
+def sigterm_remembered() -> Iterator[None]:
+  """Within, SIGTERM of many processes is only remembered, for multihost_utils.reached_preemption_sync_point.
+
+  jax.distributed would have that so from its start to the end of the process, which nobody could then stop while it
+  scores. Elsewhere SIGTERM ends the process, as it does one that is alone.
+  """
+  _at_sigterm(_handler_of_jax())
+  try:
+    yield
+  finally:
+    _at_sigterm(None)
+
+
+@functools.cache
+def _handler_of_jax() -> int | None:
+  """The C function that jax.distributed has called at SIGTERM, in place of which the first call here puts the end."""
+  return _at_sigterm(None)
+
+
+def _at_sigterm(handler: int | None) -> int | None:
+  """Sets the C function that is called at SIGTERM, None for the end of the process; returns the one before."""
+  set_handler = ctypes.CDLL(None).signal  # Python's own `signal` does not know what C has set
+  set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+  return set_handler(signal.SIGTERM, handler)
 
 
 def num_processes() -> int:

@@ -1,6 +1,7 @@
 """Processes that find each other, or say who is missing; what one knows, all get."""
 
 import concurrent.futures
+import signal
 import socket
 import time
 
@@ -113,7 +114,11 @@ def test_strangers_are_not_counted():
 # --- two real processes
 
 _TALK = """
+import os
+import signal
 import sys
+import time
+
 import numpy as np
 from genrm_jax import distributed
 from genrm_jax.errors import UserError
@@ -142,6 +147,12 @@ distributed.check_same("the config", "a")
 distributed.barrier()
 if sys.argv[3] == "lose" and me == 1:
   distributed.leave(1)
+if sys.argv[3] == "stop":
+  with distributed.sigterm_remembered():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+  print("still there", flush=True)
+  os.kill(os.getpid(), signal.SIGTERM)
 print("at the end", flush=True)
 distributed.barrier()
 """
@@ -166,6 +177,12 @@ def test_two_processes_know_the_same():
       "the config of process 1 differs from that of process 0: give all the same",
       "at the end",
     ]
+
+
+def test_sigterm_ends_a_process_that_does_not_train():
+  for code, told, error in _talk("stop"):
+    assert code == -signal.SIGTERM, error
+    assert told.splitlines()[-1] == "still there"
 
 
 def test_nobody_waits_for_a_process_that_is_gone():

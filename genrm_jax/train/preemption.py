@@ -16,11 +16,11 @@ EXIT_CODE = 128 + signal.SIGTERM
 def watched() -> Iterator[Callable[[int], bool]]:
   """Yields `is_asked(step)`: whether to save and end after this step. Of many processes all say so at the same step.
 
-  Until the block is left SIGTERM does nothing but that. Of many processes it is enough that one is told; there
-  jax.distributed listens, from its start to the end of the process.
+  Until the block is left SIGTERM does nothing but that. Of many processes it is enough that one is told.
   """
   if distributed.num_processes() > 1:
-    yield multihost_utils.reached_preemption_sync_point
+    with distributed.sigterm_remembered():
+      yield multihost_utils.reached_preemption_sync_point
     return
   told = threading.Event()
   if threading.current_thread() is not threading.main_thread():  # which alone may listen
