@@ -196,10 +196,10 @@ python -m experiments.plan --config=experiments/configs/gsm8k.py:gemma2_9b --top
 
 `orm/genrm` is GenRM with its solution part, training and scoring; `genrm_cot` is its training; `votes` scores with 32
 rationales to a solution. Each host scores by itself, on its own chips, so this is planned for one host, 2x2 chips at
-most: more hosts take as much less time. What is scored are 1,319 problems x 16 solutions. Settings are those of the
-config (`mesh.`, `verifiers.NAME.` and `engine.` are left out) that decide memory: the fastest, by arithmetic, that the
-compiler takes on the slice. Memory is that of the fullest program. In brackets stands what limits the time: compute,
-memory, or the links between chips.
+most (a machine with eight counts as two hosts): more hosts take as much less time. What is scored are 1,319 problems x
+16 solutions. Settings are those of the config (`mesh.`, `verifiers.NAME.` and `engine.` are left out) that decide
+memory: the fastest, by arithmetic, that the compiler takes on the slice. Memory is that of the fullest program. In
+brackets stands what limits the time: compute, memory, or the links between chips.
 
 {caveat}
 """
