@@ -15,14 +15,16 @@ import pathlib
 import pytest
 
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
-_ONE_PYTHON = {"data", "evals", "launch", "tasks", "text"} | {
-  f"test_{name}.py" for name in ("damage_for_many", "docs", "dpo", "export", "gcs", "imports", "results_page")
+_ONE_PYTHON = {
+  *("data", "evals", "launch", "tasks", "text"),
+  *("damage_for_many", "docs", "dpo", "export", "gcs", "imports", "parity_hf", "plan", "pretrained", "results_page"),
+  "verifiers",
 }
 
 
 def pytest_collection_modifyitems(items):
   for item in items:
-    if {item.path.parent.name, item.path.name} & _ONE_PYTHON:
+    if {item.path.parent.name, item.path.stem.removeprefix("test_")} & _ONE_PYTHON:
       item.add_marker(pytest.mark.one_python)
 
 
