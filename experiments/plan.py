@@ -105,7 +105,7 @@ def times(estimates: Sequence[Estimate], totals: Sequence[Total]) -> list[str]:
       f"at most {e.tokens / e.seconds:,.0f} tokens/s"
       for e in estimates
     ),
-    *(f"  {t.what}: at least {t.hours:,.2f} hours" for t in totals),
+    *(f"  {t.what}: at least {t.hours:{',.1f' if t.hours >= 1 else '.2g'}} hours" for t in totals),
   ]
 
 
