@@ -17,8 +17,8 @@ import pytest
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
   *("data", "evals", "launch", "tasks", "text"),
-  *("damage_for_many", "docs", "dpo", "export", "gcs", "imports", "parity_hf", "plan", "pretrained", "results_page"),
-  "verifiers",
+  *("damage_for_many", "docs", "dpo", "easy_to_hard", "export", "gcs", "imports", "parity_hf", "plan", "pretrained"),
+  *("results_page", "smoke", "two_processes", "verifiers"),
 }
 
 

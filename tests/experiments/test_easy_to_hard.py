@@ -21,7 +21,6 @@ from genrm_jax.errors import UserError
 from genrm_jax.types import Score
 
 pytest.importorskip("math_verify")
-pytestmark = pytest.mark.one_python
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROBLEMS = [

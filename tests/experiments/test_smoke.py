@@ -24,8 +24,6 @@ from genrm_jax.model import weights
 from genrm_jax.train import saved
 from genrm_jax.types import VOTE_STATES, Candidate, Problem, Rationale, Score
 
-pytestmark = pytest.mark.one_python
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAINED = {"last_letter": ("generator", "dpo"), "word_sorting": ("generator", "dpo"), "gsm8k": ("base",)}
 TASKS = {task: (*first, "orm", "genrm", "genrm_cot") for task, first in TRAINED.items()}  # all that is trained

@@ -12,8 +12,6 @@ import quick_compiles
 from genrm_jax.data import store
 from genrm_jax.types import Candidate, Score
 
-pytestmark = pytest.mark.one_python
-
 CONFIG = """
 from experiments.configs import last_letter
 

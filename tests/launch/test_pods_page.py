@@ -100,7 +100,6 @@ def test_settings_of_the_text_exist():
     assert (launchers.ROOT / name).is_file()
 
 
-@pytest.mark.one_python
 def test_gcloud_itself_knows_every_flag(calls, tmp_path):
   given = [shlex.join(words) for words, _ in calls if words[0] == "gcloud"]
   assert not launchers.refused_by_gcloud(given, tmp_path)

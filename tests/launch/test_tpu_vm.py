@@ -185,7 +185,6 @@ def test_a_run_from_start_to_stop_on_two_workers(bench):
   assert bench.run("tpu_vm.sh", "ssh", "--worker=0", "--", "echo", "it's").stdout == "it's\n"
 
 
-@pytest.mark.one_python
 def test_gcloud_itself_knows_every_flag(bench, tmp_path):
   lines = [line for step in STEPS for line in launchers.dry_run(bench, "tpu_vm.sh", *step).splitlines()]
   commands = [line for line in lines if line.startswith("gcloud ")]

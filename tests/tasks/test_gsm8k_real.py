@@ -12,8 +12,6 @@ from genrm_jax.tasks.gsm8k_answers import extract_answer, same_answer
 from genrm_jax.tasks.gsm8k_released import scan
 from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct
 
-pytestmark = pytest.mark.one_python
-
 
 @pytest.fixture(scope="module")
 def released_dir(data_dir):
