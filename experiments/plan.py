@@ -9,7 +9,6 @@ Shown are the bytes of a chip by what they hold, and a least time by the chip's 
 settings that decide memory are tried, the fastest first, until one fits.
 """
 
-import collections
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,7 +81,7 @@ def _shape(mesh: Mapping[str, int]) -> str:
 
 def memory_table(programs: Sequence[plan_compile.Fit]) -> list[str]:
   """A line for each program: what takes how much of a chip's memory, and whether it fits."""
-  names = [*collections.OrderedDict.fromkeys(part for fit in programs for part in fit.parts), "total"]
+  names = [*dict.fromkeys(part for fit in programs for part in fit.parts), "total"]
   widths = [max(11, len(name) + 2) for name in names]
 
   def line(program: str, cells: Sequence[str], verdict: str) -> str:
