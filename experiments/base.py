@@ -22,20 +22,22 @@ from genrm_jax.types import KIND_SOLVE
 def train_base(run: Run) -> None:
   """The stand-in for pretraining."""
   c = run.config.base
-  rng = np.random.default_rng([run.config.seed, 0])
-  encode, bos, eos = run.tokenizer.encode, run.tokenizer.bos_id, run.tokenizer.eos_id
-  examples = []
-  for i in range(c.num_examples):
-    prompt, completion = string_base.example(rng)
-    ids = [bos, *encode(prompt)], [*encode(completion), eos]
-    made = batches.sft_example(f"base example {i}", *ids, KIND_SOLVE)
-    # An answer of one mark would hardly count among lists of forty.
-    weight = c.short_answer_weight if len(completion) <= 2 else 1.0
-    examples.append(dataclasses.replace(made, weights=made.weights * weight))
-  examples = list_tasks.with_gaps(run, examples)
-  parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
-  del examples  # packing lets go of each part
-  run.train("base", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
+
+  def make_examples() -> dict[str, list[batches.Example]]:
+    rng = np.random.default_rng([run.config.seed, 0])
+    encode, bos, eos = run.tokenizer.encode, run.tokenizer.bos_id, run.tokenizer.eos_id
+    examples = []
+    for i in range(c.num_examples):
+      prompt, completion = string_base.example(rng)
+      ids = [bos, *encode(prompt)], [*encode(completion), eos]
+      made = batches.sft_example(f"base example {i}", *ids, KIND_SOLVE)
+      # An answer of one mark would hardly count among lists of forty.
+      weight = c.short_answer_weight if len(completion) <= 2 else 1.0
+      examples.append(dataclasses.replace(made, weights=made.weights * weight))
+    examples = list_tasks.with_gaps(run, examples)
+    return {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
+
+  run.train("base", make_examples, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
 
 
 def make_stages(run: Run) -> list[Stage]:

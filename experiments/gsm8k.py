@@ -68,8 +68,12 @@ def base_examples(run: Run, split: str) -> list[batches.Example]:
 def train_base(run: Run) -> None:
   """A language model of the training texts, from scratch: it stands in for pretraining."""
   c = run.config.base
-  examples = {split: base_examples(run, split) for split in ("train", "val")}
-  run.train("base", examples, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
+  run.train(
+    "base",
+    lambda: {split: base_examples(run, split) for split in ("train", "val")},
+    lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat),
+    c,
+  )
 
 
 def make_stages(run: Run) -> list[Stage]:

@@ -75,15 +75,17 @@ def train_generator(run: Run, task: ListTask) -> None:
   Its training problems are its own; no verifier sees them.
   """
   c = run.config.generator
-  rng = _rng(run, "generator")
-  examples = []
-  for i in range(c.num_examples):
-    problem = task.problem(rng, int(rng.integers(c.min_words, c.max_words + 1)), "generator", i)
-    examples.append(verifiers.solve_example(run.prompter, problem, problem.reference))
-  examples = with_gaps(run, examples)
-  parts = {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
-  del examples  # packing lets go of each part
-  run.train("generator", parts, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
+
+  def make_examples() -> dict[str, list[batches.Example]]:
+    rng = _rng(run, "generator")
+    examples = []
+    for i in range(c.num_examples):
+      problem = task.problem(rng, int(rng.integers(c.min_words, c.max_words + 1)), "generator", i)
+      examples.append(verifiers.solve_example(run.prompter, problem, problem.reference))
+    examples = with_gaps(run, examples)
+    return {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
+
+  run.train("generator", make_examples, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
 
 
 def _solve_prompt(run: Run, task: ListTask, question: str, shown: bool) -> list[int]:

@@ -68,14 +68,16 @@ def train_verifier(run: Run, name: str, augment: Callable[[list[batches.Example]
   if verifier.learns_pairs:
     train_on_pairs(run, name, augment)
     return
-  examples, asked = verifier_examples(run, verifier, "train", settings)
-  longest = max(len(e.tokens) for e in examples)
-  verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples, longest), asked)
-  parts = {"train": augment(examples), "val": verifier_examples(run, verifier, "val", settings)[0]}
-  del examples, asked  # a release's take gigabytes
+
+  def make_examples() -> dict[str, list[batches.Example]]:
+    examples, asked = verifier_examples(run, verifier, "train", settings)
+    longest = max(len(e.tokens) for e in examples)
+    verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples, longest), asked)
+    return {"train": augment(examples), "val": verifier_examples(run, verifier, "val", settings)[0]}
+
   run.train(
     name,
-    parts,
+    make_examples,
     lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, settings.solve_weight, remat=settings.remat),
     settings,
     verifier=name,
@@ -85,24 +87,29 @@ def train_verifier(run: Run, name: str, augment: Callable[[list[batches.Example]
 def train_on_pairs(run: Run, name: str, augment: Callable[[list[batches.Example]], list[batches.Example]]) -> None:
   """Trains the DPO verifier; its reference is what it starts from."""
   settings, verifier = run.config.verifiers[name], verifiers.get_verifier(name)
-  examples: dict[str, list[batches.Example]] = {}
-  asked: list[tuple[Problem, Candidate, Rationale | None]] = []
-  for split in ("train", "val"):
-    problem_of = {p.id: p for p in run.problems(split)}
-    pairs = candidates.choose_pairs(training_candidates(run, split, settings), settings.max_pairs, run.config.seed)
-    examples[split] = [verifiers.pair_example(run.prompter, problem_of[a.problem_id], a, b) for a, b in pairs]
-    if split == "train":
-      asked = [(problem_of[c.problem_id], c, None) for both in pairs for c in both]
-  longest = max(len(e.tokens) for e in examples["train"])
-  verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples["train"], longest), asked)
-  examples["train"] = augment(examples["train"])
+
+  def make_examples() -> dict[str, list[batches.Example]]:
+    examples: dict[str, list[batches.Example]] = {}
+    asked: list[tuple[Problem, Candidate, Rationale | None]] = []
+    for split in ("train", "val"):
+      problem_of = {p.id: p for p in run.problems(split)}
+      pairs = candidates.choose_pairs(training_candidates(run, split, settings), settings.max_pairs, run.config.seed)
+      examples[split] = [verifiers.pair_example(run.prompter, problem_of[a.problem_id], a, b) for a, b in pairs]
+      if split == "train":
+        asked = [(problem_of[c.problem_id], c, None) for both in pairs for c in both]
+    longest = max(len(e.tokens) for e in examples["train"])
+    verifiers.check_verdict_tokens(verifier, run.prompter, batches.pack(examples["train"], longest), asked)
+    return {**examples, "train": augment(examples["train"])}
+
   run.train(
     name,
-    examples,
+    make_examples,
     lambda m: verifiers.make_loss(verifier, run.model, run.prompter, m, 0.0, settings.beta, settings.remat),
     settings,
     verifier=name,
-    prepare=lambda rows, params: verifiers.with_reference(rows, params, run.model, run.mesh, settings.loop.batch_size),
+    prepare=lambda rows, max_targets, params: verifiers.with_reference(
+      rows, max_targets, params, run.model, run.mesh, run.train_config(name).micro_batch_size
+    ),
   )
 
 

@@ -80,7 +80,7 @@ def _shape(mesh: Mapping[str, int]) -> str:
 
 
 def memory_table(programs: Sequence[plan_compile.Fit]) -> list[str]:
-  """A line for each program: what takes how much of a chip's memory, and whether it fits."""
+  """A line for each program: what takes how much of a chip's memory, whether it fits, and how long it compiled."""
   names = [*dict.fromkeys(part for fit in programs for part in fit.parts), "total"]
   widths = [max(11, len(name) + 2) for name in names]
 
@@ -90,7 +90,8 @@ def memory_table(programs: Sequence[plan_compile.Fit]) -> list[str]:
   lines = [line("on a chip", names, "")]
   for fit in programs:
     sizes = {**fit.parts, "total": fit.total}
-    verdict = "fits" if fit.fits else "DOES NOT FIT" if fit.compiled else "CANNOT FIT (by arithmetic, not compiled)"
+    verdict = "fits" if fit.fits else "DOES NOT FIT"
+    verdict += " (by arithmetic, not compiled)" if fit.seconds is None else f" (compiled in {fit.seconds:.0f} s)"
     cells = [size_text(sizes[name]) if name in sizes else "" for name in names]
     lines.append(line(fit.program, cells, f" of {size_text(fit.limit)}: {verdict}"))
   return lines

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,13 +95,14 @@ class Fit:
     program: its name.
     parts: bytes by what they hold.
     limit: bytes that there are.
-    compiled: by the compiler; else `parts` is arithmetic, the least that is needed, and it is too much.
+    seconds: that tracing and compiling took here; None where `parts` is arithmetic, the least that is needed, and it is
+      too much, so that nothing was compiled.
   """
 
   program: str
   parts: dict[str, int]
   limit: int
-  compiled: bool = True
+  seconds: float | None
 
   @property
   def total(self) -> int:
@@ -126,10 +128,11 @@ def fit(program: Program, where: Slice, mesh: Mesh, least: Mapping[str, int]) ->
     least: bytes that it needs for certain, beside what it holds.
   """
   limit = where.chip.hbm_bytes
-  certain = Fit(program.name, {**program.held, **least}, limit, compiled=False)
+  certain = Fit(program.name, {**program.held, **least}, limit, seconds=None)
   if not certain.fits:
     return certain
   say(f"compiling for {where.name}: {program.name}")
+  start = time.monotonic()
   try:
     with jax.set_mesh(mesh):
       compiled = program.lower().compile()
@@ -141,8 +144,9 @@ def fit(program: Program, where: Slice, mesh: Mesh, least: Mapping[str, int]) ->
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     total = wanted_bytes(str(e)) or limit + 1
+  seconds = round(time.monotonic() - start, 1)
   held = sum(program.held.values())
-  return Fit(program.name, {**program.held, "temporaries": max(0, total + program.beside - held)}, limit)
+  return Fit(program.name, {**program.held, "temporaries": max(0, total + program.beside - held)}, limit, seconds)
 
 
 def wanted_bytes(message: str) -> int | None:

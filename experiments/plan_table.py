@@ -148,6 +148,7 @@ def page(cells: Mapping[str, Mapping[str, Any]]) -> str:
     if mine:
       lines += [f"## {model}\n", "| what | slice | settings | GiB of a chip | at least | at least, in all |"]
       lines += ["| --- | --- | --- | ---: | ---: | ---: |", *(_row(name, cell) for name, cell in mine), ""]
+  lines += [*_compile_times(cells), ""]
   lines += [
     "## The chips\n",
     "| | HBM for a program | bfloat16 | memory | links, in and out |",
@@ -167,6 +168,23 @@ def _row(name: str, cell: Mapping[str, Any]) -> str:
   whole = "; ".join(f"{t['what']} {t['hours']:.2g} h" for t in cell["totals"])
   memory = " of ".join(f"{size / 2**30:.1f}" for size in fullest)
   return f"| {_parts(name)[1]} | {cell['slice']} | {_settings(cell['changes'])} | {memory} | {once} | {whole} |"
+
+
+def _compile_times(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """A row for each program of each work, with its seconds on the kinds of chips for each model."""
+  lines = [
+    _COMPILE_TIMES,
+    f"| what | program | {' | '.join(gsm8k.MODELS)} |",
+    "| --- | --- |" + " ---: |" * len(gsm8k.MODELS),
+  ]
+  for work in WORK:
+    seconds: dict[str, dict[str, list[str]]] = {}
+    for model, kind in itertools.product(gsm8k.MODELS, tpus.KINDS):
+      for program in cells.get(f"{model}/{work}/{kind}", {"programs": []})["programs"]:
+        seconds.setdefault(program["program"], {}).setdefault(model, []).append(f"{program['seconds']:.1f}")
+    for program, of_model in seconds.items():
+      lines.append(f"| {work} | {program} | {' | '.join(' / '.join(of_model.get(m, [])) for m in gsm8k.MODELS)} |")
+  return lines
 
 
 def _three_digits(number: float) -> str:
@@ -202,6 +220,13 @@ memory: the fastest, by arithmetic, that the compiler takes on the slice. Memory
 brackets stands what limits the time: compute, memory, or the links between chips.
 
 {caveat}
+"""
+
+
+_COMPILE_TIMES = """## Compile times
+
+Seconds that tracing and compiling each program of the plans above took, for v5e / v5p / v6e, on the same two CPU cores.
+A run compiles each once.
 """
 
 

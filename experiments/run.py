@@ -12,7 +12,8 @@ from etils import epath
 
 import genrm_jax
 from genrm_jax import distributed, sharding, trained, verifiers
-from genrm_jax.data import batches, store
+from genrm_jax.data import batches, row_file, store
+from genrm_jax.data.row_file import RowFile
 from genrm_jax.errors import UserError
 from genrm_jax.infer.decode import Engine
 from genrm_jax.infer.sample import SampleConfig
@@ -224,36 +225,31 @@ class Run:
   def train(
     self,
     name: str,
-    examples: dict[str, list[batches.Example]],
+    make_examples: Callable[[], dict[str, list[batches.Example]]],
     make_loss: Callable[[int], losses.LossFn],
     config: ml_collections.ConfigDict,
     verifier: str | None = None,
-    prepare: Callable[[batches.Rows, Any], batches.Rows] = lambda rows, params: rows,
+    prepare: Callable[[RowFile, int, Any], RowFile] = lambda rows, max_targets, params: rows,
   ) -> None:
-    """Packs the examples and trains the run called `name`.
+    """Packs examples and trains the run called `name`.
+
+    Of many processes the first makes the examples, and leaves their rows in a file while the run is trained; each reads
+    from it what its own devices hold.
 
     Args:
       name: of the run.
-      examples: to train on ("train") and held out ("val"); they are taken out, and not kept beside the packed rows.
+      make_examples: gives those to train on ("train") and held out ("val").
       make_loss: is given the most targets that a row has.
       config: how it is trained.
       verifier: what kind of verifier it is, if it is one.
-      prepare: is given rows and the parameters that training starts from, and gives the rows to use.
+      prepare: is given rows, the most targets of one and the parameters that training starts from, and gives the rows
+        to use.
     """
-    packed = {split: pack(f"{name}, {split}", examples.pop(split), config) for split in ("train", "val")}
-    store.write_json(
-      self.path("metrics", f"{name}.examples.json"), {split: told for split, (_, told) in packed.items()}
-    )
-    rows, eval_rows = packed["train"][0], packed["val"][0]
-    max_targets = max(rows.max_targets, eval_rows.max_targets)
-    used = rows.data.segments.astype(bool).mean()
-    say(
-      f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {config.row_length}, {used:.0%} of them filled"
-    )
-    manifest = {**self.manifest(name, verifier), "data": rows.digest}
-    distributed.check_same(f"what {name} is trained on", rows.digest)
+    packed = distributed.from_main(lambda: self._write_rows(name, make_examples(), config))
+    max_targets = max(max_targets for max_targets, _ in packed.values())
+    manifest = {**self.manifest(name, verifier), "data": packed["train"][1]}
     start = [self.init_params(name, self.mesh)]
-    rows, eval_rows = (prepare(r, start[0]) for r in (rows, eval_rows))
+    rows, eval_rows = (prepare(RowFile(self._rows_file(name, s)), max_targets, start[0]) for s in ("train", "val"))
     loop.train(
       name,
       make_loss(max_targets),
@@ -267,6 +263,29 @@ class Run:
       self.workdir,
       [self.path("tokenizer.model")] if self.config.tokenizer.type == "sentencepiece" else [],
     )
+    distributed.from_main(self._rows_file(name, "train").parent.rmtree)
+
+  def _rows_file(self, name: str, split: str) -> epath.Path:
+    return self.path(f"rows_{name}", f"{split}.npy")
+
+  def _write_rows(
+    self, name: str, examples: dict[str, list[batches.Example]], config: ml_collections.ConfigDict
+  ) -> dict[str, tuple[int, str]]:
+    """Leaves rows_<name>/ and metrics/<name>.examples.json; by split, the most targets of a row, and the digest.
+
+    The examples are taken out of `examples`, so that they are not kept beside their rows.
+    """
+    out, told = {}, {}
+    for split in ("train", "val"):
+      rows, told[split] = pack(f"{name}, {split}", examples.pop(split), config)
+      row_file.write(self._rows_file(name, split), rows.num_rows, rows.take)
+      out[split] = rows.max_targets, rows.digest
+      if split == "train":
+        used = rows.data.segments.astype(bool).mean()
+        told_of = f"{rows.num_examples} examples in {rows.num_rows} rows of {config.row_length}"
+        say(f"{name}: {told_of}, {used:.0%} of them filled")
+    store.write_json(self.path("metrics", f"{name}.examples.json"), told)
+    return out
 
 
 def pack(

@@ -5,7 +5,7 @@ each. A rule that cannot be kept is an error with the numbers in it, never a sil
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -119,6 +119,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """A whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def read_to_global(take: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mesh) -> Any:
+  """Global arrays of the rows of `index`, split over the batch; each process reads those that its own devices hold.
+
+  Args:
+    take: gives a tree of numpy arrays, first axis n, for an index of n rows.
+    index: of all rows of the batch, int[B], the same on all processes; B divides by the batch shards.
+    mesh: the devices.
+  """
+  sharding, places = batch_sharding(mesh), np.arange(len(index))
+  held: Mapping[jax.Device, Any] = sharding.addressable_devices_indices_map(index.shape)
+  own = np.unique([places[at] for (at,) in held.values()])
+
+  def put(rows: np.ndarray) -> jax.Array:
+    def of_device(at: Any) -> np.ndarray:
+      return rows[np.searchsorted(own, places[at[0]])]
+
+    return jax.make_array_from_callback((len(index), *rows.shape[1:]), sharding, of_device)
+
+  return jax.tree.map(put, take(index[own]))
 
 
 def host_to_global(tree: Any, mesh: Mesh) -> Any:

@@ -12,15 +12,18 @@ verifier is that of V-STaR (Hosseini et al. 2024); its reference is the model th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from genrm_jax import sharding
 from genrm_jax.data.batches import Example, Rows, label_example, pair, sft_example
+from genrm_jax.data.row_file import RowFile
 from genrm_jax.errors import UserError
 from genrm_jax.infer import score
 from genrm_jax.infer.decode import Engine
@@ -189,36 +192,39 @@ def make_loss(
   return sft_loss(config, max_targets, solve_weight, remat)
 
 
-def with_reference(rows: Rows, params: Any, config: ModelConfig, mesh: Mesh, batch_size: int) -> Rows:
+_Pairs = TypeVar("_Pairs", Rows, RowFile)
+
+
+def with_reference(
+  rows: _Pairs, max_targets: int, params: Any, config: ModelConfig, mesh: Mesh, batch_size: int
+) -> _Pairs:
   """The rows with log p of every target under `params`, the reference of DPO: one pass, so that training needs none.
 
   Args:
     rows: pairs.
+    max_targets: the most targets that a row has.
     params: what training starts from, on the mesh.
     config: the model.
     mesh: the devices.
     batch_size: rows that go through the model at a time.
   """
-  max_targets = rows.max_targets
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def log_probs(params, batch):
     logits_BMV, at = _logits_at_targets(params, config, batch, max_targets)
-    return -losses.cross_entropy(logits_BMV, at.targets)
+    is_target_BT = batch.weights > 0
+    slot_BT = jnp.cumsum(is_target_BT, axis=1) - 1  # the targets of a row stand first, in their order
+    logp_BT = jnp.take_along_axis(-losses.cross_entropy(logits_BMV, at.targets), slot_BT, axis=1)
+    return jnp.where(is_target_BT, logp_BT, 0.0)
 
-  out = np.zeros(rows.data.weights.shape, np.float32)
+  out = []
   with progress("log p under the reference", rows.num_rows) as advance, jax.set_mesh(mesh):
     for start in range(0, rows.num_rows, batch_size):
       index = np.arange(start, start + batch_size)
-      batch = rows.take(np.where(index < rows.num_rows, index, -1))
-      logp_BM = np.asarray(log_probs(params, sharding.host_to_global(batch, mesh)))
-      is_target = batch.weights > 0
-      # The targets of a row stand first in logp_BM, in their order.
-      filled = np.arange(max_targets) < is_target.sum(axis=1, keepdims=True)
-      there = min(batch_size, rows.num_rows - start)
-      out[start : start + there][is_target[:there]] = logp_BM[filled]
-      advance(there)
-  return rows.with_reference(out)
+      batch = sharding.read_to_global(rows.take, np.where(index < rows.num_rows, index, -1), mesh)
+      out.append(np.asarray(log_probs(params, batch))[: rows.num_rows - start])
+      advance(len(out[-1]))
+  return rows.with_reference(np.concatenate(out))
 
 
 def score_candidates(

@@ -18,7 +18,7 @@ import pytest
 _ONE_PYTHON = {
   *("data", "evals", "launch", "tasks", "text"),
   *("damage_for_many", "docs", "dpo", "easy_to_hard", "export", "gcs", "imports", "parity_hf", "plan", "pretrained"),
-  *("results_page", "smoke", "two_processes", "verifiers"),
+  *("results_page", "rows_for_many", "smoke", "two_processes", "verifiers"),
 }
 
 

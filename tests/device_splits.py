@@ -87,7 +87,7 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
     train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings)
     trained = []
     for i in range(NUM_STEPS):
-      state, sums = train_step(state, sharding.host_to_global(rows.batch(0, i, 8), mesh))
+      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
       trained.append([float(total) / float(count) for total, count in jax.device_get(sums).values()])
     params = jax.device_put(_params(model), where)
   engine = Engine(params, config, mesh, eos_id=2, rows_per_batch=8, max_tokens=64)

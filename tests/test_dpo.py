@@ -55,7 +55,7 @@ def _examples(prompter=PROMPTER):
 @functools.cache
 def _rows(row_length=WIDTH):
   rows = batches.pack(_examples(), row_length)
-  return verifiers.with_reference(rows, _params(REFERENCE), CONFIG, _mesh(), 2)
+  return verifiers.with_reference(rows, rows.max_targets, _params(REFERENCE), CONFIG, _mesh(), 2)
 
 
 @jax.jit
@@ -135,7 +135,7 @@ def test_gaps_leave_the_start_of_each_half_where_it_is():
 def test_the_reference_is_log_p_of_every_target(batch_size):
   rows = batches.pack(_examples(), WIDTH)
   assert rows.num_rows % 4, "the last batch is not full"
-  got = verifiers.with_reference(rows, _params(REFERENCE), CONFIG, _mesh(), batch_size)
+  got = verifiers.with_reference(rows, rows.max_targets, _params(REFERENCE), CONFIG, _mesh(), batch_size)
   assert isinstance(got.data, PairBatch) and got.data.reference.dtype == np.float32
   assert not got.data.reference[rows.data.weights == 0].any()
   for r in range(rows.num_rows):
@@ -152,7 +152,7 @@ def test_the_reference_goes_with_its_rows_and_leaves_the_name_of_the_data():
   assert rows.digest == batches.pack(_examples(), WIDTH).digest
   got = rows.take(np.array([1, -1, 0]))
   np.testing.assert_array_equal(got.reference, rows.data.reference[[1, 0, 0]] * [[1], [0], [1]])
-  assert isinstance(rows.batch(0, 0, 2), PairBatch)
+  assert isinstance(rows.take(rows.order(0, 0, 2)), PairBatch)
 
 
 def test_rows_without_a_reference_have_no_loss():
@@ -252,7 +252,7 @@ def _trained(num_devices=1, rank=0, num_steps=30):
   shardings = sharding.param_shardings(specs, mesh, sharding.rules_for(1))
   with jax.set_mesh(mesh):
     params = jax.device_put(params, shardings)
-    rows = verifiers.with_reference(rows, params, CONFIG, mesh, 8)
+    rows = verifiers.with_reference(rows, rows.max_targets, params, CONFIG, mesh, 8)
     loss_fn = verifiers.make_loss(DPO, CONFIG, PROMPTER, rows.max_targets, 0.0, BETA)
     eval_step = step.make_eval_step(loss_fn, mesh, shardings)
     optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=30))
@@ -262,7 +262,7 @@ def _trained(num_devices=1, rank=0, num_steps=30):
     before = loop.evaluate(eval_step, params, rows, 8, mesh)
     steps = []
     for i in range(num_steps):
-      state, sums = train_step(state, sharding.host_to_global(rows.batch(0, i, 8), mesh))
+      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
       steps.append(float(sums["loss"][0]))
     after = loop.evaluate(eval_step, state.all_params, rows, 8, mesh)
   return jax.device_get(state.all_params), steps, before, after

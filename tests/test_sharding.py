@@ -108,5 +108,19 @@ def test_host_to_global(mesh):
     sharding.host_to_global({"tokens": np.zeros((6, 3))}, mesh)
 
 
+def test_read_to_global(mesh):
+  rows, asked = np.arange(60, dtype=np.int32).reshape(20, 3), []
+
+  def take(index):
+    asked.append(index.tolist())
+    return {"tokens": rows[index], "length": rows[index, 0]}
+
+  index = np.array([9, 3, 3, 19, 0, 7, 8, 1])
+  got = sharding.read_to_global(take, index, mesh)
+  assert asked == [index.tolist()], "each row once, though two devices hold it"
+  jax.tree.map(np.testing.assert_array_equal, got, {"tokens": rows[index], "length": rows[index, 0]})
+  assert got["tokens"].sharding == sharding.batch_sharding(mesh)
+
+
 def test_replicated(mesh):
   assert jax.device_put(np.ones(3), sharding.replicated(mesh)).addressable_shards[5].data.shape == (3,)

@@ -1,7 +1,7 @@
 """From token ids to packed rows, and the order in which training reads them.
 
-An `Example` is one sequence; `pack` lays examples one after another into rows; `Rows.batch(seed, step)` is a pure
-function, so a resumed run needs no iterator state.
+An `Example` is one sequence; `pack` lays examples one after another into rows; which rows a step reads (`order`) is a
+pure function of seed and step, so a resumed run needs no iterator state.
 """
 
 import dataclasses
@@ -106,12 +106,9 @@ class Rows:
       h.update(np.ascontiguousarray(getattr(self.data, field.name)).tobytes())
     return h.hexdigest()
 
-  def batch(self, seed: int, step: int, batch_size: int) -> TokenBatch:
-    """The batch of a step: rows in a new random order every epoch, no row twice in one, none left out."""
-    places = step * batch_size + np.arange(batch_size)
-    epochs, offsets = places // self.num_rows, places % self.num_rows
-    orders = {e: np.random.default_rng([seed, int(e)]).permutation(self.num_rows) for e in np.unique(epochs)}
-    return self.take(np.asarray([orders[e][o] for e, o in zip(epochs, offsets, strict=True)]))
+  def order(self, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The rows that a step reads; see `order`."""
+    return order(self.num_rows, seed, step, batch_size)
 
   def take(self, index: np.ndarray) -> TokenBatch:
     """The rows of `index`; -1 gives an empty row."""
@@ -120,8 +117,20 @@ class Rows:
 
   def with_reference(self, log_probs: np.ndarray) -> "Rows":
     """The same pairs, with log p of every target under the reference model, f32[rows, T]."""
-    fields = {f.name: getattr(self.data, f.name) for f in dataclasses.fields(TokenBatch)}
-    return dataclasses.replace(self, data=PairBatch(**fields, reference=log_probs))
+    return dataclasses.replace(self, data=with_reference(self.data, log_probs))
+
+
+def with_reference(batch: TokenBatch, log_probs: np.ndarray) -> PairBatch:
+  """Pairs with log p of every target under the reference model, f32[B, T]."""
+  return PairBatch(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(TokenBatch)}, reference=log_probs)
+
+
+def order(num_rows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
+  """Which of so many rows a step reads, int[batch_size]: a new random order every epoch, in which each stands once."""
+  places = step * batch_size + np.arange(batch_size)
+  epochs, offsets = places // num_rows, places % num_rows
+  orders = {e: np.random.default_rng([seed, int(e)]).permutation(num_rows) for e in np.unique(epochs)}
+  return np.asarray([orders[e][o] for e, o in zip(epochs, offsets, strict=True)])
 
 
 def pack(examples: Sequence[Example], row_length: int) -> Rows:

@@ -43,7 +43,7 @@ def write_records(path: PathLike, records: Iterable[Record]) -> int:
     UserError: the place cannot be written, the disk is full, or a record holds NaN or infinity.
   """
   count = 0
-  with _atomic_writer(path) as write:
+  with atomic_writer(path) as write:
     for record in records:
       fields = {"schema": SCHEMA_VERSIONS[type(record)], **_shallow_dict(record)}
       write(_dump(fields, f"{os.fspath(path)}:{count + 1}") + b"\n")
@@ -64,7 +64,7 @@ def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
       or a field that is missing, unknown or of another type.
   """
   version = SCHEMA_VERSIONS[cls]
-  with _reader(path) as lines:
+  with reader(path) as lines:
     for number, line in enumerate(lines, start=1):
       place = f"{os.fspath(path)}:{number}"
       fields = _load_object(line, place)
@@ -81,19 +81,19 @@ def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
 
 def write_json(path: PathLike, obj: Any) -> None:
   """Writes a JSON-able object, indented, whole or not at all. Raises UserError as `write_records` does."""
-  with _atomic_writer(path) as write:
+  with atomic_writer(path) as write:
     write(_dump(obj, os.fspath(path), indent=2) + b"\n")
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
   """Writes a file, whole or not at all. Raises UserError as `write_records` does."""
-  with _atomic_writer(path) as write:
+  with atomic_writer(path) as write:
     write(data)
 
 
 def read_json(path: PathLike) -> Any:
   """The object in a JSON file. Raises UserError if there is no such file or it is not JSON."""
-  with _reader(path) as stream:
+  with reader(path) as stream:
     text = stream.read()
   return _load(text, os.fspath(path), "mend it, or remove it and run the stage that wrote it again")
 
@@ -101,7 +101,7 @@ def read_json(path: PathLike) -> Any:
 def file_digest(path: PathLike) -> str:
   """The sha256 of a file's bytes, in hex. Raises UserError if there is no such file."""
   digest = hashlib.sha256()
-  with _reader(path) as stream:
+  with reader(path) as stream:
     while block := stream.read(_DIGEST_BLOCK_BYTES):
       digest.update(block)
   return digest.hexdigest()
@@ -114,7 +114,7 @@ def digest_of(obj: Any) -> str:
 
 
 @contextlib.contextmanager
-def _atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
+def atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
   """Yields `write(bytes)` into a hidden file beside `path`, which takes its place if the block ends well."""
   if not distributed.is_main():
     yield lambda data: None
@@ -167,7 +167,8 @@ def _sync(stream: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reader(path: PathLike) -> Iterator[Any]:
+def reader(path: PathLike) -> Iterator[Any]:
+  """Yields the file, open for reading bytes. Raises UserError if there is no such file."""
   with _named(path, "read"):
     stream = epath.Path(path).open("rb")
   with stream:

@@ -29,11 +29,11 @@ _STEPS_AHEAD = 2
 
 
 class RowSource(Protocol):
-  """Packed rows: a training batch by (seed, step), and rows by index (-1 gives an empty one)."""
+  """Packed rows: which of them a training step reads, by (seed, step), and the rows of an index (-1: an empty one)."""
 
   @property
   def num_rows(self) -> int: ...
-  def batch(self, seed: int, step: int, batch_size: int) -> TokenBatch: ...
+  def order(self, seed: int, step: int, batch_size: int) -> np.ndarray: ...
   def take(self, index: np.ndarray) -> TokenBatch: ...
 
 
@@ -124,7 +124,7 @@ def train(
       advance(int(state.step))
       is_good = checkpoints.newest_loss() <= config.stop_at_loss
       for step in range(num_steps if is_good else int(state.step), num_steps):
-        batch = sharding.host_to_global(rows.batch(config.seed, step, config.batch_size), mesh)
+        batch = sharding.read_to_global(rows.take, rows.order(config.seed, step, config.batch_size), mesh)
         state, sums = train_step(state, batch)
         pending.append(sums)
         jax.block_until_ready(pending[-1 - _STEPS_AHEAD : -_STEPS_AHEAD])
@@ -164,7 +164,7 @@ def evaluate(eval_step, params: Any, rows: RowSource, batch_size: int, mesh: Mes
   """Mean losses over all rows, each once."""
   index = np.full(-(-rows.num_rows // batch_size) * batch_size, -1)
   index[: rows.num_rows] = np.arange(rows.num_rows)
-  sums = [eval_step(params, sharding.host_to_global(rows.take(part), mesh)) for part in index.reshape(-1, batch_size)]
+  sums = [eval_step(params, sharding.read_to_global(rows.take, part, mesh)) for part in index.reshape(-1, batch_size)]
   return _means(sums)
 
 

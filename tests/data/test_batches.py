@@ -35,10 +35,6 @@ def _rows(num_rows, row_length=2):
   return batches.pack([_example(i, row_length) for i in range(num_rows)], row_length)
 
 
-def _which(batch):
-  return (batch.tokens[:, 0] // 1000 - 1).tolist()
-
-
 def test_sft_example_is_as_drawn():
   e = batches.sft_example("e", [10, 11], [20, 21], KIND_SOLVE)
   assert e.tokens.tolist() == [10, 11, 20]
@@ -121,19 +117,19 @@ def test_an_epoch_has_every_row_once(num_rows, batch_size, seed):
   rows = _rows(num_rows)
   num_epochs = 3
   steps = -(-num_epochs * num_rows // batch_size)
-  seen = [i for step in range(steps) for i in _which(rows.batch(seed, step, batch_size))]
+  seen = [i for step in range(steps) for i in rows.order(seed, step, batch_size)]
   for epoch in range(num_epochs):
     assert sorted(seen[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
   rows, again = _rows(50), _rows(50)
-  first = _which(rows.batch(0, 0, 50))
-  others = [_which(rows.batch(seed, step, 50)) for seed, step in ((0, 1), (0, 2), (1, 0))]
+  first = rows.order(0, 0, 50).tolist()
+  others = [rows.order(seed, step, 50).tolist() for seed, step in ((0, 1), (0, 2), (1, 0))]
   assert all(order != first for order in (*others, list(range(50)))), "orders differ by epoch and seed"
   assert others[0] != others[1]
-  assert _which(again.batch(0, 0, 50)) == first, "whatever was asked for before"
-  assert [i for step in range(5) for i in _which(again.batch(0, step, 10))] == first
+  assert again.order(0, 0, 50).tolist() == first, "whatever was asked for before"
+  assert [i for step in range(5) for i in again.order(0, step, 10)] == first
 
 
 def test_take_gives_rows_in_order_and_empty_ones():

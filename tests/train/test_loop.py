@@ -196,11 +196,15 @@ class _Spoilt(tiny_run.Killing):
 
   def __init__(self, at_step):
     super().__init__(-1, _stop)
-    self.spoilt_from = at_step
+    self.spoilt_from, self.take = at_step, self._spoilt
 
-  def batch(self, seed, step, batch_size):
-    batch = super().batch(seed, step, batch_size)
-    return batch.replace(weights=batch.weights * np.float32(np.nan if step >= self.spoilt_from else 1))
+  def order(self, seed, step, batch_size):
+    self.step = step
+    return super().order(seed, step, batch_size)
+
+  def _spoilt(self, index):
+    batch = self.rows.take(index)
+    return batch.replace(weights=batch.weights * np.float32(np.nan if self.step >= self.spoilt_from else 1))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):

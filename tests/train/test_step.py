@@ -37,6 +37,11 @@ def _rows():
   return pack(examples, 16)
 
 
+def _batch():
+  """Of the first step."""
+  return _rows().take(_rows().order(0, 0, 8))
+
+
 def _specs(adapted):
   return gemma.param_specs(CONFIG) | (lora.param_specs(CONFIG, LORA) if adapted else {})
 
@@ -74,7 +79,7 @@ def _trained(mesh_name, adapted=False, num_micro_batches=1):
     train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings, num_micro_batches)
     state, losses = first, []
     for i in range(NUM_STEPS):
-      state, sums = train_step(state, sharding.host_to_global(rows.batch(0, i, 8), mesh))
+      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
       losses.append({name: float(total) / float(count) for name, (total, count) in jax.device_get(sums).items()})
   return train_step, shardings, first, state, losses
 
@@ -83,7 +88,7 @@ HOW = [*((name, False, 1) for name in MESHES), ("all", True, 1), ("one device", 
 
 
 def test_rows_have_different_numbers_of_targets():
-  batch = _rows().batch(0, 0, 8)
+  batch = _batch()
   for kind in (KIND_VERIFY, KIND_SOLVE):
     assert len(set(((batch.kind == kind) * batch.weights).sum(axis=1).tolist())) > 2
 
@@ -146,7 +151,7 @@ def test_micro_batches_take_the_memory_of_a_part():
   def used(num_micro_batches):
     train_step, _, first, _, _ = _trained("one device", num_micro_batches=num_micro_batches)
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), first)
-    return train_step.lower(state, _rows().batch(0, 0, 8)).compile().memory_analysis().temp_size_in_bytes
+    return train_step.lower(state, _batch()).compile().memory_analysis().temp_size_in_bytes
 
   assert used(8) < 0.5 * used(1)
 

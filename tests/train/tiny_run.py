@@ -47,13 +47,13 @@ def train(workdir: pathlib.Path, train_rows=None, *, learning_rate: float = 0.1,
 
 
 class Killing:
-  """Rows that end the run, by `kill()`, when the batch of a step is asked for."""
+  """Rows that end the run, by `kill()`, when it is asked for those of a step."""
 
   def __init__(self, at_step: int, kill):
     self.rows, self.at_step, self.kill = rows(0), at_step, kill
     self.num_rows, self.take = self.rows.num_rows, self.rows.take
 
-  def batch(self, seed: int, step: int, batch_size: int):
+  def order(self, seed: int, step: int, batch_size: int):
     if step == self.at_step:
       self.kill()
-    return self.rows.batch(seed, step, batch_size)
+    return self.rows.order(seed, step, batch_size)

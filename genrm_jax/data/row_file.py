@@ -1,0 +1,85 @@
+"""Packed rows in a file, of which a process reads those that its devices hold and no others.
+
+The file is .npy, a record a row with the fields of a TokenBatch (or of a PairBatch); np.load reads it too.
+"""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import fsspec.core
+import numpy as np
+
+from genrm_jax import distributed
+from genrm_jax.data import batches, store
+from genrm_jax.errors import UserError
+from genrm_jax.types import PairBatch, TokenBatch
+
+_ROWS_AT_A_TIME = 1024  # that are in memory while a file is written
+
+
+def write(path: store.PathLike, num_rows: int, take: Callable[[np.ndarray], TokenBatch]) -> None:
+  """Writes the rows 0 to `num_rows` - 1, which `take(index)` gives. Raises UserError as `store.write_records` does."""
+  with store.atomic_writer(path) as put:
+    for start in range(0, num_rows, _ROWS_AT_A_TIME):
+      batch = take(np.arange(start, min(start + _ROWS_AT_A_TIME, num_rows)))
+      arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+      dtype = np.dtype([(name, array.dtype, array.shape[1:]) for name, array in arrays.items()])
+      if start == 0:
+        header = io.BytesIO()
+        described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows,)}
+        np.lib.format.write_array_header_1_0(header, described)
+        put(header.getvalue())
+      records = np.empty(len(batch.tokens), dtype)
+      for name, array in arrays.items():
+        records[name] = array
+      put(records.tobytes())
+
+
+class RowFile:
+  """The rows of a file that `write` has written, as `batches.Rows` gives those in memory."""
+
+  def __init__(self, path: store.PathLike):
+    """Reads how many rows there are, and no row. Raises UserError if there is no such file."""
+    self.path = path
+    with store.reader(path) as stream:
+      np.lib.format.read_magic(stream)
+      (self.num_rows,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+      self._begin = stream.tell()
+    self._files, self._name = fsspec.core.url_to_fs(os.fspath(path))
+
+  def order(self, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The rows that a step reads; see `batches.order`."""
+    return batches.order(self.num_rows, seed, step, batch_size)
+
+  def take(self, index: np.ndarray) -> TokenBatch:
+    """The rows of `index`; -1 gives an empty row.
+
+    Raises:
+      UserError: the file cannot be read any more, or was cut.
+    """
+    there, size = index[index >= 0], self._dtype.itemsize
+    starts = [self._begin + int(i) * size for i in there]
+    read: list[Any] = self._files.cat_ranges([self._name] * len(there), starts, [s + size for s in starts])
+    for part in read:
+      if isinstance(part, Exception) or len(part) != size:
+        why = part if isinstance(part, Exception) else "it was cut"
+        raise UserError(f"{self.path}: a row cannot be read ({why}); the same command writes the file again")
+    records = np.zeros(len(index), self._dtype)
+    records[index >= 0] = np.frombuffer(b"".join(read), self._dtype)
+    kind = PairBatch if "reference" in records.dtype.fields else TokenBatch
+    return kind(**{name: records[name] for name in records.dtype.fields})
+
+  def with_reference(self, log_probs: np.ndarray) -> "RowFile":
+    """The file once more, with log p of every target under the reference model, f32[rows, T], in a field of its own.
+
+    To be called by all processes; the first writes it.
+    """
+
+    def take(index: np.ndarray) -> PairBatch:
+      return batches.with_reference(self.take(index), log_probs[index])
+
+    distributed.from_main(lambda: write(self.path, self.num_rows, take))
+    return RowFile(self.path)

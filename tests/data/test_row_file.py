@@ -1,0 +1,93 @@
+"""Rows go through a file unchanged, and only those that are asked for are read from it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.data import batches, row_file
+from genrm_jax.errors import UserError
+from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, PairBatch, TokenBatch
+
+
+def _rows(num_rows, row_length=8):
+  rng = np.random.default_rng(num_rows)
+  ids = [rng.integers(1, 99, 6 + i % 3) for i in range(num_rows)]
+  examples = [batches.sft_example(f"{i}", x[:2], x[2:], (KIND_SOLVE, KIND_VERIFY)[i % 2]) for i, x in enumerate(ids)]
+  return batches.pack(examples, row_length)
+
+
+def _file(path, rows):
+  row_file.write(path, rows.num_rows, rows.take)
+  return row_file.RowFile(path)
+
+
+def _same(got, want):
+  assert type(got) is type(want)
+  for field in dataclasses.fields(want):
+    a, b = getattr(got, field.name), getattr(want, field.name)
+    assert a.dtype == b.dtype, field.name
+    np.testing.assert_array_equal(a, b, field.name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 4), st.data())
+def test_what_is_taken_is_what_memory_gives(tmp_path_factory, num_rows, at_a_time, data):
+  rows, path = _rows(num_rows), tmp_path_factory.mktemp("rows") / "new" / "train.npy"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(row_file, "_ROWS_AT_A_TIME", at_a_time)
+    there = _file(path, rows)
+  assert there.num_rows == rows.num_rows == num_rows
+  index = np.asarray(data.draw(st.lists(st.integers(-1, num_rows - 1), min_size=1, max_size=12)))
+  _same(there.take(index), rows.take(index))
+  np.testing.assert_array_equal(there.order(3, 2, 4), rows.order(3, 2, 4))
+
+
+def test_numpy_reads_the_file_too(tmp_path):
+  rows = _rows(5)
+  _file(tmp_path / "train.npy", rows)
+  records = np.load(tmp_path / "train.npy")
+  _same(TokenBatch(**{name: records[name] for name in records.dtype.names}), rows.data)
+
+
+def test_only_rows_that_are_asked_for_are_read(tmp_path, monkeypatch):
+  there, asked = _file(tmp_path / "train.npy", _rows(40)), []
+  whole = (tmp_path / "train.npy").stat().st_size
+  read = type(there._files).cat_ranges
+
+  def recorded(self, paths, starts, ends, **kwargs):
+    asked.extend(zip(starts, ends, strict=True))
+    return read(self, paths, starts, ends, **kwargs)
+
+  monkeypatch.setattr(type(there._files), "cat_ranges", recorded)
+  there.take(np.array([7, -1, 30]))
+  (first, first_end), (second, second_end) = asked
+  row = first_end - first
+  assert second_end - second == row == 8 * 6 * 4 and second - first == 23 * row
+  assert whole - 40 * row == first - 7 * row, "what is beside the rows stands before them"
+
+
+def test_the_reference_goes_into_the_file(tmp_path):
+  rows = _rows(5)
+  log_probs = np.random.default_rng(0).normal(size=rows.data.tokens.shape).astype(np.float32)
+  got = _file(tmp_path / "train.npy", rows).with_reference(log_probs)
+  index = np.array([4, -1, 0])
+  taken = got.take(index)
+  assert isinstance(taken, PairBatch)
+  _same(taken, rows.with_reference(log_probs).take(index))
+
+
+def test_a_file_that_is_gone_or_was_cut_is_named(tmp_path):
+  path = tmp_path / "train.npy"
+  with pytest.raises(UserError, match=r"train\.npy: no such file"):
+    row_file.RowFile(path)
+  there = _file(path, _rows(5))
+  path.write_bytes(path.read_bytes()[:-4])
+  there.take(np.array([3]))
+  with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(it was cut\); the same command writes"):
+    there.take(np.array([3, 4]))
+  path.unlink()
+  with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(.*No such file"):
+    there.take(np.array([3]))
