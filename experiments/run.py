@@ -263,7 +263,7 @@ class Run:
       self.workdir,
       [self.path("tokenizer.model")] if self.config.tokenizer.type == "sentencepiece" else [],
     )
-    distributed.from_main(self._rows_file(name, "train").parent.rmtree)
+    distributed.from_main(epath.Path(self._rows_file(name, "train").parent).rmtree)
 
   def _rows_file(self, name: str, split: str) -> epath.Path:
     return self.path(f"rows_{name}", f"{split}.npy")

@@ -17,12 +17,13 @@ def test_answers_of_one_or_two_characters_weigh_more_and_no_others(tmp_path, mon
   drawn = itertools.cycle(("K3a;4b;=", completion) for completion in COMPLETIONS)
   got = []
   monkeypatch.setattr(string_base, "example", lambda rng: next(drawn))
-  monkeypatch.setattr(Run, "train", lambda self, name, parts, *_: got.append((name, parts["train"], parts["val"])))
+  monkeypatch.setattr(Run, "train", lambda self, name, make, *_: got.append((name, make())))
   config = base_config.get_config("smoke")
   config.base.update(num_examples=12, num_eval_examples=4, short_answer_weight=3.0)
   run = Run(ml_collections.FrozenConfigDict(config), tmp_path)
   base.train_base(run)
-  ((name, train, val),) = got
+  ((name, parts),) = got
+  train, val = parts["train"], parts["val"]
   assert (name, len(train), len(val)) == ("base", 8, 4)
   for i, example in enumerate([*val, *train]):
     is_target = example.weights > 0

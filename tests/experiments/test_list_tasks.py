@@ -198,9 +198,10 @@ def test_a_broken_line_is_named_before_anything_is_trained_on_it(bank):
 def _trained_on(monkeypatch, run, name):
   """What `Run.train` is given: training and held-out examples."""
   got = []
-  monkeypatch.setattr(Run, "train", lambda self, name, parts, *_, **__: got.append((parts["train"], parts["val"])))
+  monkeypatch.setattr(Run, "train", lambda self, name, make, *_, **__: got.append(make()))
   pipeline.train_verifier(run, name, lambda examples: examples)
-  return got[0]
+  (parts,) = got
+  return parts["train"], parts["val"]
 
 
 def test_max_problems_keeps_the_first_problems_of_the_training_split(bank, monkeypatch):
