@@ -204,8 +204,7 @@ _HEAD = """# Plans: which slice, and how long
 
 The smallest slices of each kind of TPU on which the GSM8K configs of the paper's Gemmas fit, and bounds of their time.
 Made by `python -m experiments.plan_table`: the real TPU compiler, on a machine without a TPU
-({compilers}). A row took {times} on two CPU cores, with another beside it and with all settings that
-were tried. Of any config and slice:
+({compilers}). A row took {times} of one CPU core, with all settings that were tried. Of any config and slice:
 
 ```bash
 pip install -e '.[plan]'
@@ -225,8 +224,8 @@ brackets stands what limits the time: compute, memory, or the links between chip
 
 _COMPILE_TIMES = """## Compile times
 
-Seconds that tracing and compiling each program of the plans above took, for v5e / v5p / v6e, on the same two CPU cores.
-A run compiles each once.
+Seconds of one CPU core for tracing and compiling each program of the plans above, for v5e / v5p / v6e. A run compiles
+each once.
 """
 
 
