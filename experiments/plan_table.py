@@ -148,9 +148,9 @@ def page(cells: Mapping[str, Mapping[str, Any]]) -> str:
     if mine:
       lines += [f"## {model}\n", "| what | slice | settings | GiB of a chip | at least | at least, in all |"]
       lines += ["| --- | --- | --- | ---: | ---: | ---: |", *(_row(name, cell) for name, cell in mine), ""]
-  lines += [*_compile_times(cells), ""]
   lines += [
-    "## The chips\n",
+    *_compile_times(cells),
+    "\n## The chips\n",
     "| | HBM for a program | bfloat16 | memory | links, in and out |",
     "| --- | ---: | ---: | ---: | ---: |",
   ]
