@@ -20,7 +20,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["genrm_jax*", "experiments*"]),
-  package_data={"genrm_jax.evals": ["*.j2"]},
+  package_data={"genrm_jax.evals": ["*.j2"], "experiments.studies": ["*.j2"]},
   install_requires=[
     "absl-py>=2.1",
     "etils[epath]>=1.7",

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genrm_jax import sharding
-from genrm_jax.infer import rollout
-from genrm_jax.infer.decode import Engine
-from genrm_jax.infer.sample import SampleConfig, sample
+from genrm_jax.infer import slots
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig, sample
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
+from genrm_jax.runtime import sharding
 
 END, WATCH = 1, (2, 3)
 
@@ -30,8 +30,8 @@ def roll_out_batch(params, tokens_BT, length_B, keys_R, *, config, settings, num
   """`num_rollouts` continuations of every prompt, decoded until the last has ended: ids, watched, length."""
   max_new = settings.max_new_tokens
   cache = kv_cache.init(config, len(tokens_BT), tokens_BT.shape[1] + max_new)
-  x_BTD, cache = gemma.forward(params, config, tokens_BT, *rollout.layout(tokens_BT, length_B), cache=cache)
-  x_RD = jnp.repeat(rollout.last_hidden(x_BTD, length_B), num_rollouts, axis=0)
+  x_BTD, cache = gemma.forward(params, config, tokens_BT, *slots.layout(tokens_BT, length_B), cache=cache)
+  x_RD = jnp.repeat(slots.last_hidden(x_BTD, length_B), num_rollouts, axis=0)
   source_R = jnp.repeat(jnp.arange(len(tokens_BT)), num_rollouts)
   cache = kv_cache.replace_rows(kv_cache.init(config, len(source_R), cache.k.shape[2]), cache, source_R)
 

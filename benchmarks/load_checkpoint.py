@@ -28,7 +28,8 @@ def write(size: str, folder: pathlib.Path) -> None:
   """Random weights of a size, in bfloat16, in both layouts."""
   import jax
 
-  from genrm_jax.model import gemma, hugging_face, released
+  from genrm_jax.checkpoints import hugging_face, released
+  from genrm_jax.model import gemma
   from genrm_jax.model.config import get_config
 
   config = get_config(size, param_dtype="bfloat16")
@@ -52,12 +53,12 @@ def resident_bytes() -> int:
 def load_ours(path: str, mesh_sizes: dict[str, int]) -> dict[str, float]:
   import jax
 
-  from genrm_jax import sharding
-  from genrm_jax.model import weights
+  from genrm_jax.checkpoints import pretrained
+  from genrm_jax.runtime import sharding
 
   mesh = sharding.make_mesh(**mesh_sizes)
   before, start = resident_bytes(), time.monotonic()
-  params, _ = weights.load(path, mesh, param_dtype="bfloat16")
+  params, _ = pretrained.load(path, mesh, param_dtype="bfloat16")
   jax.block_until_ready(params)
   leaves = jax.tree.leaves(params)
   return {

@@ -10,27 +10,27 @@ import dataclasses
 
 import numpy as np
 
-from experiments import list_tasks, pipeline
-from experiments.run import Run
-from experiments.stages import Stage
 from genrm_jax import export, verifiers
-from genrm_jax.data import batches
+from genrm_jax.data import packing
+from genrm_jax.pipeline import list_tasks, verifier_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.pytrees import KIND_SOLVE
 from genrm_jax.tasks import string_base
-from genrm_jax.types import KIND_SOLVE
 
 
 def train_base(run: Run) -> None:
   """The stand-in for pretraining."""
   c = run.config.base
 
-  def make_examples() -> dict[str, list[batches.Example]]:
+  def make_examples() -> dict[str, list[packing.Example]]:
     rng = np.random.default_rng([run.config.seed, 0])
     encode, bos, eos = run.tokenizer.encode, run.tokenizer.bos_id, run.tokenizer.eos_id
     examples = []
     for i in range(c.num_examples):
       prompt, completion = string_base.example(rng)
       ids = [bos, *encode(prompt)], [*encode(completion), eos]
-      made = batches.sft_example(f"base example {i}", *ids, KIND_SOLVE)
+      made = packing.sft_example(f"base example {i}", *ids, KIND_SOLVE)
       # An answer of one mark would hardly count among lists of forty.
       weight = c.short_answer_weight if len(completion) <= 2 else 1.0
       examples.append(dataclasses.replace(made, weights=made.weights * weight))
@@ -50,4 +50,4 @@ def make_stages(run: Run) -> list[Stage]:
 
 
 if __name__ == "__main__":
-  pipeline.main(make_stages)
+  verifier_stages.main(make_stages)

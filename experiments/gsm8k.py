@@ -10,21 +10,22 @@ their verdict agrees with the label (paper, section 3.3), or from a grader of yo
 
 import itertools
 
-from experiments import gsm8k_data, pipeline
-from experiments.run import Run
-from experiments.stages import Stage
 from genrm_jax import verifiers
-from genrm_jax.data import batches, candidates, grading, store
-from genrm_jax.errors import UserError
+from genrm_jax.data import candidates, grading, jsonl, packing
+from genrm_jax.pipeline import gsm8k_data, verifier_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.pytrees import KIND_SOLVE
+from genrm_jax.records import Rationale
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from genrm_jax.types import KIND_SOLVE, Rationale
 
 
 def make_tokenizer(run: Run) -> None:
   """The SentencePiece file that the config names, or one learnt from the training problems, solutions, rationales."""
   f = run.config.tokenizer
   if f.path:
-    store.write_bytes(run.path("tokenizer.model"), SentencePieceTokenizer(f.path).file_bytes)
+    jsonl.write_bytes(run.path("tokenizer.model"), SentencePieceTokenizer(f.path).file_bytes)
     return
   texts = itertools.chain(
     (p.question for p in run.problems("train")),
@@ -38,13 +39,13 @@ def _first_rationales(run: Run, split: str) -> dict[tuple[str, int], Rationale]:
   """The first released rationale of each candidate that was kept; none where a grader of our own writes them later."""
   first: dict[tuple[str, int], Rationale] = {}
   if run.config.grader.way == "released":
-    for r in store.iter_records(run.path("rationales", f"{split}.jsonl"), Rationale):
+    for r in jsonl.iter_records(run.path("rationales", f"{split}.jsonl"), Rationale):
       if r.kept:
         first.setdefault((r.problem_id, r.candidate_index), r)
   return first
 
 
-def base_examples(run: Run, split: str) -> list[batches.Example]:
+def base_examples(run: Run, split: str) -> list[packing.Example]:
   """Every token of what a verifier reads and writes is a target: problem, solution, rationale, verdict question.
 
   The verdict itself is left out: the base is not told which solutions are right.
@@ -61,7 +62,7 @@ def base_examples(run: Run, split: str) -> list[batches.Example]:
     else:
       prompt = prompter.direct(question, c.text)
       text = prompt[1:]
-    examples.append(batches.sft_example(f"candidate {c.index} of {c.problem_id}", prompt[:1], text, KIND_SOLVE))
+    examples.append(packing.sft_example(f"candidate {c.index} of {c.problem_id}", prompt[:1], text, KIND_SOLVE))
   return examples
 
 
@@ -96,7 +97,7 @@ def make_stages(run: Run) -> list[Stage]:
     stages.append(Stage("base", lambda: train_base(run), reads=reads, writes=writes, uses_devices=True))
   if not released:
     stages.append(Stage("grade", lambda: gsm8k_data.grade(run), reads=records, writes=written, uses_devices=True))
-  stages += pipeline.verifier_stages(run, list)
+  stages += verifier_stages.verifier_stages(run, list)
   notes = [
     "Candidates: the released solutions of Gemini 1.0 Pro to GSM8K train problems; the evaluation problems are in no "
     "training row."
@@ -109,8 +110,8 @@ def make_stages(run: Run) -> list[Stage]:
       "No pretrained model: a small Gemma trained from scratch on the training texts stands in for one; "
       "its figures say how the code works, not how well a pretrained verifier does.",
     )
-  return [*stages, pipeline.report_stage(run, stages, notes)]
+  return [*stages, verifier_stages.report_stage(run, stages, notes)]
 
 
 if __name__ == "__main__":
-  pipeline.main(make_stages)
+  verifier_stages.main(make_stages)

@@ -5,10 +5,10 @@ python -m experiments.last_letter --config=experiments/configs/last_letter.py:ti
 
 import functools
 
-from experiments import list_tasks, pipeline
+from genrm_jax.pipeline import list_tasks, verifier_stages
 from genrm_jax.tasks.last_letter import LastLetter
 
 make_stages = functools.partial(list_tasks.make_stages, LastLetter)
 
 if __name__ == "__main__":
-  pipeline.main(make_stages)
+  verifier_stages.main(make_stages)

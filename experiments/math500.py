@@ -16,19 +16,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import genrm_jax
-from experiments import pipeline, scoring
-from experiments import stages as staging
-from experiments.run import Run
-from experiments.stages import Stage
-from genrm_jax.data import candidates, store
-from genrm_jax.errors import UserError
+from genrm_jax.data import candidates, jsonl
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.progress import progress, say
-from genrm_jax.tasks import math500, math_equal
+from genrm_jax.pipeline import scoring, verifier_stages
+from genrm_jax.pipeline import stages as staging
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.records import Candidate, Score
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.progress import progress, say
+from genrm_jax.tasks.math500 import equality
+from genrm_jax.tasks.math500 import problems as math500
 from genrm_jax.train import saved
-from genrm_jax.types import Candidate, Score
 
 _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"
 
@@ -77,20 +78,20 @@ def source_files(run: Run) -> tuple[str, str]:
   return _place(run.config.problems), _place(run.config.solutions)
 
 
-def write_sums(problems: store.PathLike, solutions: store.PathLike) -> None:
+def write_sums(problems: jsonl.PathLike, solutions: jsonl.PathLike) -> None:
   """A few sums with boxed answers, each with a right and a wrong solution."""
   sums = [(a, a + 3) for a in range(4, 8)]
   asked = [f"Find ${a} + {b}$." for a, b in sums]
   written = [f"${a} + {b} = {a + b}$, so the answer is $\\boxed{{{a + b}}}$." for a, b in sums]
   wrong = [f"We count on from {b}: $\\boxed{{{b + 1}}}$." for _, b in sums]
-  store.write_bytes(
+  jsonl.write_bytes(
     problems,
     _lines(
       {"problem": q, "solution": y, "answer": str(a + b), "subject": "Sums", "level": 1, "unique_id": f"sum/{a}.json"}
       for (a, b), q, y in zip(sums, asked, written, strict=True)
     ),
   )
-  store.write_bytes(
+  jsonl.write_bytes(
     solutions, _lines({"problem": q, "solution": y} for q, y in zip(asked * 2, written + wrong, strict=True))
   )
 
@@ -104,7 +105,7 @@ def read_problems(run: Run) -> None:
   problems, solutions = source_files(run)
   if run.config.variant == "smoke":
     write_sums(problems, solutions)
-  store.write_records(run.path(_PROBLEMS), math500.read_problems(problems))
+  jsonl.write_records(run.path(_PROBLEMS), math500.read_problems(problems))
 
 
 def grade_solutions(run: Run) -> None:
@@ -114,7 +115,7 @@ def grade_solutions(run: Run) -> None:
   solutions = math500.read_solutions(source_files(run)[1], problems)
   graded: list[math500.Graded] = []
   told: dict[tuple[str, int], bool] = {}
-  with math_equal.MathEqual(c.comparison_seconds) as equal, progress("grade", len(problems)) as advance:
+  with equality.MathEqual(c.comparison_seconds) as equal, progress("grade", len(problems)) as advance:
     for problem in problems:
       mine = solutions[problem.id][: c.num_candidates]
       graded += math500.grade(problem, mine, equal)
@@ -126,8 +127,8 @@ def grade_solutions(run: Run) -> None:
       f"report.ns asks for {max(run.config.report.ns)} candidates, but no problem of {source_files(run)[1]} has more "
       f"than {largest}; give more solutions, or lower --config.report.ns"
     )
-  store.write_records(run.path(_CANDIDATES), [g.candidate for g in graded])
-  store.write_json(run.path(_LEDGER), _ledger(graded, told, equal.counts, sum(map(len, solutions.values()))))
+  jsonl.write_records(run.path(_CANDIDATES), [g.candidate for g in graded])
+  jsonl.write_json(run.path(_LEDGER), _ledger(graded, told, equal.counts, sum(map(len, solutions.values()))))
   say(f"pass@1 {sum(g.candidate.correct for g in graded) / len(graded):.3f} over {len(graded)} solutions")
 
 
@@ -143,7 +144,7 @@ def _ledger(
     return told.get((g.candidate.problem_id, g.candidate.index), bool(g.equal)) != bool(g.equal)
 
   return {
-    "library": math_equal.version(),
+    "library": equality.version(),
     "not_used": in_file - len(graded),
     "answers": dict(collections.Counter(g.where for g in graded)),
     "comparisons": dict(comparisons),
@@ -172,17 +173,17 @@ def score(run: Run, given: Given) -> None:
     )
   except UserError as e:
     raise UserError(f"{given.path} cannot read these problems: {e}") from e
-  store.write_records(run.path(run.scores_file(given.name, "eval")), scores)
+  jsonl.write_records(run.path(run.scores_file(given.name, "eval")), scores)
 
 
 def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) -> None:
   """report/: report.md, index.html, results.json and figures."""
   config = run.config
   problems, pool = run.problems("eval"), run.candidates("eval")
-  scores = {g.name: store.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
-  ledger = store.read_json(run.path(_LEDGER))
+  scores = {g.name: jsonl.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
+  ledger = jsonl.read_json(run.path(_LEDGER))
   meta = {
-    **pipeline.identity(run),
+    **verifier_stages.identity(run),
     "verifiers": {g.name: g.path for g in given},
     "wall_seconds": staging.seconds_of(run.workdir, all_stages),
     "notes": [*map(_trained_on, given), *_grading_notes(ledger)],
@@ -231,7 +232,7 @@ def make_stages(run: Run) -> list[Stage]:
   """All stages, in order."""
   given = given_verifiers(run)
   run.sample_config("votes")
-  math_equal.check_installed()
+  equality.check_installed()
   problems, solutions = source_files(run)
   made: tuple[str, ...] = ()
   if run.config.variant == "smoke":
@@ -265,4 +266,4 @@ def _local(path: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-  pipeline.main(make_stages)
+  verifier_stages.main(make_stages)

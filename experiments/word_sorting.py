@@ -5,10 +5,10 @@ python -m experiments.word_sorting --config=experiments/configs/word_sorting.py:
 
 import functools
 
-from experiments import list_tasks, pipeline
+from genrm_jax.pipeline import list_tasks, verifier_stages
 from genrm_jax.tasks.word_sorting import WordSorting
 
 make_stages = functools.partial(list_tasks.make_stages, WordSorting)
 
 if __name__ == "__main__":
-  pipeline.main(make_stages)
+  verifier_stages.main(make_stages)

@@ -15,11 +15,12 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from genrm_jax import trained
-from genrm_jax.data import store
-from genrm_jax.errors import UserError, one_message
-from genrm_jax.model import gemma, hugging_face, released
-from genrm_jax.text.hf_tokenizer import export_tokenizer
+from genrm_jax.checkpoints import hugging_face, released
+from genrm_jax.checkpoints.hf_tokenizer import export_tokenizer
+from genrm_jax.data import jsonl
+from genrm_jax.model import gemma
+from genrm_jax.pipeline import trained
+from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.text.tokenizer import END_OF_TURN, SentencePieceTokenizer
 from genrm_jax.verifiers import get_verifier
 
@@ -60,8 +61,8 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
   else:
     released.save(opened.params, opened.config, target / "checkpoint")
     if isinstance(tokenizer, SentencePieceTokenizer):
-      store.write_bytes(target / "tokenizer.model", tokenizer.file_bytes)
-  store.write_bytes(target / "README.md", card(opened, layout).encode())
+      jsonl.write_bytes(target / "tokenizer.model", tokenizer.file_bytes)
+  jsonl.write_bytes(target / "README.md", card(opened, layout).encode())
 
 
 def card(opened: trained.Opened, layout: str) -> str:

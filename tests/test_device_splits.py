@@ -4,7 +4,7 @@ import device_splits
 import numpy as np
 import pytest
 
-# Every split of one model, and one of the other: a minute less. `python tests/device_splits.py` goes through all.
+# Every split of one model, one of the other; `python tests/helpers/device_splits.py` goes through all.
 _CASES = [
   pytest.param(model, split, id=f"{model}-{'x'.join(map(str, split))}")
   for model in device_splits.MODELS

@@ -23,18 +23,19 @@ import quick_compiles
 import saved_runs
 
 import genrm_jax
-from experiments import gsm8k, list_tasks, math500, pipeline
-from experiments import stages as staging
+from experiments import gsm8k, math500
 from experiments.configs import math500 as math500_config
-from experiments.run import Run
-from experiments.stages import Stage
-from genrm_jax import sharding
-from genrm_jax.data import store
-from genrm_jax.errors import UserError
+from genrm_jax.checkpoints import hugging_face, pretrained, released, safetensors
+from genrm_jax.data import jsonl
 from genrm_jax.export import export
-from genrm_jax.model import hugging_face, released, safetensors, weights
+from genrm_jax.pipeline import list_tasks, verifier_stages
+from genrm_jax.pipeline import stages as staging
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime import sharding
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.train import loop, saved
-from genrm_jax.types import Candidate, Problem
 
 TESTS = pathlib.Path(__file__).parent
 MIB = 2**20
@@ -51,12 +52,12 @@ def get_config():
 
 def weights_go_and_come():
   mesh = sharding.make_mesh(data=-1)
-  params, config = weights.load(TESTS / "peers/goldens/hf_gemma2/checkpoint", mesh)
+  params, config = pretrained.load(TESTS / "peers/goldens/hf_gemma2/checkpoint", mesh)
   hugging_face.save(params, config, "gs://bucket/hf", max_shard_bytes=100_000)
   assert len(list(epath.Path("gs://bucket/hf").glob("*.safetensors"))) == 2
-  _same(weights.load("gs://bucket/hf", mesh)[0], params)
+  _same(pretrained.load("gs://bucket/hf", mesh)[0], params)
   released.save(params, config, "gs://bucket/released")
-  _same(weights.load("gs://bucket/released", mesh, config=config)[0], params)
+  _same(pretrained.load("gs://bucket/released", mesh, config=config)[0], params)
 
 
 def one_tensor():
@@ -79,7 +80,7 @@ def runs():
   assert genrm_jax.load("gs://bucket/work/checkpoints/genrm/4").step == 4
 
   export(path, "gs://bucket/out")
-  _same(weights.load("gs://bucket/out", run.mesh)[0], params)
+  _same(pretrained.load("gs://bucket/out", run.mesh)[0], params)
   file_bytes = epath.Path("gs://bucket/work/tokenizer.model").read_bytes()
   assert epath.Path("gs://bucket/out/tokenizer.model").read_bytes() == file_bytes
   with pytest.raises(UserError, match="not empty"):
@@ -93,7 +94,7 @@ def runs():
 
 
 def places_that_are_closed():
-  params, config = weights.load(TESTS / "peers/goldens/hf_gemma2/checkpoint", sharding.make_mesh(data=-1))
+  params, config = pretrained.load(TESTS / "peers/goldens/hf_gemma2/checkpoint", sharding.make_mesh(data=-1))
   for bucket in ("readonly", "none"):
     with pytest.raises(UserError, match=f"gs://{bucket}/a: could not write the model here"):
       hugging_face.save(params, config, f"gs://{bucket}/a")
@@ -112,7 +113,7 @@ def run_that_is_told_to_stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
   loop._Metrics.write = write_and_be_told
-  pipeline.main(gsm8k.make_stages)
+  verifier_stages.main(gsm8k.make_stages)
 
 
 def same_as_on_disk():
@@ -127,9 +128,9 @@ def same_as_on_disk():
   assert [name for name in equal if (there / name).read_bytes() != (here / name).read_bytes()] == []
   results, markers = ([], [])
   for folder in (there, here):
-    results.append(store.read_json(folder / "report/results.json"))
+    results.append(jsonl.read_json(folder / "report/results.json"))
     assert results[-1]["meta"].pop("wall_seconds")
-    markers.append({p.name: store.read_json(p) for p in (folder / "stages").iterdir()})
+    markers.append({p.name: jsonl.read_json(p) for p in (folder / "stages").iterdir()})
     for marker in markers[-1].values():
       assert marker.pop("seconds") >= 0
       for files in marker.values():  # a checkpoint's files have names of their own; the report tells times
@@ -179,8 +180,8 @@ def banks_and_problems():
   with pytest.raises(UserError, match=r"gs://bucket/bank has no problems/train\.jsonl"):
     list_tasks.copy_bank(run)
   for split in ("train", "val", "eval", "in_distribution"):
-    store.write_records(f"gs://bucket/bank/problems/{split}.jsonl", [Problem("a", "last_letter", split, "?", "x")])
-    store.write_records(f"gs://bucket/bank/candidates/{split}.jsonl", [Candidate("a", 0, "x", "x", True, "me")])
+    jsonl.write_records(f"gs://bucket/bank/problems/{split}.jsonl", [Problem("a", "last_letter", split, "?", "x")])
+    jsonl.write_records(f"gs://bucket/bank/candidates/{split}.jsonl", [Candidate("a", 0, "x", "x", True, "me")])
   list_tasks.copy_bank(run)
   assert run.candidates("eval") == [Candidate("a", 0, "x", "x", True, "me")]
   assert _names(run.workdir) == _names(epath.Path("gs://bucket/bank"))

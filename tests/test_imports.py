@@ -10,7 +10,7 @@ HEAVY = ("tensorflow", "torch", "transformers", "tensorflow_datasets", "gemma")
 
 @pytest.mark.parametrize(
   "module",
-  ["genrm_jax", "genrm_jax.verifiers", "experiments.gsm8k", "experiments.last_letter", "experiments.reproduce"],
+  ["genrm_jax", "genrm_jax.verifiers", "experiments.gsm8k", "experiments.last_letter", "experiments.studies.reproduce"],
 )
 def test_no_heavy_package_comes_along(module):
   code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -4,7 +4,7 @@ from typing import Any
 
 import ml_collections
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 # The most positions left out at random after these characters, in training only: see data/batches.with_gaps.
 LIST_GAPS = {"0123456789": 10, "=;!?": 40}

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from experiments.configs import common
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 MODELS = ("gemma_2b", "gemma_7b", "gemma2_9b")
 KINDS = ("judge", "dpo", "orm", "genrm", "genrm_cot", "unified")

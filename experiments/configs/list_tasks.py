@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 
 from experiments.configs import common
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 ASSETS = "experiments/assets"
 _STUDIES = ("train_N", "steps_N", "size_NAME", "lambda_X", "lambda_only", "no_shift", "no_gaps")

@@ -1,7 +1,7 @@
 """Verifiers that other runs have trained, on MATH500-style problems and someone's solutions to them.
 
 paper  for a TPU: 32 votes on 16 candidates a problem; it needs --config.verifier=RUN/checkpoints/NAME (several with
-       commas between), --config.problems=FILE and --config.solutions=FILE (genrm_jax/tasks/math500.py has the format)
+       commas between), --config.problems=FILE and --config.solutions=FILE (format: tasks/math500/problems.py)
 tiny   the same for a small verifier on 2 CPU cores
 smoke  a handful of made-up sums; it needs --config.verifier alone; for tests
 """

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from genrm_jax.errors import UserError
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task
-from genrm_jax.types import Candidate, Problem
 
 # (problems, candidate indices) -> one text each, and whether it ended by itself.
 Generate = Callable[[Sequence[Problem], Sequence[int]], list[str]]

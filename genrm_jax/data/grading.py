@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrm_jax.errors import UserError
+from genrm_jax.records import Candidate, Rationale
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import PromptFormat
-from genrm_jax.types import Candidate, Rationale
 
 WAYS = ("reference", "plain")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from genrm_jax.data import grading, verdict_reading
+from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.text.prompts import get_format
-from genrm_jax.types import Candidate, Problem, Rationale
 
 LABELS = {True: "correct", False: "incorrect"}
 

@@ -12,17 +12,17 @@ from typing import Any
 import fsspec.core
 import numpy as np
 
-from genrm_jax import distributed
-from genrm_jax.data import batches, store
-from genrm_jax.errors import UserError
-from genrm_jax.types import PairBatch, TokenBatch
+from genrm_jax.data import jsonl, packing
+from genrm_jax.pytrees import PairBatch, TokenBatch
+from genrm_jax.runtime import distributed
+from genrm_jax.runtime.errors import UserError
 
 _ROWS_AT_A_TIME = 1024  # that are in memory while a file is written
 
 
-def write(path: store.PathLike, num_rows: int, take: Callable[[np.ndarray], TokenBatch]) -> None:
+def write(path: jsonl.PathLike, num_rows: int, take: Callable[[np.ndarray], TokenBatch]) -> None:
   """Writes the rows 0 to `num_rows` - 1, which `take(index)` gives. Raises UserError as `store.write_records` does."""
-  with store.atomic_writer(path) as put:
+  with jsonl.atomic_writer(path) as put:
     for start in range(0, num_rows, _ROWS_AT_A_TIME):
       batch = take(np.arange(start, min(start + _ROWS_AT_A_TIME, num_rows)))
       arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -41,10 +41,10 @@ def write(path: store.PathLike, num_rows: int, take: Callable[[np.ndarray], Toke
 class RowFile:
   """The rows of a file that `write` has written, as `batches.Rows` gives those in memory."""
 
-  def __init__(self, path: store.PathLike):
+  def __init__(self, path: jsonl.PathLike):
     """Reads how many rows there are, and no row. Raises UserError if there is no such file."""
     self.path = path
-    with store.reader(path) as stream:
+    with jsonl.reader(path) as stream:
       np.lib.format.read_magic(stream)
       (self.num_rows,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
       self._begin = stream.tell()
@@ -52,7 +52,7 @@ class RowFile:
 
   def order(self, seed: int, step: int, batch_size: int) -> np.ndarray:
     """The rows that a step reads; see `batches.order`."""
-    return batches.order(self.num_rows, seed, step, batch_size)
+    return packing.order(self.num_rows, seed, step, batch_size)
 
   def take(self, index: np.ndarray) -> TokenBatch:
     """The rows of `index`; -1 gives an empty row.
@@ -79,7 +79,7 @@ class RowFile:
     """
 
     def take(index: np.ndarray) -> PairBatch:
-      return batches.with_reference(self.take(index), log_probs[index])
+      return packing.with_reference(self.take(index), log_probs[index])
 
     distributed.from_main(lambda: write(self.path, self.num_rows, take))
     return RowFile(self.path)

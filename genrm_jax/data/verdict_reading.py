@@ -22,7 +22,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import get_format
 
 NO_VERDICT, CONTRADICTION = "no verdict", "verdicts contradict each other"

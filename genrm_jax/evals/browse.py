@@ -8,8 +8,8 @@ import numpy as np
 
 from genrm_jax.evals.calibration import LIKELIHOODS
 from genrm_jax.evals.metrics import THRESHOLD, align_scores
-from genrm_jax.evals.select import make_bank
-from genrm_jax.types import Candidate, Problem, Score, Vote
+from genrm_jax.evals.selection import make_bank
+from genrm_jax.records import Candidate, Problem, Score, Vote
 
 FOOLED, MISSED, TYPICAL = "fooled", "missed", "typical"
 MAX_CHARS = 6_000  # of one text on the page: a solution may be megabytes of digits

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genrm_jax.evals.metrics import CALIBRATION_BINS, Quantity, calibration_bins
-from genrm_jax.evals.select import Bank
+from genrm_jax.evals.selection import Bank
 
 # Verifiers whose score is the likelihood of the solution, not the probability that it is right.
 LIKELIHOODS = frozenset({"dpo"})

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from genrm_jax.errors import UserError
 from genrm_jax.evals.metrics import ScoreTable
-from genrm_jax.evals.select import Bank
-from genrm_jax.types import Candidate
+from genrm_jax.evals.selection import Bank
+from genrm_jax.records import Candidate
+from genrm_jax.runtime.errors import UserError
 
 FLOPS_PER_PARAMETER = 2
 TOKENS = ("generator_read", "generator_sampled", "verifier_read", "verifier_sampled")

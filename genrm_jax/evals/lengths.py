@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from genrm_jax.evals.metrics import Quantity, divide
-from genrm_jax.evals.select import Bank
+from genrm_jax.evals.selection import Bank
 
 NUM_BINS = 5
 SIDES = ("right", "wrong")

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from genrm_jax.errors import UserError
-from genrm_jax.evals.select import Bank
-from genrm_jax.types import VOTE_STATES, Score, Vote
+from genrm_jax.evals.selection import Bank
+from genrm_jax.records import VOTE_STATES, Score, Vote
+from genrm_jax.runtime.errors import UserError
 
 BOOTSTRAP_DRAWS = 10_000
 AUC_DRAWS = 1_000  # the AUC over all candidates is no ratio of sums and is computed anew for each resample

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from genrm_jax.errors import UserError
-from genrm_jax.evals import calibration, lengths, metrics, pages, per_problem, plots, select
+from genrm_jax.evals import calibration, lengths, metrics, pages, per_problem, plots, selection
 from genrm_jax.evals import costs as costing
 from genrm_jax.evals.browse import FOOLED, MISSED, TYPICAL, Example, pick_examples
-from genrm_jax.types import VOTE_STATES, Candidate, Problem, Score
+from genrm_jax.records import VOTE_STATES, Candidate, Problem, Score
+from genrm_jax.runtime.errors import UserError
 
 SCHEMA_VERSION = 1
 _SAME_VALUE = 1e-4  # a value that was averaged in another precision is still the mean of its votes
@@ -62,11 +62,11 @@ def build_results(
   for name in scores:
     if name in BASELINES or "/" in name:
       raise UserError(f"verifier {name!r}: a verifier's name has no '/' and is none of {', '.join(BASELINES)}")
-  bank = select.make_bank(problems, candidates)
+  bank = selection.make_bank(problems, candidates)
   ns, top = sorted(set(ns)), max(ns)
   tables = {name: metrics.align_scores(bank, name, listed) for name, listed in scores.items()}
   curves = _curves(bank, tables, ns, seed)
-  pass1 = select.pass_at_1(bank)
+  pass1 = selection.pass_at_1(bank)
   measured = costing.line_up(bank, candidates, list(tables), costs) if costs else None
   lengths_PC, unit = (measured.solution, "tokens") if measured else (lengths.characters(bank), "characters")
 
@@ -111,7 +111,7 @@ def build_results(
   return _plain(results)
 
 
-_VERIFICATION: dict[str, Callable[[select.Bank, np.ndarray], metrics.Quantity]] = {
+_VERIFICATION: dict[str, Callable[[selection.Bank, np.ndarray], metrics.Quantity]] = {
   "rm_accuracy": metrics.rm_accuracy,
   "balanced_rm_accuracy": metrics.balanced_rm_accuracy,
   "auc_within_problems": metrics.auc_within,
@@ -120,7 +120,7 @@ _VERIFICATION: dict[str, Callable[[select.Bank, np.ndarray], metrics.Quantity]] 
 
 
 def _curves(
-  bank: select.Bank, tables: Mapping[str, metrics.ScoreTable], ns: Sequence[int], seed: int
+  bank: selection.Bank, tables: Mapping[str, metrics.ScoreTable], ns: Sequence[int], seed: int
 ) -> dict[str, dict[int, np.ndarray]]:
   """Accuracy of each problem by method and n: the Oracle, self-consistency, each verifier, each as weights."""
   weighted = {name: f"weighted_self_consistency/{name}" for name in tables}
@@ -128,12 +128,12 @@ def _curves(
     method: {} for method in ("oracle", "self_consistency", *tables, *weighted.values())
   }
   for n in ns:
-    subsets = select.draw_subsets(bank, n, seed=seed)
-    curves["oracle"][n] = select.oracle(bank, n)
-    curves["self_consistency"][n] = select.self_consistency(bank, subsets)
+    subsets = selection.draw_subsets(bank, n, seed=seed)
+    curves["oracle"][n] = selection.oracle(bank, n)
+    curves["self_consistency"][n] = selection.self_consistency(bank, subsets)
     for name, table in tables.items():
-      curves[name][n] = select.best_of_n(bank, table.values, n)
-      curves[weighted[name]][n] = select.self_consistency(bank, subsets, table.values)
+      curves[name][n] = selection.best_of_n(bank, table.values, n)
+      curves[weighted[name]][n] = selection.self_consistency(bank, subsets, table.values)
   return curves
 
 
@@ -143,27 +143,27 @@ def _vote_counts(table: metrics.ScoreTable, ks: Sequence[int]) -> list[int]:
 
 
 def _vote_quantities(
-  bank: select.Bank, table: metrics.ScoreTable, ks: Sequence[int], n: int
+  bank: selection.Bank, table: metrics.ScoreTable, ks: Sequence[int], n: int
 ) -> dict[str, metrics.Quantity]:
   """Best-of-n, verification accuracy and share of scored candidates, by votes and by rule; {} for one vote."""
   quantities = {}
   for k in _vote_counts(table, ks):
     groups = metrics.values_of_k_votes(table, k)
-    chosen = np.mean([select.best_of_n(bank, values, n) for values in groups], axis=0)
+    chosen = np.mean([selection.best_of_n(bank, values, n) for values in groups], axis=0)
     quantities[f"{table.verifier}/k={k}/accuracy"] = metrics.mean(chosen)
     for key, make in (("rm_accuracy", metrics.rm_accuracy), ("scored", metrics.scored_share)):
       over, under = np.sum([make(bank, values).parts[0] for values in groups], axis=0)
       quantities[f"{table.verifier}/k={k}/{key}"] = metrics.Quantity(((over, under),))
   for rule in metrics.RULES if quantities else ():
     values = metrics.vote_values(table, rule)
-    quantities[f"{table.verifier}/rule={rule}/accuracy"] = metrics.mean(select.best_of_n(bank, values, n))
+    quantities[f"{table.verifier}/rule={rule}/accuracy"] = metrics.mean(selection.best_of_n(bank, values, n))
     quantities[f"{table.verifier}/rule={rule}/rm_accuracy"] = metrics.rm_accuracy(bank, values)
     quantities[f"{table.verifier}/rule={rule}/scored"] = metrics.scored_share(bank, values)
   return quantities
 
 
 def _verifier_results(
-  bank: select.Bank, table: metrics.ScoreTable, found: Mapping[str, Any], seed: int
+  bank: selection.Bank, table: metrics.ScoreTable, found: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
   """The part of the results that is about one verifier."""
 
@@ -207,13 +207,13 @@ def _verifier_results(
   )
 
 
-def _notes(bank: select.Bank, ns: Sequence[int], tables: Mapping[str, metrics.ScoreTable]) -> list[str]:
+def _notes(bank: selection.Bank, ns: Sequence[int], tables: Mapping[str, metrics.ScoreTable]) -> list[str]:
   """What a reader must know to read the figures right."""
   notes = [
     "Intervals are percentile bootstraps over problems; they do not cover other training seeds or other candidates.",
     "Best-of-N, Oracle and pass@1 are exact expectations over all subsets of n candidates, ties broken at random;"
-    f" majority votes average over all subsets where a problem has at most {select.SUBSET_DRAWS}, else over that many"
-    " random ones.",
+    f" majority votes average over all subsets where a problem has at most {selection.SUBSET_DRAWS}, else over that"
+    " many random ones.",
   ]
   for n in ns:
     if short := int((bank.sizes < n).sum()):
@@ -262,8 +262,8 @@ def generation_results(problems: Sequence[Problem], candidates: Sequence[Candida
   Raises:
     UserError: see `select.make_bank`.
   """
-  bank = select.make_bank(problems, candidates)
-  pass1 = select.pass_at_1(bank)
+  bank = selection.make_bank(problems, candidates)
+  pass1 = selection.pass_at_1(bank)
   interval = dataclasses.asdict(metrics.bootstrap(metrics.mean(pass1), seed=seed))
   told = {"num_problems": len(problems), "num_candidates": int(bank.sizes.sum()), "pass1": interval}
   return _plain(told | {"per_problem": per_problem.shares(pass1)})

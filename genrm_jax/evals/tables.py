@@ -8,7 +8,7 @@ from genrm_jax.evals import costs
 from genrm_jax.evals.calibration import LIKELIHOODS
 from genrm_jax.evals.lengths import SIDES
 from genrm_jax.evals.metrics import THRESHOLD
-from genrm_jax.types import VOTE_STATES
+from genrm_jax.records import VOTE_STATES
 
 NAMES = {
   "orm": "ORM",

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from genrm_jax.model import layers
-from genrm_jax.sharding import DEFAULT_RULES, rules_for
+from genrm_jax.runtime.sharding import DEFAULT_RULES, rules_for
 
 _KERNEL_FROM = 1024  # tokens of a row
 _LANES = 128  # the kernel takes head dims that are multiples of it

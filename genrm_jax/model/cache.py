@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.sharding import FREE, constrain
-from genrm_jax.types import KVCache
+from genrm_jax.pytrees import KVCache
+from genrm_jax.runtime.sharding import FREE, constrain
 
 
 def init(config: ModelConfig, batch: int, max_len: int) -> KVCache:

@@ -5,7 +5,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("local", "global")

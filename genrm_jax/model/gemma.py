@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from genrm_jax.model import attention, layers
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model.config import LAYER_KINDS, ModelConfig
-from genrm_jax.sharding import FREE, constrain
-from genrm_jax.types import KVCache
+from genrm_jax.pytrees import KVCache
+from genrm_jax.runtime.sharding import FREE, constrain
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "layer"]

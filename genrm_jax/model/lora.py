@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genrm_jax.errors import UserError
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.model.gemma import Params, ParamSpec
+from genrm_jax.runtime.errors import UserError
 
 # The matrices of a layer, and how many axes (after L) of each are its input.
 TARGETS = {"q": 1, "k": 1, "v": 1, "attn_out": 2, "gate": 1, "up": 1, "down": 1}

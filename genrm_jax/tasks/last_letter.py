@@ -26,9 +26,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrm_jax.errors import UserError
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import natural
-from genrm_jax.types import Candidate, Problem
 
 END = ";"
 PLACES = "ABCDEFGHIJ"

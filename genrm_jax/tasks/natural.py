@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrm_jax.errors import UserError
-from genrm_jax.types import Problem
+from genrm_jax.records import Problem
+from genrm_jax.runtime.errors import UserError
 
 STYLES = ("compact", "natural")
 

@@ -42,7 +42,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from genrm_jax.errors import UserError
+from genrm_jax.records import Problem
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import natural
 from genrm_jax.tasks.last_letter import (
   END,
@@ -54,7 +55,6 @@ from genrm_jax.tasks.last_letter import (
   write_list,
   write_placed,
 )
-from genrm_jax.types import Problem
 
 _ASK = "Sort the following words alphabetically: List:"
 STOP = "."

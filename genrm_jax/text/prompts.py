@@ -13,7 +13,7 @@ tokens that it was trained on. With x a problem, y a solution, I the verdict que
 import dataclasses
 from typing import NamedTuple
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import END_OF_TURN, START_OF_TURN, TURN_MARKERS, Tokenizer
 
 

@@ -19,7 +19,7 @@ from etils import epath
 from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 PathLike = str | os.PathLike[str]
 

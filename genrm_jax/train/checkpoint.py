@@ -16,11 +16,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from genrm_jax import distributed
-from genrm_jax.errors import UserError
+from genrm_jax.pytrees import TrainState
+from genrm_jax.runtime import distributed
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.train import saved
 from genrm_jax.train.losses import Sums
-from genrm_jax.types import TrainState
 
 BEST_METRIC = "eval_loss"
 

@@ -13,15 +13,15 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from genrm_jax import distributed, sharding
-from genrm_jax.errors import UserError
 from genrm_jax.model import lora
-from genrm_jax.progress import progress, say
+from genrm_jax.pytrees import TokenBatch
+from genrm_jax.runtime import distributed, sharding
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.progress import progress, say
 from genrm_jax.train import optim, preemption
 from genrm_jax.train.checkpoint import Checkpoints
 from genrm_jax.train.losses import LossFn, Sums
 from genrm_jax.train.step import init_state, make_eval_step, make_train_step, state_shardings
-from genrm_jax.types import TokenBatch
 
 # So many steps are given to the devices before the first of them is done: enough to keep them busy, and few enough that
 # a run which is told to end has little left to do.

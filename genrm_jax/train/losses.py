@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, Array, PairBatch, TokenBatch
+from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY, Array, PairBatch, TokenBatch
 
 # name -> (sum, count); the mean is taken once, over all steps between two reports.
 Sums = dict[str, tuple[jax.Array, jax.Array]]

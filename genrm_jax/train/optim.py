@@ -6,7 +6,7 @@ import math
 import jax
 import optax
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

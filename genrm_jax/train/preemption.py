@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from jax.experimental import multihost_utils
 
-from genrm_jax import distributed
+from genrm_jax.runtime import distributed
 
 EXIT_CODE = 128 + signal.SIGTERM
 

@@ -22,9 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from genrm_jax import distributed, memory
-from genrm_jax.errors import UserError
-from genrm_jax.progress import say
+from genrm_jax.runtime import distributed, memory
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.progress import say
 from genrm_jax.train import digests
 
 T = TypeVar("T")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from genrm_jax import sharding
+from genrm_jax.pytrees import TokenBatch, TrainState
+from genrm_jax.runtime import sharding
 from genrm_jax.train.losses import Counts, LossFn, Sums
-from genrm_jax.types import TokenBatch, TrainState
 
 Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Sums]]
 

@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.data import candidates
-from genrm_jax.errors import UserError
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.last_letter import LastLetter
-from genrm_jax.types import Candidate, Problem
 
 PROBLEMS = [Problem(f"p{i}", "last_letter", "train", f"{i}mike{i + 1}dlih;", "eh") for i in range(3)]
 

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from genrm_jax.data import grading, rationales
-from genrm_jax.errors import UserError
+from genrm_jax.records import Candidate
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import get_format
-from genrm_jax.types import Candidate
 
 
 def _candidate(index, text, correct=True, problem="p"):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import gsm8k_rationales
+from experiments.studies import gsm8k_rationales
 from genrm_jax.data import rationales
-from genrm_jax.errors import UserError
-from genrm_jax.tasks.gsm8k_rows import CritiqueRow, Place, PoolRow
+from genrm_jax.records import Candidate, Problem, Rationale
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k.rows import CritiqueRow, Place, PoolRow
 from genrm_jax.tasks.last_letter import LastLetter
-from genrm_jax.types import Candidate, Problem, Rationale
 
 ASK = "Verification: Is the answer correct (Yes/No)?"
 TASK = LastLetter()

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.data import batches, row_file
-from genrm_jax.errors import UserError
-from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, PairBatch, TokenBatch
+from genrm_jax.data import packing, row_file
+from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY, PairBatch, TokenBatch
+from genrm_jax.runtime.errors import UserError
 
 
 def _rows(num_rows, row_length=8):
   rng = np.random.default_rng(num_rows)
   ids = [rng.integers(1, 99, 6 + i % 3) for i in range(num_rows)]
-  examples = [batches.sft_example(f"{i}", x[:2], x[2:], (KIND_SOLVE, KIND_VERIFY)[i % 2]) for i, x in enumerate(ids)]
-  return batches.pack(examples, row_length)
+  examples = [packing.sft_example(f"{i}", x[:2], x[2:], (KIND_SOLVE, KIND_VERIFY)[i % 2]) for i, x in enumerate(ids)]
+  return packing.pack(examples, row_length)
 
 
 def _file(path, rows):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.data.verdict_reading import CONTRADICTION, NO_VERDICT, READINGS, get_reading
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 
 ASK = "Verification: Is the answer correct (Yes/No)?"
 BODY = "2 + 2 is 4."

@@ -8,7 +8,7 @@ import pytest
 from evals_data import toy_run, vote
 
 from genrm_jax.evals import browse, pages, plots, report
-from genrm_jax.types import Candidate, Problem, Score
+from genrm_jax.records import Candidate, Problem, Score
 
 ATTACK = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)> \"' {{ 1 }} ```"
 

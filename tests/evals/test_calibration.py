@@ -6,8 +6,8 @@ from evals_data import score_of, toy_bank, toy_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.evals import calibration, metrics, plots, report, select, tables
-from genrm_jax.types import Candidate, Problem
+from genrm_jax.evals import calibration, metrics, plots, report, selection, tables
+from genrm_jax.records import Candidate, Problem
 
 NAN = float("nan")
 
@@ -61,7 +61,7 @@ def test_intervals_of_bins_are_over_problems():
 def test_a_coin_decides_where_best_of_n_is_neither_right_nor_wrong(drawn):
   bank, scores = bank_and_values(drawn)
   found = calibration.ties(bank, scores)
-  chance = select.best_of_n(bank, scores, bank.mask.shape[1])
+  chance = selection.best_of_n(bank, scores, bank.mask.shape[1])
   assert found["labels_differ"] == ((chance > 1e-9) & (chance < 1 - 1e-9)).sum()
   assert found["labels_differ"] <= found["tied"] <= found["pools"] == len(drawn)
   assert found["unscored"] == sum(all(np.isnan(value) for _, value in pool) for pool in drawn)
@@ -78,7 +78,7 @@ def test_ties_of_one_text_are_told_apart():
     for row, of_row in enumerate(texts)
     for index, text in enumerate(of_row)
   ]
-  bank = select.make_bank(problems, pool)
+  bank = selection.make_bank(problems, pool)
   found = calibration.ties(bank, np.array([[0.9, 0.9, 0.1], [0.7, 0.7, 0.7], [0.3, 0.2, 0.1]]))
   assert found == {
     "pools": 3, "unscored": 0, "tied": 2, "candidates": 5, "largest": 3, "texts_differ": 1, "labels_differ": 0,

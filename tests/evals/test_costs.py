@@ -8,8 +8,8 @@ from evals_data import costs_of, score_of, toy_bank, toy_run, vote
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.errors import UserError
 from genrm_jax.evals import costs, metrics, plots, report, tables
+from genrm_jax.runtime.errors import UserError
 
 
 def results_of(run, measured):

@@ -6,9 +6,9 @@ from evals_data import score_of, toy_bank, vote
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.errors import UserError
 from genrm_jax.evals import metrics
-from genrm_jax.types import Score, Vote
+from genrm_jax.records import Score, Vote
+from genrm_jax.runtime.errors import UserError
 
 NAN = float("nan")
 

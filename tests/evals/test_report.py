@@ -7,9 +7,9 @@ import re
 import pytest
 from evals_data import costs_of, toy_run
 
-from genrm_jax.errors import UserError
-from genrm_jax.evals import browse, per_problem, plots, report, select
-from genrm_jax.types import Score
+from genrm_jax.evals import browse, per_problem, plots, report, selection
+from genrm_jax.records import Score
+from genrm_jax.runtime.errors import UserError
 
 META = {"task": "toy", "model": "tiny", "seed": 0, "wall_seconds": {"train": 3}, "notes": ["trained from <scratch>"]}
 
@@ -56,8 +56,8 @@ def test_metric_names_and_values(run, results):
   ):
     assert 0 <= flat[name] <= 1
   assert not any(name.startswith("votes/orm") or "k=64" in name for name in flat)
-  bank = select.make_bank(problems, candidates)
-  assert flat["eval/pass1"] == pytest.approx(select.pass_at_1(bank).mean(), abs=1e-6)
+  bank = selection.make_bank(problems, candidates)
+  assert flat["eval/pass1"] == pytest.approx(selection.pass_at_1(bank).mean(), abs=1e-6)
   # All votes together are the score itself.
   assert flat["votes/genrm_cot/k=4/accuracy"] == flat["bon/genrm_cot/n=4/accuracy"]
   assert flat["votes/genrm_cot/k=4/rm_accuracy"] == flat["eval/genrm_cot/rm_accuracy"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import base
 from experiments.configs import base as base_config
-from experiments.run import Run
+from genrm_jax.pipeline.run import Run
 from genrm_jax.tasks import string_base
 
 COMPLETIONS = ("+", "<>", "mi<", "3mike4dlih;")

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import configs, gsm8k_data, list_tasks, pipeline
-from experiments.run import Run
+from experiments import configs
 from genrm_jax import verifiers
-from genrm_jax.data import batches, store
-from genrm_jax.errors import UserError
-from genrm_jax.model import gemma, weights
+from genrm_jax.checkpoints import pretrained
+from genrm_jax.data import jsonl, packing
+from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
+from genrm_jax.pipeline import gsm8k_data, list_tasks, verifier_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.last_letter import LastLetter, read_list
 from genrm_jax.tasks.word_sorting import WordSorting
 
@@ -85,8 +87,8 @@ def test_config_is_locked_and_plain(name, variant):
   for settings in _trained(config).values():
     with pytest.raises((AttributeError, KeyError)):
       settings.optim.nope = 1
-  assert len(store.digest_of(config.to_dict())) == 64, "JSON can hold it"
-  assert store.digest_of(MODULES[name].get_config(variant).to_dict()) == store.digest_of(config.to_dict())
+  assert len(jsonl.digest_of(config.to_dict())) == 64, "JSON can hold it"
+  assert jsonl.digest_of(MODULES[name].get_config(variant).to_dict()) == jsonl.digest_of(config.to_dict())
 
 
 @every_config
@@ -117,9 +119,9 @@ def test_the_paper_variant_is_gemma_2b(name, tmp_path):
   assert sum(p.size for p in jax.tree.leaves(params)) == sum(gemma.num_params(model)) == 2_506_434_560
   settings = config.verifiers.genrm_cot
   shape = (2, settings.row_length)
-  rows = batches.TokenBatch(
+  rows = packing.TokenBatch(
     **{f: jax.ShapeDtypeStruct(shape, "int32") for f in ("tokens", "targets", "positions", "segments", "kind")},
-    weights=jax.ShapeDtypeStruct(shape, "float32"),
+    pretrained=jax.ShapeDtypeStruct(shape, "float32"),
   )
   loss = verifiers.make_loss(verifiers.GENRM_COT, model, None, 64, settings.solve_weight)
   value, grads = jax.eval_shape(jax.value_and_grad(lambda p, b: loss(p, b)[0]), params, rows)
@@ -141,7 +143,7 @@ def test_a_character_model_needs_no_files_but_its_base(name, variant, tmp_path):
 
 @pytest.mark.parametrize("size", [v for v in _variants("base") if v != "smoke"])
 def test_the_base_that_is_kept_is_what_its_config_makes(size):
-  found = weights.open_checkpoint(f"{configs.list_tasks.ASSETS}/{size}").config.to_dict()
+  found = pretrained.open_checkpoint(f"{configs.list_tasks.ASSETS}/{size}").config.to_dict()
   c = MODULES["base"].get_config(size).model
   assert {key: found[key] for key in c.overrides} == c.overrides.to_dict()
 
@@ -309,7 +311,7 @@ LETTERS = "--config=experiments/configs/last_letter.py"
 def test_a_wrong_command_line_is_one_clear_message(args, said, capsys, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["last_letter", *args, "--workdir=work"])  # there ml_collections looks for keys
   with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-    pipeline._parse_flags(sys.argv)
+    verifier_stages._parse_flags(sys.argv)
   assert ended.value.code == 1
   (line,) = capsys.readouterr().err.splitlines()
   assert re.match(f"error: {said}", line), line
@@ -319,7 +321,7 @@ def test_gaps_name_characters_that_the_tokenizer_has(tmp_path):
   run = _run(tmp_path, "last_letter", "tiny")
   ids = [run.tokenizer.encode(c) for chars in run.config.gaps for c in chars]
   assert all(len(i) == 1 for i in ids)
-  example = batches.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("DeEh;"), 2)
+  example = packing.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("DeEh;"), 2)
   got = [e.positions.tolist() for e in list_tasks.with_gaps(run, [example] * 20)]
   assert any(positions[-1] > example.positions[-1] for positions in got)
   assert got == [e.positions.tolist() for e in list_tasks.with_gaps(run, [example] * 20)]

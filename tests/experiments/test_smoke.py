@@ -17,12 +17,12 @@ import sys
 import pytest
 import quick_compiles
 
-from experiments import gsm8k_slips
-from genrm_jax.data import store
+from experiments.studies import gsm8k_slips
+from genrm_jax.checkpoints import pretrained
+from genrm_jax.data import jsonl
 from genrm_jax.evals import tables
-from genrm_jax.model import weights
+from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score
 from genrm_jax.train import saved
-from genrm_jax.types import VOTE_STATES, Candidate, Problem, Rationale, Score
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAINED = {"last_letter": ("generator", "dpo"), "word_sorting": ("generator", "dpo"), "gsm8k": ("base",)}
@@ -168,8 +168,8 @@ def test_a_run_leaves_all_that_was_promised(task, first, work):
 def test_records_fit_together(task, first, work):
   read = {
     split: (
-      store.read_records(work[task] / "problems" / f"{split}.jsonl", Problem),
-      store.read_records(work[task] / "candidates" / f"{split}.jsonl", Candidate),
+      jsonl.read_records(work[task] / "problems" / f"{split}.jsonl", Problem),
+      jsonl.read_records(work[task] / "candidates" / f"{split}.jsonl", Candidate),
     )
     for split in _splits(task)
   }
@@ -179,7 +179,7 @@ def test_records_fit_together(task, first, work):
     assert {c.correct for c in pool} == {True, False}
   ledger = json.loads((work[task] / "rationales/ledger.json").read_text())
   for split in ("train", "val"):
-    written = store.read_records(work[task] / "rationales" / f"{split}.jsonl", Rationale)
+    written = jsonl.read_records(work[task] / "rationales" / f"{split}.jsonl", Rationale)
     label = {(c.problem_id, c.index): c.correct for c in read[split][1]}
     assert all(r.verdict is label[r.problem_id, r.candidate_index] for r in written if r.kept)
     assert sum(row["kept"] for row in ledger[split].values()) == sum(r.kept for r in written) > 0
@@ -188,8 +188,8 @@ def test_records_fit_together(task, first, work):
 @every_task
 def test_every_candidate_is_scored_with_all_votes(task, first, work):
   for name, split, path in _scores(task):
-    pool = store.read_records(work[task] / "candidates" / f"{split}.jsonl", Candidate)
-    scores = store.read_records(work[task] / path, Score)
+    pool = jsonl.read_records(work[task] / "candidates" / f"{split}.jsonl", Candidate)
+    scores = jsonl.read_records(work[task] / path, Score)
     assert [(s.problem_id, s.candidate_index) for s in scores] == [(c.problem_id, c.index) for c in pool]
     assert {s.verifier for s in scores} == {name}
     steps = {int(p.name) for p in (work[task] / "checkpoints" / name).iterdir()} if name != "judge" else {0}
@@ -229,7 +229,7 @@ def test_metrics_and_report_are_of_this_run(task, first, work):
 def test_a_base_is_made_that_other_runs_start_from(first, work):
   assert first["base"].returncode == 0, first["base"].stderr
   asset = work["base"] / "asset"
-  config = weights.open_checkpoint(asset).config
+  config = pretrained.open_checkpoint(asset).config
   assert (config.num_layers, config.embed_dim, config.vocab_size) == (1, 32, 102)
   assert "it is no verifier" in (asset / "README.md").read_text()
   for name, start in (("generator", asset), ("orm", asset), ("dpo", "generator")):
@@ -242,7 +242,7 @@ def test_slips_are_counted_and_planted_in_the_solutions_of_a_run(first, work, mo
   monkeypatch.setattr("sys.argv", command)
   gsm8k_slips.main()
   told, results = capsys.readouterr().out, json.loads((tmp_path / "slips.json").read_text())
-  pool = store.read_records(work["gsm8k"] / "candidates/eval.jsonl", Candidate)
+  pool = jsonl.read_records(work["gsm8k"] / "candidates/eval.jsonl", Candidate)
   right = sum(c.correct for c in pool)  # made-up solutions are wrong by a slip
   count = {"right with a slip": 0, "right": right, "wrong with a slip": len(pool) - right, "wrong without": 0}
   assert results["natural"]["solutions"] == count
@@ -294,8 +294,8 @@ def test_a_study_builds_on_the_solutions_of_another_run(further, work):
   assert [p.name for p in (study / "checkpoints").iterdir()] == ["genrm_cot"]
   metrics = [json.loads(line) for line in (study / "metrics/genrm_cot.jsonl").read_text().splitlines()]
   assert all(line["train/loss_solve"] > 0 for line in metrics if "train/loss" in line)
-  own = store.read_records(study / "candidates/by_genrm_cot.jsonl", Candidate)
-  problems = store.read_records(study / "problems/eval.jsonl", Problem)
+  own = jsonl.read_records(study / "candidates/by_genrm_cot.jsonl", Candidate)
+  problems = jsonl.read_records(study / "problems/eval.jsonl", Problem)
   assert [c.problem_id for c in own] == [p.id for p in problems for _ in range(4)]
   assert {c.source.partition("/")[0] for c in own} == {"genrm_cot"}
   results, main = (json.loads((folder / "report/results.json").read_text()) for folder in (study, here))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genrm_jax import sharding
 from genrm_jax.model import attention, gemma, layers
 from genrm_jax.model.config import get_config
+from genrm_jax.runtime import sharding
 
 B, T, H = 2, 256, 128
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genrm_jax import sharding
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
-from genrm_jax.types import KVCache
+from genrm_jax.pytrees import KVCache
+from genrm_jax.runtime import sharding
 
 T, MAX_LEN = 18, 20
 PROMPTS = (3, 8, 5)  # The rows' lengths at prefill, which is 8 wide.

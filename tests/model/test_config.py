@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from genrm_jax.errors import UserError
 from genrm_jax.model import gemma
 from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, ModelConfig, get_config
+from genrm_jax.runtime.errors import UserError
 
 # The image encoder of Gemma 3 4B and above (SigLIP So400m/14 at 896 pixels), and the width of what it gives.
 IMAGE_ENCODER_PARAMS, IMAGE_WIDTH = 416_866_032, 1152

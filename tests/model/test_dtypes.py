@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jaxprs import equations, products
 
-from genrm_jax import sharding, verifiers
+from genrm_jax import verifiers
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, layers, lora
 from genrm_jax.model.config import get_config
+from genrm_jax.pytrees import TokenBatch
+from genrm_jax.runtime import sharding
 from genrm_jax.train import losses, optim, step
-from genrm_jax.types import TokenBatch
 
 B, T, PREFIX = 2, 12, 5
 VOCAB, FFW, RANK = 40, 48, 3  # sizes that no other dimension has, to tell arrays by their shapes

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genrm_jax import sharding
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
+from genrm_jax.runtime import sharding
 
 T = 20
 TINY = ("tiny_gemma1", "tiny_gemma2", "tiny_gemma3")

@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jaxprs import products
 
-from genrm_jax import sharding
-from genrm_jax.errors import UserError
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.model.lora import LoraConfig
+from genrm_jax.runtime import sharding
+from genrm_jax.runtime.errors import UserError
 
 TINY = ("tiny_gemma1", "tiny_gemma2", "tiny_gemma3")
 ALL = tuple(lora.TARGETS)

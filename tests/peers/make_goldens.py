@@ -16,9 +16,10 @@ import hugging_face
 import jax
 import numpy as np
 
-from genrm_jax import sharding
-from genrm_jax.model import gemma, weights
+from genrm_jax.checkpoints import pretrained
+from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
+from genrm_jax.runtime import sharding
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 # What each peer needs to be installed.
@@ -28,7 +29,7 @@ PEERS = {hugging_face: "transformers", gemma_package: "gemma"}
 def largest_difference(folder: pathlib.Path, config: ModelConfig | None = None) -> float:
   """Between the logits of a golden and ours, in float32 on one device; padding does not count."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  params, config = weights.load(folder / "checkpoint", mesh, config=config)
+  params, config = pretrained.load(folder / "checkpoint", mesh, config=config)
   golden = np.load(folder / "logits.npz")
   real_BT = golden["tokens"] > 0
   positions_BT = np.maximum(np.cumsum(real_BT, axis=1) - 1, 0)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from genrm_jax.tasks.arithmetic import false_equations, plant_slip
+from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
 
 
 @pytest.mark.parametrize(

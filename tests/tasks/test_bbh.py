@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.word_sorting import WordSorting, listed_words, read_bbh
 
 NATURAL = WordSorting(style="natural")

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from genrm_jax.errors import UserError
-from genrm_jax.tasks import gsm8k
-from genrm_jax.tasks.gsm8k_answers import extract_answer
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k import problems as gsm8k
+from genrm_jax.tasks.gsm8k.answers import extract_answer
 
 
 def _write_problems(folder, rows):

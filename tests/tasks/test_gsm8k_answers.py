@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.tasks import gsm8k_answers
-from genrm_jax.tasks.gsm8k import GSM8K
-from genrm_jax.tasks.gsm8k_answers import extract_answer, normalise_answer, same_answer
+from genrm_jax.tasks.gsm8k.answers import extract_answer, normalise_answer, same_answer
+from genrm_jax.tasks.gsm8k.problems import GSM8K, answers
 
 
 @pytest.mark.parametrize(
@@ -160,31 +159,31 @@ HUGE = {
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE)
 def test_the_work_for_an_answer_is_bounded(text, monkeypatch):
-  looked_at, folded = [], gsm8k_answers._plain
+  looked_at, folded = [], answers._plain
 
   def plain(part):
     looked_at.append(len(part))
     return folded(part)
 
-  monkeypatch.setattr(gsm8k_answers, "_plain", plain)
-  limit = gsm8k_answers.MAX_ANSWER_CHARACTERS
+  monkeypatch.setattr(answers, "_plain", plain)
+  limit = answers.MAX_ANSWER_CHARACTERS
   assert len(normalise_answer(text)) <= limit
   assert max(looked_at, default=0) <= limit and len(looked_at) <= limit
-  is_out_of_reach = len(text) > gsm8k_answers.MAX_SOLUTION_CHARACTERS
+  is_out_of_reach = len(text) > answers.MAX_SOLUTION_CHARACTERS
   assert extract_answer(f"The answer is {text}") == (None if is_out_of_reach else normalise_answer(text))
   # What comes after makes no difference.
   assert normalise_answer(text) == normalise_answer(text[: limit + 1])
 
 
 def test_a_statement_is_looked_for_at_the_end_only():
-  filling = "x" * gsm8k_answers.MAX_SOLUTION_CHARACTERS
+  filling = "x" * answers.MAX_SOLUTION_CHARACTERS
   assert extract_answer("The answer is 7. " + filling) is None
   assert extract_answer(filling + " The answer is 7.") == "7"
   assert extract_answer("The answer is 7. " + filling[30:]) == "7"
 
 
 def test_half_a_number_is_not_read():
-  words = "a" * (gsm8k_answers.MAX_ANSWER_CHARACTERS - 4)
+  words = "a" * (answers.MAX_ANSWER_CHARACTERS - 4)
   assert normalise_answer(f"{words} 12") == "12"
   assert normalise_answer(f"{words} 12345") == words
 

@@ -7,10 +7,10 @@ import pathlib
 
 import pytest
 
-from genrm_jax.tasks import gsm8k
-from genrm_jax.tasks.gsm8k_answers import extract_answer, same_answer
-from genrm_jax.tasks.gsm8k_released import scan
-from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct
+from genrm_jax.tasks.gsm8k import problems
+from genrm_jax.tasks.gsm8k.answers import extract_answer, same_answer
+from genrm_jax.tasks.gsm8k.released import scan
+from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def released_dir(data_dir):
 
 
 def test_counts_of_the_real_direct_set(released_dir):
-  train = {gsm8k.problem_key(p.question) for p in gsm8k.read_problems(released_dir, "train")}
+  train = {problems.problem_key(p.question) for p in problems.read_problems(released_dir, "train")}
   bad = BadRows()
   rows: dict[bool, collections.Counter[str]] = {True: collections.Counter(), False: collections.Counter()}
   for split, so_far in (("val", [125, 87]), ("train", [113_387, 52_477])):
@@ -32,7 +32,7 @@ def test_counts_of_the_real_direct_set(released_dir):
   for label, num_problems in ((True, 7399), (False, 6565)):
     per_problem = collections.Counter()
     for question, number in rows[label].items():
-      per_problem[gsm8k.problem_key(question)] += number
+      per_problem[problems.problem_key(question)] += number
     assert (len(per_problem), max(per_problem.values())) == (num_problems, 16)
     assert not per_problem.keys() - train
 
@@ -46,7 +46,7 @@ def test_the_real_validation_file_of_the_cot_set(released_dir):
 
 def test_counts_of_the_real_pool(released_dir):
   bad = BadRows()
-  found = scan(released_dir, gsm8k.read_problems(released_dir, "train"), (0,), bad)
+  found = scan(released_dir, problems.read_problems(released_dir, "train"), (0,), bad)
   assert bad.to_dict() == {"rows": 61_556, "left_out": 0, "files": {}}
   pools = list(found.candidates.values())
   assert len(found.problems) == 1556 and sum(map(len, pools)) == 61_475

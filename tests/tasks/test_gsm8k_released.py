@@ -8,11 +8,12 @@ import zipfile
 
 import pytest
 
-from genrm_jax.errors import UserError
-from genrm_jax.tasks import gsm8k, gsm8k_rows
-from genrm_jax.tasks.gsm8k_released import iter_rationales, scan, with_direct_set
-from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct, iter_pool
-from genrm_jax.types import Problem
+from genrm_jax.records import Problem
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k import problems
+from genrm_jax.tasks.gsm8k import rows as gsm8k_rows
+from genrm_jax.tasks.gsm8k.released import iter_rationales, scan, with_direct_set
+from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct, iter_pool
 
 INSTRUCTION = 'Solve ... When asked "Verification: Is the answer correct (Yes/No)?", respond.'
 ASK, ASK_COT = "Verification: Is the answer correct (Yes/No)?", "Verification: Let's verify step by step.\n"
@@ -78,7 +79,7 @@ def release(tmp_path):
 
 
 def _scan(root, rounds, bad):
-  return scan(root, gsm8k.read_problems(root, "train"), rounds, bad)
+  return scan(root, problems.read_problems(root, "train"), rounds, bad)
 
 
 def _pool_path(root, label="correct", number=0, shard=0):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.errors import UserError
+from genrm_jax.records import Problem
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import last_letter, natural
 from genrm_jax.tasks.last_letter import PLACES, LastLetter, random_word, read_list, write_list, write_placed
 from genrm_jax.text.tokenizer import CharTokenizer
-from genrm_jax.types import Problem
 
 TASK = LastLetter()
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)

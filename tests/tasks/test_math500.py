@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.errors import UserError
-from genrm_jax.tasks import math500, math_equal
-from genrm_jax.tasks.math500 import BOXED, EMPTY, NOWHERE, SAID, TOO_LONG, UNBALANCED, read_answer
-from genrm_jax.types import Problem
+from genrm_jax.records import Problem
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.math500 import equality
+from genrm_jax.tasks.math500 import problems as math500
+from genrm_jax.tasks.math500.problems import BOXED, EMPTY, NOWHERE, SAID, TOO_LONG, UNBALANCED, read_answer
 
 # Reading.
 
@@ -104,7 +105,7 @@ def test_reading_takes_no_longer_than_the_text():
 def test_a_box_gives_back_what_is_put_in(inside):
   inside = inside.replace("\\", r"\pi")
   got, where = read_answer(f"so \\boxed{{{inside}}} and on {{")
-  assert (got, where) == ((inside.strip(), BOXED) if math_equal.plain(inside) else (None, EMPTY))
+  assert (got, where) == ((inside.strip(), BOXED) if equality.plain(inside) else (None, EMPTY))
 
 
 # Comparing.
@@ -113,7 +114,7 @@ def test_a_box_gives_back_what_is_put_in(inside):
 @pytest.fixture(scope="module")
 def equal():
   pytest.importorskip("math_verify")
-  with math_equal.MathEqual(20.0) as compare:
+  with equality.MathEqual(20.0) as compare:
     yield compare
 
 
@@ -134,9 +135,9 @@ OTHER = [("5", "6"), ("x", "y"), ("[1,2)", "(1,2)"), (r"\pi", "3.14"), ("(1,2)",
 
 @pytest.mark.parametrize(("right", "answer"), SAME)
 def test_the_same_answer_in_another_form_is_equal(right, answer, equal):
-  before = equal.counts[math_equal.EQUAL]
+  before = equal.counts[equality.EQUAL]
   assert equal(right, answer) is True
-  assert equal.counts[math_equal.EQUAL] == before + 1, "found by the library"
+  assert equal.counts[equality.EQUAL] == before + 1, "found by the library"
 
 
 @pytest.mark.parametrize(("right", "answer"), OTHER)
@@ -146,7 +147,7 @@ def test_another_answer_is_not_equal(right, answer, equal):
 
 def test_the_same_text_needs_no_library():
   pytest.importorskip("math_verify")
-  with math_equal.MathEqual(1.0) as compare:
+  with equality.MathEqual(1.0) as compare:
     for right, answer in (
       (r"\dfrac{1}{2}", r"\frac{1}{2}"),
       (r"\left(1, 2\right)", "(1,2)"),
@@ -156,18 +157,18 @@ def test_the_same_text_needs_no_library():
     ):
       assert compare(right, answer) is True
     assert compare._worker is None
-    assert compare.counts == {math_equal.SAME_TEXT: 5}
+    assert compare.counts == {equality.SAME_TEXT: 5}
 
 
 def test_what_the_library_cannot_read_is_another_answer_and_counted(equal):
-  before = equal.counts[math_equal.UNREADABLE]
+  before = equal.counts[equality.UNREADABLE]
   assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False
-  assert equal.counts[math_equal.UNREADABLE] == before + 2
+  assert equal.counts[equality.UNREADABLE] == before + 2
 
 
 def test_a_comparison_that_takes_too_long_is_killed_and_counted():
   pytest.importorskip("math_verify")
-  with math_equal.MathEqual(1.0) as compare:
+  with equality.MathEqual(1.0) as compare:
     compare("1", "2")
     first = compare._worker
     start = time.monotonic()
@@ -175,25 +176,25 @@ def test_a_comparison_that_takes_too_long_is_killed_and_counted():
     assert 1 <= time.monotonic() - start < 11
     assert first.poll() is not None, "it is gone"
     assert compare("2", "9" * 1001) is None
-    assert {k: compare.counts[k] for k in math_equal.FAILED if k != "died"} == {"timed out": 1, "too long": 1}
+    assert {k: compare.counts[k] for k in equality.FAILED if k != "died"} == {"timed out": 1, "too long": 1}
 
 
 def test_a_process_that_does_not_answer_is_killed_and_counted():
   pytest.importorskip("math_verify")
-  with math_equal.MathEqual(0.1) as compare:
+  with equality.MathEqual(0.1) as compare:
     worker = compare._start()
     os.kill(worker.pid, signal.SIGSTOP)  # it takes no CPU time
     assert compare("1", "2") is None
-    assert compare.counts == {math_equal.TIMED_OUT: 1} and worker.returncode == -signal.SIGKILL
+    assert compare.counts == {equality.TIMED_OUT: 1} and worker.returncode == -signal.SIGKILL
 
 
 def test_a_process_that_dies_is_counted_and_another_goes_on(equal):
   assert equal("1/2", "0.5") is True
-  first, before = equal._worker, equal.counts[math_equal.DIED]
+  first, before = equal._worker, equal.counts[equality.DIED]
   first.kill()
   first.wait()
   assert equal("1", "2") is None
-  assert equal.counts[math_equal.DIED] == before + 1
+  assert equal.counts[equality.DIED] == before + 1
   assert equal("1/2", "0.5") is True
   second = equal._worker
   assert second.pid != first.pid
@@ -202,13 +203,13 @@ def test_a_process_that_dies_is_counted_and_another_goes_on(equal):
 
 def test_no_process_is_left_behind():
   pytest.importorskip("math_verify")
-  with math_equal.MathEqual(20.0) as compare:
+  with equality.MathEqual(20.0) as compare:
     compare("1/2", "0.5")
     worker = compare._worker
   with pytest.raises(ProcessLookupError):
     os.kill(worker.pid, 0)
   # Where the caller died, the end of its input ends the process.
-  with math_equal.MathEqual(20.0) as compare:
+  with equality.MathEqual(20.0) as compare:
     compare("1/2", "0.5")
     compare._worker.stdin.close()
     assert compare._worker.wait(timeout=30) == 0
@@ -216,7 +217,7 @@ def test_no_process_is_left_behind():
 
 def test_a_process_whose_caller_has_died_ends_by_itself():
   pytest.importorskip("math_verify")
-  command = [sys.executable, "-P", math_equal._WORKER, "0.1"]
+  command = [sys.executable, "-P", equality._WORKER, "0.1"]
   with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
     worker.stdin.write(b'["2", "9^{9^{9^9}}"]\n')
     worker.stdin.flush()
@@ -227,10 +228,10 @@ def test_a_process_whose_caller_has_died_ends_by_itself():
 def test_it_is_told_what_is_missing(monkeypatch):
   for seconds in (0, -1.0, float("nan"), float("inf")):
     with pytest.raises(UserError, match="must be more than 0 seconds"):
-      math_equal.MathEqual(seconds)
-  monkeypatch.setattr(math_equal.importlib.util, "find_spec", lambda name: None)
+      equality.MathEqual(seconds)
+  monkeypatch.setattr(equality.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"needs math-verify: pip install 'genrm-jax\[math\]'"):
-    math_equal.MathEqual(1.0)
+    equality.MathEqual(1.0)
 
 
 # Grading.

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrm_jax.records import Candidate
 from genrm_jax.tasks.last_letter import LastLetter, read_list, renumber
 from genrm_jax.tasks.word_sorting import WordSorting
-from genrm_jax.types import Candidate
 
 TASKS = {"last_letter": LastLetter(), "word_sorting": WordSorting()}
 CHARS = st.sampled_from("abc0123456789ABCJ;,.") | st.characters()

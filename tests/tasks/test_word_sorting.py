@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.errors import UserError
+from genrm_jax.records import Problem
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import natural, word_sorting
 from genrm_jax.tasks.last_letter import read_list, write_list
 from genrm_jax.tasks.word_sorting import WordSorting, draw_words, listed_words, order, write_items
 from genrm_jax.text.tokenizer import CharTokenizer
-from genrm_jax.types import Problem
 
 TASK, NATURAL = WordSorting(), WordSorting(style="natural")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

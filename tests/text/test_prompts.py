@@ -7,8 +7,8 @@ import gemma_like
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from genrm_jax.errors import UserError
-from genrm_jax.tasks.gsm8k_rows import BadRows, iter_critiques, iter_direct
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
 from genrm_jax.text.prompts import FORMATS, Prompter, PromptFormat, get_format
 from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer, train_sentencepiece
 

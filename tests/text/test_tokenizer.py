@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.errors import UserError
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.text import tokenizer as tokenizers
 from genrm_jax.text.tokenizer import (
   MAX_PADDING_ROWS,

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from genrm_jax import distributed, sharding
 from genrm_jax.train.checkpoint import Checkpoints
-from genrm_jax.types import TrainState
+from genrm_jax.pytrees import TrainState
 
 port, me, damage, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
 distributed.start(distributed.Settings(False, f"localhost:{port}", 2, me, 30))

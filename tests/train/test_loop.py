@@ -15,8 +15,8 @@ import pytest
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
-from genrm_jax import sharding
-from genrm_jax.errors import UserError
+from genrm_jax.runtime import sharding
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.train import loop, optim
 from genrm_jax.train.checkpoint import Checkpoints
 
@@ -100,7 +100,7 @@ def _signalled(workdir, name, at_step):
     f"kill = lambda: os.kill(os.getpid(), signal.{name})\n"
     f"tiny_run.train(pathlib.Path(sys.argv[1]), tiny_run.Killing({at_step}, kill))\n"
   )
-  env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+  env = {**os.environ, "PYTHONPATH": f"{HERE.parent / 'helpers'}:{HERE.parents[1]}"}
   return subprocess.run([sys.executable, "-c", code, str(workdir)], env=env, capture_output=True, text=True)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genrm_jax.pytrees import KIND_PAD, KIND_SOLVE, KIND_VERIFY, TokenBatch
 from genrm_jax.train import losses
-from genrm_jax.types import KIND_PAD, KIND_SOLVE, KIND_VERIFY, TokenBatch
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(2, 4, 7)).astype(np.float32)

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from genrm_jax.errors import UserError
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.train import optim
 from genrm_jax.train.optim import OptimConfig
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genrm_jax import sharding, verifiers
-from genrm_jax.data.batches import pack, sft_example
+from genrm_jax import verifiers
+from genrm_jax.data.packing import pack, sft_example
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
+from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY, TrainState
+from genrm_jax.runtime import sharding
 from genrm_jax.train import optim, step
-from genrm_jax.types import KIND_SOLVE, KIND_VERIFY, TrainState
 
 CONFIG = get_config(
   "tiny_gemma1", num_layers=1, embed_dim=32, ffw_dim=64, num_heads=4, num_kv_heads=1, head_dim=8, query_scale=8**-0.5

@@ -1,0 +1,304 @@
+"""JSON lines of the records in `types.py`, and small JSON files: written whole or not at all, checked when read.
+
+    {"schema": 1, "problem_id": "gsm8k/train/00012", "index": 0, "text": "...", "answer": "7", "correct": true, ...}
+
+Paths may be local or of any store that `etils.epath` knows (`gs://`). Of many processes, which all see the same files,
+only the first writes.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import types
+import typing
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from etils import epath
+
+from genrm_jax.records import Candidate, Problem, Rationale, Score
+from genrm_jax.runtime import distributed
+from genrm_jax.runtime.errors import UserError
+
+PathLike = str | os.PathLike[str]
+Record = TypeVar("Record", Problem, Candidate, Rationale, Score)
+
+# Raised when a record's fields change in a way that an old file cannot be read by.
+SCHEMA_VERSIONS: dict[type, int] = {Problem: 1, Candidate: 1, Rationale: 1, Score: 1}
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DIGEST_BLOCK_BYTES = 1 << 20
+
+
+def write_records(path: PathLike, records: Iterable[Record]) -> int:
+  """Writes one JSON line a record and returns how many. Until the last line is on disk, `path` stays what it was.
+
+  Raises:
+    UserError: the place cannot be written, the disk is full, or a record holds NaN or infinity.
+  """
+  count = 0
+  with atomic_writer(path) as write:
+    for record in records:
+      fields = {"schema": SCHEMA_VERSIONS[type(record)], **_shallow_dict(record)}
+      write(_dump(fields, f"{os.fspath(path)}:{count + 1}") + b"\n")
+      count += 1
+  return count
+
+
+def read_records(path: PathLike, cls: type[Record]) -> list[Record]:
+  """All records of a file; see `iter_records`."""
+  return list(iter_records(path, cls))
+
+
+def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
+  """Yields the records of a file, one line at a time. A field that the record gives a default may be left out.
+
+  Raises:
+    UserError: no such file; or `path:line`, for an empty line, one that is not a JSON object, another schema version,
+      or a field that is missing, unknown or of another type.
+  """
+  version = SCHEMA_VERSIONS[cls]
+  with reader(path) as lines:
+    for number, line in enumerate(lines, start=1):
+      place = f"{os.fspath(path)}:{number}"
+      fields = _load_object(line, place)
+      if "schema" not in fields:
+        raise UserError(f'{place}: no field "schema"; add "schema": {version} to each {cls.__name__} line')
+      schema = fields.pop("schema")
+      if schema != version or isinstance(schema, bool):
+        raise UserError(
+          f"{place}: schema {schema!r}, but this version of genrm-jax reads {cls.__name__} schema {version}; "
+          "write the file again with this version, or read it with the one that wrote it"
+        )
+      yield _decode(cls, fields, place)
+
+
+def write_json(path: PathLike, obj: Any) -> None:
+  """Writes a JSON-able object, indented, whole or not at all. Raises UserError as `write_records` does."""
+  with atomic_writer(path) as write:
+    write(_dump(obj, os.fspath(path), indent=2) + b"\n")
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+  """Writes a file, whole or not at all. Raises UserError as `write_records` does."""
+  with atomic_writer(path) as write:
+    write(data)
+
+
+def read_json(path: PathLike) -> Any:
+  """The object in a JSON file. Raises UserError if there is no such file or it is not JSON."""
+  with reader(path) as stream:
+    text = stream.read()
+  return _load(text, os.fspath(path), "mend it, or remove it and run the stage that wrote it again")
+
+
+def file_digest(path: PathLike) -> str:
+  """The sha256 of a file's bytes, in hex. Raises UserError if there is no such file."""
+  digest = hashlib.sha256()
+  with reader(path) as stream:
+    while block := stream.read(_DIGEST_BLOCK_BYTES):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def digest_of(obj: Any) -> str:
+  """The sha256, in hex, of a JSON-able object. The order of keys does not matter; 1 and 1.0 differ."""
+  text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
+  """Yields `write(bytes)` into a hidden file beside `path`, which takes its place if the block ends well."""
+  if not distributed.is_main():
+    yield lambda data: None
+    return
+  target = epath.Path(path)
+  temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
+  try:
+    # Errors of the caller's own block that are not about this file must keep their type, hence `_named` around each
+    # step here rather than one `try` around the `yield`.
+    with _named(path, "written"):
+      target.parent.mkdir(parents=True, exist_ok=True)
+      stream = temporary.open("wb")
+    try:
+      yield _Named(path, stream.write)
+    except BaseException:
+      with contextlib.suppress(OSError):  # what stands in the buffer may not fit on the disk either
+        stream.close()
+      raise
+    with _named(path, "written"):
+      try:
+        stream.flush()
+        _sync(stream)
+      finally:
+        stream.close()
+      temporary.replace(target)
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+  """`write` whose errors name the file."""
+
+  path: PathLike
+  write: Callable[[bytes], Any]
+
+  def __call__(self, data: bytes) -> None:
+    with _named(self.path, "written"):
+      self.write(data)
+
+
+def _sync(stream: Any) -> None:
+  """Waits until a local file is on disk. Files of remote stores have no descriptor; they are complete once closed."""
+  try:
+    descriptor = stream.fileno()
+  except (AttributeError, OSError):
+    return
+  os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def reader(path: PathLike) -> Iterator[Any]:
+  """Yields the file, open for reading bytes. Raises UserError if there is no such file."""
+  with _named(path, "read"):
+    stream = epath.Path(path).open("rb")
+  with stream:
+    yield stream
+
+
+@contextlib.contextmanager
+def _named(path: PathLike, done: str) -> Iterator[None]:
+  """Turns an OSError into a UserError that names the file and the remedy."""
+  try:
+    yield
+  except FileNotFoundError as e:
+    if done == "written":  # folders are made where they are missing
+      raise UserError(f"{os.fspath(path)}: no such bucket, or no such place; check the path") from e
+    raise UserError(f"{os.fspath(path)}: no such file; check the path, or run the stage that writes it first") from e
+  except OSError as e:
+    if e.errno in _DISK_FULL:
+      raise UserError(
+        f"{os.fspath(path)}: the disk is full, nothing was written; free some space and run the same command again"
+      ) from e
+    why = e.strerror or " ".join(str(e).splitlines()) or type(e).__name__
+    raise UserError(f"{os.fspath(path)}: could not be {done}: {why}; check the path and its permissions") from e
+
+
+def _dump(obj: Any, place: str, indent: int | None = None) -> bytes:
+  try:
+    text = json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
+  except ValueError as e:
+    raise UserError(f"{place}: a value that JSON cannot hold ({e}); find where NaN or infinity came from") from e
+  try:
+    return text.encode()
+  except UnicodeEncodeError:  # half of a surrogate pair: UTF-8 has no form for it, JSON's \uXXXX has
+    return json.dumps(obj, ensure_ascii=True, allow_nan=False, indent=indent).encode()
+
+
+def _refuse_constant(name: str) -> Any:
+  raise ValueError(f"{name} is not a JSON number")
+
+
+def _load(text: bytes, place: str, remedy: str) -> Any:
+  try:
+    return json.loads(text, parse_constant=_refuse_constant)
+  except json.JSONDecodeError as e:
+    raise UserError(f"{place}: not JSON: {e.msg.removesuffix(' at')} at character {e.pos + 1}; {remedy}") from e
+  except (ValueError, RecursionError) as e:  # not UTF-8, a number without end, nested without end
+    raise UserError(f"{place}: not JSON: {e}; {remedy}") from e
+
+
+def _load_object(line: bytes, place: str) -> dict[str, Any]:
+  if not line.strip():
+    raise UserError(f"{place}: empty line; remove it")
+  value = _load(line, place, "mend or remove the line")
+  if not isinstance(value, dict):
+    raise UserError(f"{place}: expected a JSON object, found {_kind(value)}; each line is one record in braces")
+  return value
+
+
+def _shallow_dict(record: Any) -> dict[str, Any]:
+  """The fields of a record, with the records in its tuples as dicts too."""
+  fields = {}
+  for field in dataclasses.fields(record):
+    value = getattr(record, field.name)
+    fields[field.name] = [_shallow_dict(v) for v in value] if isinstance(value, (tuple, list)) else value
+  return fields
+
+
+@functools.cache
+def _schema_of(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
+  """The type of each field, and the names of those that have to be there."""
+  hints = typing.get_type_hints(cls)
+  required = frozenset(f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)
+  return {f.name: hints[f.name] for f in dataclasses.fields(cls)}, required
+
+
+def _decode(cls: Any, fields: dict[str, Any], place: str, within: str = "") -> Any:
+  hints, required = _schema_of(cls)
+  for name in fields:
+    if name not in hints:
+      raise UserError(f'{place}: unknown field "{within}{name}"; a {cls.__name__} has {", ".join(hints)}')
+  for name in hints:
+    if name in required and name not in fields:
+      raise UserError(f'{place}: no field "{within}{name}"; a {cls.__name__} needs {", ".join(sorted(required))}')
+  return cls(**{name: _convert(hints[name], value, place, within + name) for name, value in fields.items()})
+
+
+def _convert(hint: Any, value: Any, place: str, name: str) -> Any:
+  """`value` as a field of type `hint`, or a UserError."""
+  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+  for option in options:
+    if option is type(None):
+      if value is None:
+        return None
+    elif typing.get_origin(option) is tuple:
+      if isinstance(value, list):
+        inner = typing.get_args(option)[0]
+        return tuple(_convert_item(inner, v, place, f"{name}[{i}]") for i, v in enumerate(value))
+    elif option is float:
+      if type(value) in (int, float) and abs(value) <= _LARGEST and not math.isnan(value):
+        return float(value)
+    elif type(value) is option:
+      return value
+  wanted = " or ".join(_NAMES.get(o, "a list") for o in options)
+  raise UserError(f'{place}: field "{name}" is {_kind(value)}, expected {wanted}; correct the value')
+
+
+def _convert_item(cls: Any, value: Any, place: str, name: str) -> Any:
+  if not isinstance(value, dict):
+    raise UserError(f'{place}: "{name}" is {_kind(value)}, expected an object; correct the value')
+  return _decode(cls, value, place, f"{name}.")
+
+
+_LARGEST = float.fromhex("0x1.fffffffffffffp+1023")
+_NAMES = {
+  str: "a string",
+  bool: "true or false",
+  int: "a whole number",
+  float: "a finite number",
+  type(None): "null",
+  list: "a list",
+  dict: "an object",
+}
+
+
+def _kind(value: Any) -> str:
+  """What a JSON value is, and the value where it is short."""
+  if value is None:
+    return "null"
+  if isinstance(value, (dict, list)):
+    return _NAMES[type(value)]
+  if type(value) is int and abs(value) > 10**12:
+    return "a huge whole number"
+  shown = json.dumps(value)
+  return {str: "the string ", bool: "", int: "", float: ""}[type(value)] + (shown if len(shown) < 60 else "...")

@@ -1,0 +1,146 @@
+r"""Whether two mathematical answers are the same, within a time limit.
+
+    with MathEqual(seconds=5.0) as equal:
+      equal(r"\frac{1}{2}", "0.5")    # True
+      equal("2", "9^{9^{9^9}}")       # None, and counted: equal.counts["timed out"] == 1
+
+Answers that are the same text need no library. The others are compared by math-verify (Hugging Face), which reads LaTeX
+into sympy, in a process of its own (math_worker.py): there is no other way to stop sympy for certain. That process
+serves many comparisons; one that takes too long or dies is counted, and the next comparison starts another.
+"""
+
+import collections
+import importlib.metadata
+import importlib.util
+import json
+import math
+import multiprocessing.connection
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from genrm_jax.runtime.errors import UserError
+
+MAX_CHARACTERS = 1000  # of an answer that is worth comparing; the longest of MATH have about 150
+
+# What may come of a comparison. Those of FAILED say nothing about the answers.
+SAME_TEXT, EQUAL, DIFFERENT, UNREADABLE = "same text", "equal", "different", "unreadable"
+TOO_LONG, TIMED_OUT, DIED = FAILED = ("too long", "timed out", "died")
+
+_START_SECONDS = 120.0  # to import sympy; a cold disk or a busy machine may need many
+_WORKER = pathlib.Path(__file__).with_name("math_worker.py")
+_SPACES = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\?\$|~|\\(?:left|right)(?![a-zA-Z])|\s")
+_FRAC = re.compile(r"\\[dt]frac(?![a-zA-Z])")
+
+
+def plain(answer: str) -> str:
+  """The answer without what only changes its looks: spaces, `$`, a period at the end, the sizes of fractions, brackets.
+
+  It is to be compared, not read: `\\pi r` becomes `\\pir`.
+  """
+  return _FRAC.sub(r"\\frac", _SPACES.sub("", answer)).rstrip(".")
+
+
+def check_installed() -> None:
+  """UserError where there is no math-verify."""
+  if importlib.util.find_spec("math_verify") is None:
+    raise UserError("comparing mathematical answers needs math-verify: pip install 'genrm-jax[math]'")
+
+
+class MathEqual:
+  """Compares answers; to be used in a `with`, at whose end its process ends.
+
+  Attributes:
+    counts: comparisons by what came of them.
+  """
+
+  def __init__(self, seconds: float):
+    """`seconds` of CPU time are the limit of a comparison, and ten times as many on the clock.
+
+    Raises:
+      UserError: no such time limit, or math-verify is not installed.
+    """
+    if not 0 < seconds < math.inf:
+      raise UserError(f"the time limit of a comparison must be more than 0 seconds, not {seconds}")
+    check_installed()
+    self.counts: collections.Counter[str] = collections.Counter()
+    self._seconds = seconds
+    self._worker: subprocess.Popen[bytes] | None = None
+
+  def __enter__(self) -> "MathEqual":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._stop()
+
+  def __call__(self, target: str, answer: str) -> bool | None:
+    """Whether `answer` says the same as `target`, the right one; None where it could not be found out.
+
+    The order matters where one is an equation. Where the library cannot read one, other texts are other answers.
+    """
+    what = self._compare(target, answer)
+    self.counts[what] += 1
+    return None if what in FAILED else what in (SAME_TEXT, EQUAL)
+
+  def _compare(self, target: str, answer: str) -> str:
+    if max(len(target), len(answer)) > MAX_CHARACTERS:
+      return SAME_TEXT if target == answer else TOO_LONG
+    if plain(target) == plain(answer):
+      return SAME_TEXT
+    worker = self._worker or self._start()
+    try:
+      _ask(worker, json.dumps([target, answer]).encode() + b"\n")
+      return _reply(worker, 10 * self._seconds)
+    except (TimeoutError, EOFError, OSError) as e:
+      self._stop()
+      over = isinstance(e, TimeoutError) or worker.returncode == -signal.SIGPROF
+      return TIMED_OUT if over else DIED
+
+  def _start(self) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", str(_WORKER), str(self._seconds)]  # -P: modules beside it are none of its own
+    self._worker = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+    )
+    try:
+      assert _reply(self._worker, _START_SECONDS) == "ready"
+    except (TimeoutError, EOFError) as e:
+      self._stop()
+      raise UserError(
+        f"the process that compares answers did not start ({type(e).__name__}); see what this says: {' '.join(command)}"
+      ) from e
+    return self._worker
+
+  def _stop(self) -> None:
+    if self._worker is None:
+      return
+    with self._worker as worker:  # closes its pipes and waits
+      worker.kill()
+    self._worker = None
+
+
+def _ask(worker: subprocess.Popen[bytes], line: bytes) -> None:
+  """Sends a line, which is shorter than what a pipe holds, so that this does not wait."""
+  assert worker.stdin is not None
+  worker.stdin.write(line)
+
+
+def _reply(worker: subprocess.Popen[bytes], seconds: float) -> str:
+  """The next line of the process. TimeoutError if none comes in time, EOFError if none will."""
+  assert worker.stdout is not None
+  end, line = time.monotonic() + seconds, b""
+  while not line.endswith(b"\n"):
+    if not multiprocessing.connection.wait([worker.stdout.fileno()], max(0.0, end - time.monotonic())):
+      raise TimeoutError
+    read = worker.stdout.read(100)
+    if not read:
+      raise EOFError
+    line += read
+  return line.decode().strip()
+
+
+def version() -> str:
+  """The library that compares, and its version."""
+  return f"math-verify {importlib.metadata.version('math-verify')}"

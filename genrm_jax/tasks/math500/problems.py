@@ -1,0 +1,270 @@
+r"""Problems like those of MATH500, harder than those of training, and others' solutions to them, from files.
+
+For evaluation only (the paper's easy-to-hard generalisation; the problems are of Hendrycks et al. 2021, the 500 of
+Lightman et al. 2023). Both files hold a JSON object a line:
+
+    {"problem": "...", "solution": "... \\boxed{7}.", "answer": "7", "subject": "...", "level": 2, "unique_id": "..."}
+    {"problem": "...", "solution": "... The answer is 7."}
+    {"unique_id": "...", "solution": "... $\\boxed{8}$", "correct": false}
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.math500.equality import MAX_CHARACTERS, plain
+
+PathLike = str | os.PathLike[str]
+
+# (right answer, answer) -> whether they are the same, None where that could not be found out: math_equal.MathEqual.
+Equal = Callable[[str, str], bool | None]
+
+_TEXT, _LABEL, _LEVEL = (str,), (bool,), (str, int)
+_PROBLEM = {"problem": _TEXT, "answer": _TEXT, "solution": _TEXT, "subject": _TEXT, "level": _LEVEL, "unique_id": _TEXT}
+_SOLUTION = {"problem": _TEXT, "unique_id": _TEXT, "solution": _TEXT, "correct": _LABEL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+  """A line of a file of solutions. `correct` is what the file says, None where it does not say."""
+
+  problem_id: str
+  text: str
+  correct: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+  """A candidate, where its answer stood (see `read_answer`), and whether it is the right one (None: see `Equal`)."""
+
+  candidate: Candidate
+  where: str
+  equal: bool | None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_problems(path: PathLike) -> list[Problem]:
+  """The problems of a file, in its order; `unique_id` is the id, or else `math500/<line from 0>`.
+
+  `problem` and `answer` have to be there. `subject` and `level` are not kept.
+
+  Raises:
+    UserError: no such file, no problem in it; or `path:line`, for a line that is no JSON object, a field that is
+      missing, unknown or of another type, no answer, or a problem that was there before.
+  """
+  problems: list[Problem] = []
+  seen: dict[str, str] = {}
+  for number, (place, row) in enumerate(_rows(path, _PROBLEM, ("problem", "answer"))):
+    answer = row["answer"].strip()
+    if not plain(answer):
+      raise UserError(f'{place}: "answer" is empty; give the right answer, or remove the line')
+    problem_id = row.get("unique_id", f"math500/{number:05d}")
+    for key in (problem_id, _folded(row["problem"])):
+      if key in seen:
+        raise UserError(f"{place}: the problem of {seen[key]} again ({key[:60]!r}); remove one of them")
+      seen[key] = place
+    problems.append(Problem(problem_id, "math500", "eval", row["problem"].strip(), answer, row.get("solution", "")))
+  if not problems:
+    raise UserError(f"{os.fspath(path)}: the file holds no problem; give one with a problem a line")
+  return problems
+
+
+def read_solutions(path: PathLike, problems: Sequence[Problem]) -> dict[str, list[Solution]]:
+  """The solutions to each problem, by its id and in the file's order. A line names its problem by text or by id.
+
+  Raises:
+    UserError: as `read_problems`; a line that names no problem, an unknown one, or two; a problem without solutions.
+  """
+  by_text = {_folded(p.question): p.id for p in problems}
+  ids = {p.id for p in problems}
+  solutions: dict[str, list[Solution]] = {p.id: [] for p in problems}
+  for place, row in _rows(path, _SOLUTION, ("solution",)):
+    named = {}
+    if "problem" in row:
+      named["problem"] = by_text.get(_folded(row["problem"]))
+    if "unique_id" in row:
+      named["unique_id"] = row["unique_id"] if row["unique_id"] in ids else None
+    if not named:
+      raise UserError(f'{place}: no field "problem" or "unique_id"; say which problem the solution is to')
+    for field, found in named.items():
+      if found is None:
+        raise UserError(
+          f"{place}: a solution to an unknown problem ({field} {row[field][:60]!r}); remove the line, or give the file "
+          "of problems that has it"
+        )
+    if len(set(named.values())) > 1:
+      raise UserError(f'{place}: "problem" and "unique_id" are of two problems; correct one of them')
+    problem_id = next(iter(named.values()))
+    assert problem_id is not None
+    solutions[problem_id].append(Solution(problem_id, row["solution"], row.get("correct")))
+  without = [problem_id for problem_id, mine in solutions.items() if not mine]
+  if without:
+    raise UserError(
+      f"{os.fspath(path)}: no solution to {without[0]!r}"
+      f"{f' and {len(without) - 1} other problems' if len(without) > 1 else ''}; add some, or leave the problem out"
+    )
+  return solutions
+
+
+def _folded(question: str) -> str:
+  return " ".join(question.split())
+
+
+def _rows(
+  path: PathLike, known: Mapping[str, tuple[type, ...]], required: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(path:line, object) of every line that is not empty."""
+  try:
+    lines = epath.Path(path).open("rb")
+  except OSError as e:
+    raise UserError(f"{os.fspath(path)}: could not be read: {e.strerror or e}; check the path") from e
+  with lines:
+    for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        continue
+      place = f"{os.fspath(path)}:{number}"
+      try:
+        row = json.loads(line)
+      except (ValueError, RecursionError) as e:
+        raise UserError(f"{place}: not JSON ({e}); mend or remove the line") from e
+      if not isinstance(row, dict):
+        raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}; each line is one in braces")
+      _check_fields(row, known, required, place)
+      yield place, row
+
+
+def _check_fields(
+  row: dict[str, Any], known: Mapping[str, tuple[type, ...]], required: Sequence[str], place: str
+) -> None:
+  for name in required:
+    if name not in row:
+      raise UserError(f'{place}: no field "{name}"; a line needs {", ".join(required)}')
+  for name, value in row.items():
+    if name not in known:
+      raise UserError(f'{place}: unknown field "{name}"; a line may have {", ".join(known)}')
+    if type(value) not in known[name]:
+      wanted = " or ".join({str: "a string", int: "a whole number", bool: "true or false"}[t] for t in known[name])
+      raise UserError(f'{place}: field "{name}" is {json.dumps(value)[:60]}, expected {wanted}; correct the value')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+# Where an answer stood, or why there is none.
+BOXED, SAID, NOWHERE, EMPTY, UNBALANCED, TOO_LONG = (
+  "in a box",
+  'after "The answer is"',
+  "nowhere",
+  "in an empty box",
+  "in a box without end",
+  f"longer than {MAX_CHARACTERS:,} characters",
+)
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+# What follows a box without braces: up to the end of its formula, or else a word.
+_UNBRACED = re.compile(r"([^$\n\\]*(?:\\[^)\]\n][^$\n\\]*)*)(?:\$|\\[)\]])|([^\s$]+)")
+_ANSWER_IS = re.compile(r"\banswer is(?![a-z])\s*:?\s*", re.IGNORECASE)
+_STATED = re.compile(
+  r"\$+((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|([^\n]+?)(?=[.!]?\s*(?:\n|\Z)|[.!]\s)", re.DOTALL
+)
+
+
+def read_answer(text: str) -> tuple[str | None, str]:
+  r"""The final answer of a solution and where it stood; None and why, where it has none.
+
+  It is what stands in the last `\boxed` or `\fbox`, else after the last "The answer is".
+
+      "... so \boxed{\frac{1}{2}}."           -> ("\frac{1}{2}", BOXED)     "$\boxed 5$" -> ("5", BOXED)
+      "... The final answer is $x = 2$."      -> ("x = 2", SAID)            "\boxed{5"   -> (None, UNBALANCED)
+  """
+  box = _last(_BOX, text)
+  if box is None:
+    return _read_said(text)
+  rest = text[box.end() : box.end() + MAX_CHARACTERS + 2]
+  if rest.startswith("{"):
+    end = _closing(rest)
+    if end is None:
+      return None, UNBALANCED if box.end() + len(rest) == len(text) else TOO_LONG
+    return _found(rest[1:end], BOXED, EMPTY)
+  match = _UNBRACED.match(rest)
+  return _found(next(filter(None, match.groups()), "") if match else "", BOXED, EMPTY)
+
+
+def _read_said(text: str) -> tuple[str | None, str]:
+  match = _last(_ANSWER_IS, text)
+  if match is None:
+    return None, NOWHERE
+  stated = _STATED.match(text[match.end() : match.end() + MAX_CHARACTERS + 2])
+  return _found(next(filter(None, stated.groups()), "") if stated else "", SAID, NOWHERE)
+
+
+def _found(answer: str, where: str, if_empty: str) -> tuple[str | None, str]:
+  answer = answer.strip()
+  if len(answer) > MAX_CHARACTERS:
+    return None, TOO_LONG
+  return (answer, where) if plain(answer) else (None, if_empty)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+  last = None
+  for last in pattern.finditer(text):  # noqa: B007
+    pass
+  return last
+
+
+def _closing(text: str) -> int | None:
+  """Where the brace closes that the text begins with. A brace after a backslash is a character like others."""
+  depth = 0
+  for match in _BRACE.finditer(text):
+    depth += {"{": 1, "}": -1}.get(match[0], 0)
+    if depth == 0 and match[0] == "}":
+      return match.start()
+  return None
+
+
+def grade(problem: Problem, solutions: Sequence[Solution], equal: Equal) -> list[Graded]:
+  """The candidates of one problem. Equal answers are given the same form, by which they vote together.
+
+  Every answer is compared with the right one, and if it is another, with the wrong ones before it. One that cannot be
+  compared with the right one is wrong and votes for itself. A label that the file gives stands; what the comparison
+  says is beside it.
+  """
+  wrong: list[str] = []
+  known: dict[str, tuple[str, bool | None]] = {}
+  graded = []
+  for index, solution in enumerate(solutions):
+    answer, where = read_answer(solution.text)
+    form: str | None = None
+    same: bool | None = False
+    if answer is not None:
+      key = plain(answer)
+      if key not in known:
+        known[key] = _judged(problem.answer, answer, wrong, equal)
+      form, same = known[key]
+    correct = bool(same) if solution.correct is None else solution.correct
+    graded.append(Graded(Candidate(problem.id, index, solution.text, form, correct, "file"), where, same))
+  return graded
+
+
+def _judged(right: str, answer: str, wrong: list[str], equal: Equal) -> tuple[str, bool | None]:
+  """The form of an answer and whether it is right. A wrong one of a new form joins those in `wrong`."""
+  same = equal(right, answer)
+  if same:
+    return right, True
+  if same is None:
+    return answer, None
+  form = next((other for other in wrong if equal(other, answer)), None)
+  if form is None:
+    wrong.append(answer)
+  return form or answer, False

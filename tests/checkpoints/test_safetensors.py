@@ -1,0 +1,215 @@
+"""The safetensors format: against its own library both ways, files that are damaged, disks that are full."""
+
+import errno
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+
+from genrm_jax.checkpoints import safetensors
+from genrm_jax.runtime.errors import UserError
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def _tensors():
+  rng = np.random.default_rng(0)
+  return {
+    "b.weight": rng.normal(size=(3, 4)).astype(np.float32),
+    "a.weight": rng.normal(size=(2, 3, 5)).astype(BF16),
+    "half": rng.normal(size=7).astype(np.float16),
+    "number": np.array(2.5, np.float32),
+    "none": np.zeros((0, 3), np.float32),
+  }
+
+
+def _write(folder, tensors, max_shard_bytes=10**9):
+  shapes = [(name, t.dtype, t.shape) for name, t in tensors.items()]
+  with safetensors.new_files(epath.Path(folder)) as create:
+    safetensors.write(create, tensors.items(), shapes, max_shard_bytes)
+  return epath.Path(folder)
+
+
+def _read(folder):
+  found = {}
+  for path in sorted(folder.glob("*.safetensors")):
+    for name, entry in safetensors.read_index(path).items():
+      assert name not in found
+      found[name] = safetensors.read_tensor(path, entry)
+  return found
+
+
+def _assert_same(got, want):
+  assert set(got) == set(want)
+  for name, tensor in want.items():
+    assert (got[name].dtype, got[name].shape, got[name].tobytes()) == (tensor.dtype, tensor.shape, tensor.tobytes())
+
+
+def test_what_is_written_is_read(tmp_path):
+  folder = _write(tmp_path / "new" / "folder", _tensors())
+  assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+  _assert_same(_read(folder), _tensors())
+
+
+def test_a_view_is_written_in_the_order_of_its_axes(tmp_path):
+  matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+  _assert_same(_read(_write(tmp_path, {"w": matrix.T})), {"w": np.ascontiguousarray(matrix.T)})
+
+
+def test_large_tensors_go_in_blocks(tmp_path, monkeypatch):
+  monkeypatch.setattr(safetensors, "_BLOCK_BYTES", 10)
+  folder = _write(tmp_path, _tensors())
+  _assert_same(_read(folder), _tensors())
+  path = folder / "model.safetensors"
+  entry = safetensors.read_index(path)["a.weight"]
+  other = _tensors()
+  other["a.weight"][1, 2, 4] += 1
+  other_path = _write(tmp_path / "other", other) / "model.safetensors"
+  assert safetensors.same_bytes(path, entry, path, entry)
+  assert not safetensors.same_bytes(path, entry, other_path, entry)
+  assert not safetensors.same_bytes(path, entry, path, entry._replace(shape=(30,)))
+
+
+def test_shards_and_their_index(tmp_path):
+  folder = _write(tmp_path, _tensors(), max_shard_bytes=62)
+  names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+  assert sorted(path.name for path in folder.iterdir()) == [*names, "model.safetensors.index.json"]
+  _assert_same(_read(folder), _tensors())
+  index = json.loads((folder / "model.safetensors.index.json").read_text())
+  # 48 bytes; 60; 14 + 4 + 0.
+  want = dict(zip(_tensors(), [names[0], names[1], names[2], names[2], names[2]], strict=True))
+  assert index == {"metadata": {"total_size": 126}, "weight_map": want}
+
+
+def test_the_library_reads_what_is_written(tmp_path):
+  library = pytest.importorskip("safetensors")
+  folder = _write(tmp_path, _tensors())
+  from safetensors import numpy as library_numpy
+
+  _assert_same(library_numpy.load_file(folder / "model.safetensors"), _tensors())
+  with library.safe_open(folder / "model.safetensors", "numpy") as f:
+    assert f.metadata() == {"format": "pt"}
+
+
+def test_what_the_library_writes_is_read(tmp_path):
+  library_numpy = pytest.importorskip("safetensors.numpy")
+  library_numpy.save_file(_tensors(), tmp_path / "model.safetensors", {"format": "np"})
+  _assert_same(_read(epath.Path(tmp_path)), _tensors())
+
+
+def _file(tmp_path, header, data=b""):
+  path = epath.Path(tmp_path / "model.safetensors")
+  header = header if isinstance(header, bytes) else json.dumps(header).encode()
+  path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+  return path
+
+
+def _entry(begin, end, shape, dtype="F32"):
+  return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+  ("header", "data_bytes", "message"),
+  [
+    (b'{"a": ', 0, "header of this safetensors file is malformed"),
+    (b"[1]", 0, "header of this safetensors file is malformed"),
+    ({"a": {"dtype": "F32", "shape": [2]}}, 8, "malformed .*data_offsets"),
+    ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b lies at bytes .* before it ends at"),
+    ({"a": _entry(0, 8, [2]), "b": _entry(12, 20, [2])}, 20, "tensor b lies at bytes"),
+    ({"a": _entry(4, 12, [2])}, 12, "tensor a lies at bytes"),
+    ({"a": _entry(0, 8, [3])}, 8, r"tensor a, F32 of shape \(3,\), takes 8 bytes"),
+    ({"a": _entry(0, 8, [2], "BF16")}, 8, "tensor a, BF16"),
+    ({"a": _entry(0, 8, [2])}, 9, r"malformed, its header says \d+ bytes and the file has"),
+  ],
+)
+def test_malformed_headers(tmp_path, header, data_bytes, message):
+  path = _file(tmp_path, header, bytes(data_bytes))
+  with pytest.raises(UserError, match=rf"(?s){path}: .*{message}"):
+    safetensors.read_index(path)
+
+
+def test_a_file_that_is_cut_short_is_found_by_its_index(tmp_path):
+  path = _write(tmp_path, _tensors()) / "model.safetensors"
+  whole = path.read_bytes()
+  sizes = f"its header says {len(whole)} bytes and the file has {len(whole) - 1};"
+  for size, message in ((len(whole) - 1, sizes), (100, "cut short, its header alone"), (5, "begin with no header")):
+    path.write_bytes(whole[:size])
+    with pytest.raises(UserError, match=message):
+      safetensors.read_index(path)
+  path.write_text("version https://git-lfs.github.com/spec/v1\n")
+  with pytest.raises(UserError, match="not a safetensors file"):
+    safetensors.read_index(path)
+
+
+def test_a_file_that_is_cut_after_its_index_was_read(tmp_path):
+  path = _write(tmp_path, {"w": np.ones(4, np.float32)}) / "model.safetensors"
+  entry = safetensors.read_index(path)["w"]
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(UserError, match="cut short while it was read"):
+    safetensors.read_tensor(path, entry)
+
+
+def test_other_dtypes_are_listed_and_not_read(tmp_path):
+  path = _file(tmp_path, {"packed": _entry(0, 6, [3, 2], "U8"), "w": _entry(6, 14, [2])}, bytes(14))
+  index = safetensors.read_index(path)
+  assert index["packed"].shape == (3, 2)
+  with pytest.raises(UserError, match="dtype U8; known: F32, F16, BF16"):
+    safetensors.read_tensor(path, index["packed"])
+
+
+class _Full:
+  """A file on a disk that is full after the first bytes."""
+
+  def __init__(self, f):
+    self._f = f
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc):
+    self._f.close()
+
+  def write(self, data):
+    if self._f.tell() + len(data) > 300:
+      self._f.write(data[:10])
+      raise OSError(errno.ENOSPC, "No space left on device")
+    self._f.write(data)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
+  tensors = {"a": np.zeros(10, np.float32), "b": np.zeros(1000, np.float32)}
+  shapes = [(name, t.dtype, t.shape) for name, t in tensors.items()]
+  with (
+    pytest.raises(UserError, match=rf"{tmp_path}: could not write .*No space left on device"),
+    safetensors.new_files(epath.Path(tmp_path)) as create,
+  ):
+    safetensors.write(lambda name: _Full(create(name)), tensors.items(), shapes, 100)
+  assert not list(tmp_path.iterdir())
+
+
+def test_files_have_no_name_before_all_are_written(tmp_path):
+  (tmp_path / "tokenizer.model").write_text("stays")
+
+  def stops():
+    yield "a", np.zeros(10, np.float32)
+    assert not list(tmp_path.glob("*.safetensors")) and list(tmp_path.glob("*.partial"))
+    raise KeyboardInterrupt
+
+  shapes = [(name, np.dtype(np.float32), (10,)) for name in "ab"]
+  with pytest.raises(KeyboardInterrupt), safetensors.new_files(epath.Path(tmp_path)) as create:
+    safetensors.write(create, stops(), shapes, 50)
+  assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="could not write the model here"):
+    _write(tmp_path / "file" / "model", _tensors())
+
+
+def test_a_tensor_that_was_not_announced_is_refused(tmp_path):
+  shapes = [("w", np.dtype(np.float32), (3,))]
+  with pytest.raises(ValueError, match="announced"), safetensors.new_files(epath.Path(tmp_path)) as create:
+    safetensors.write(create, [("w", np.zeros((3, 1), np.float32))], shapes, 100)

@@ -1,0 +1,243 @@
+"""Records survive the disk; broken files are named; nothing half-written is left."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.data import jsonl
+from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score, Vote
+from genrm_jax.runtime.errors import UserError
+
+TEXT = st.text(st.characters(), max_size=30)  # every code point, halves of surrogate pairs too
+INT = st.integers(-(2**63), 2**63)
+PROBABILITY = st.none() | st.floats(0, 1)
+VOTE = st.builds(Vote, st.sampled_from(VOTE_STATES), PROBABILITY, PROBABILITY, INT, TEXT)
+RECORDS = {
+  Problem: st.builds(Problem, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT),
+  Candidate: st.builds(Candidate, TEXT, INT, TEXT, st.none() | TEXT, st.booleans(), TEXT),
+  Rationale: st.builds(Rationale, TEXT, INT, INT, TEXT, st.none() | st.booleans(), TEXT, st.booleans(), TEXT),
+  Score: st.builds(Score, TEXT, INT, TEXT, INT, PROBABILITY, st.lists(VOTE, max_size=3).map(tuple)),
+}
+PROBLEM = Problem("last/0", "last", "train", 'Take "a\nb"\u2028\x85\r\n☃', "7")
+VALID = {"schema": 1, "id": "p", "task": "t", "split": "train", "question": "q", "answer": "a"}
+SCORE = {"schema": 1, "problem_id": "p", "candidate_index": 0, "verifier": "orm", "step": 1, "value": 0.5}
+A_VOTE = {"state": "ok", "p_yes": 0.5, "p_no": 0.5, "num_tokens": 3}
+
+
+@pytest.mark.parametrize("cls", RECORDS, ids=lambda cls: cls.__name__)
+def test_round_trip(cls, tmp_path):
+  path = tmp_path / "records.jsonl"
+
+  @settings(max_examples=60, deadline=None)
+  @given(st.lists(RECORDS[cls], max_size=4))
+  def check(records):
+    assert jsonl.write_records(path, iter(records)) == len(records)
+    assert jsonl.read_records(path, cls) == records
+    assert len(path.read_bytes().splitlines()) == len(records)  # line breaks inside a text are escaped
+    assert os.listdir(tmp_path) == ["records.jsonl"]
+
+  check()
+
+
+def test_line_starts_with_schema_and_keeps_unicode_readable(tmp_path):
+  jsonl.write_records(tmp_path / "deep" / "er" / "p.jsonl", [PROBLEM])
+  line = (tmp_path / "deep" / "er" / "p.jsonl").read_text(encoding="utf-8")
+  assert line.startswith('{"schema": 1, "id": "last/0"')
+  assert "☃" in line
+
+
+def test_fields_with_a_default_may_be_left_out(tmp_path):
+  path = tmp_path / "p.jsonl"
+  path.write_text(json.dumps(VALID))  # no newline at the end either
+  assert jsonl.read_records(path, Problem) == [Problem("p", "t", "train", "q", "a", "")]
+  path.write_text(json.dumps(SCORE | {"value": 1}) + "\n")
+  (score,) = jsonl.read_records(path, Score)
+  assert score.value == 1.0 and type(score.value) is float and score.votes == ()
+
+
+def _without(name):
+  return {k: v for k, v in VALID.items() if k != name}
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("", "empty line; remove it"),
+    ("   ", "empty line; remove it"),
+    ("{'a': 1}", "not JSON: Expecting property name"),
+    ('{"schema": 1', "not JSON"),
+    ("[1]", "expected a JSON object, found a list"),
+    ("null", "expected a JSON object, found null"),
+    ('"text"', 'expected a JSON object, found the string "text"'),
+    ("1" * 5000, "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    (_without("schema"), 'no field "schema"; add "schema": 1'),
+    (VALID | {"schema": 2}, "schema 2, but this version of genrm-jax reads Problem schema 1"),
+    (VALID | {"schema": True}, "schema True"),
+    (VALID | {"schema": "1"}, "schema '1'"),
+    (_without("question"), 'no field "question"; a Problem needs answer, id, question'),
+    (VALID | {"anwser": "7"}, 'unknown field "anwser"; a Problem has id, task'),
+    (VALID | {"answer": 7}, 'field "answer" is 7, expected a string'),
+    (VALID | {"answer": None}, 'field "answer" is null, expected a string'),
+    (VALID | {"answer": ["7"]}, 'field "answer" is a list, expected a string'),
+  ],
+)
+def test_broken_problem_lines(line, message, tmp_path):
+  path = tmp_path / "p.jsonl"
+  path.write_text(json.dumps(VALID) + "\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n")
+  with pytest.raises(UserError) as caught:
+    jsonl.read_records(path, Problem)
+  assert str(caught.value).startswith(f"{path}:2: ")
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"value": True}, 'field "value" is true, expected a finite number or null'),
+    ({"value": "0.5"}, 'field "value" is the string "0.5"'),
+    ({"value": float("nan")}, "not JSON: NaN is not a JSON number"),
+    ({"value": 10**400}, 'field "value" is a huge whole number'),
+    ({"step": 1.0}, 'field "step" is 1.0, expected a whole number'),
+    ({"step": True}, 'field "step" is true, expected a whole number'),
+    ({"votes": {}}, 'field "votes" is an object, expected a list'),
+    ({"votes": [A_VOTE, 1]}, '"votes[1]" is 1, expected an object'),
+    ({"votes": [A_VOTE | {"p": 1}]}, 'unknown field "votes[0].p"; a Vote has state'),
+    ({"votes": [{}]}, 'no field "votes[0].state"'),
+    ({"votes": [A_VOTE | {"p_yes": "x"}]}, 'field "votes[0].p_yes" is the string "x"'),
+  ],
+)
+def test_broken_score_lines(change, message, tmp_path):
+  path = tmp_path / "s.jsonl"
+  path.write_text(json.dumps(SCORE | change) + "\n")
+  with pytest.raises(UserError) as caught:
+    jsonl.read_records(path, Score)
+  assert str(caught.value).startswith(f"{path}:1: ")
+  assert message in str(caught.value)
+
+
+def test_overflow_and_bad_bytes(tmp_path):
+  path = tmp_path / "s.jsonl"
+  path.write_text(json.dumps(SCORE).replace("0.5", "1e999") + "\n")
+  with pytest.raises(UserError, match='field "value" is Infinity, expected a finite number'):
+    jsonl.read_records(path, Score)
+  path.write_bytes(b'{"schema": "\xff"}\n')
+  with pytest.raises(UserError, match=r"s\.jsonl:1: not JSON"):
+    jsonl.read_records(path, Score)
+
+
+@settings(max_examples=150, deadline=None)
+@given(line=st.binary(max_size=60) | st.recursive(st.none() | st.booleans() | INT | TEXT, st.lists).map(json.dumps))
+def test_no_line_raises_anything_but_user_error(line, tmp_path_factory):
+  path = tmp_path_factory.getbasetemp() / "any.jsonl"
+  path.write_bytes(line if isinstance(line, bytes) else line.encode())
+  try:
+    jsonl.read_records(path, Candidate)
+  except UserError as e:
+    assert str(path) in str(e)
+
+
+def test_missing_files(tmp_path):
+  for read in (lambda p: jsonl.read_records(p, Problem), jsonl.read_json, jsonl.file_digest):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
+      read(tmp_path / "nowhere.jsonl")
+  with pytest.raises(UserError, match="could not be read"):
+    jsonl.read_json(tmp_path)
+
+
+def test_reading_is_lazy(tmp_path):
+  path = tmp_path / "p.jsonl"
+  path.write_text(json.dumps(VALID) + "\nbroken\n")
+  records = jsonl.iter_records(path, Problem)
+  assert next(records).id == "p"
+  with pytest.raises(UserError, match=":2: not JSON"):
+    next(records)
+
+
+def test_a_failing_producer_leaves_the_old_file(tmp_path):
+  path = tmp_path / "p.jsonl"
+  jsonl.write_records(path, [PROBLEM])
+
+  def produce():
+    yield PROBLEM
+    raise OSError(errno.ENOSPC, "of the producer, not of the file")
+
+  with pytest.raises(OSError, match="of the producer"):
+    jsonl.write_records(path, produce())
+  assert jsonl.read_records(path, Problem) == [PROBLEM]
+  assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+@pytest.mark.parametrize("when", ["fsync", "replace"])
+def test_full_disk(when, tmp_path, monkeypatch):
+  path = tmp_path / "p.jsonl"
+  jsonl.write_records(path, [PROBLEM])
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, when, full)
+    with pytest.raises(UserError, match=r"p\.jsonl: the disk is full, nothing was written; free some space"):
+      jsonl.write_records(path, [PROBLEM, PROBLEM])
+  assert jsonl.read_records(path, Problem) == [PROBLEM]
+  assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_full_disk_for_real(tmp_path, monkeypatch):
+  path = tmp_path / "p.jsonl"
+  opened = type(jsonl.epath.Path("x")).open
+  monkeypatch.setattr(
+    type(jsonl.epath.Path("x")), "open", lambda self, mode: opened(jsonl.epath.Path("/dev/full"), mode)
+  )
+  for count in (1, 5000):  # the buffer fails at the end, or in the middle
+    with pytest.raises(UserError, match=r"p\.jsonl: the disk is full"):
+      jsonl.write_records(path, [PROBLEM] * count)
+  assert os.listdir(tmp_path) == []
+
+
+def test_places_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="could not be written"):
+    jsonl.write_records(tmp_path / "file" / "p.jsonl", [PROBLEM])
+  (tmp_path / "folder" / "inner").mkdir(parents=True)
+  with pytest.raises(UserError, match="folder: could not be written"):
+    jsonl.write_json(tmp_path / "folder", {})
+  assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_values_that_json_cannot_hold(tmp_path):
+  score = Score("p", 0, "orm", 1, float("nan"))
+  with pytest.raises(UserError, match=r"s\.jsonl:2: a value that JSON cannot hold"):
+    jsonl.write_records(tmp_path / "s.jsonl", [Score("p", 0, "orm", 1, 0.5), score])
+  assert os.listdir(tmp_path) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(TEXT, st.none() | st.booleans() | INT | TEXT | st.lists(TEXT, max_size=2), max_size=4))
+def test_json_round_trip_and_digest(obj):
+  shuffled = dict(reversed(obj.items()))
+  assert jsonl.digest_of(obj) == jsonl.digest_of(shuffled)
+  assert jsonl.digest_of(obj) == jsonl.digest_of(json.loads(json.dumps(obj)))
+  assert jsonl.digest_of(obj) != jsonl.digest_of({"more": obj})
+
+
+def test_json_files(tmp_path):
+  obj = {"b": [1, 2.5, None, "é\ud800"], "a": {}}
+  jsonl.write_json(tmp_path / "o.json", obj)
+  assert jsonl.read_json(tmp_path / "o.json") == obj
+  (tmp_path / "o.json").write_text('{"a": ')
+  with pytest.raises(UserError, match=r"o\.json: not JSON: Expecting value at character 7"):
+    jsonl.read_json(tmp_path / "o.json")
+
+
+def test_file_digest(tmp_path):
+  (tmp_path / "abc").write_bytes(b"abc")
+  assert jsonl.file_digest(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+  assert jsonl.digest_of([]) == "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"

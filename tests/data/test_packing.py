@@ -1,0 +1,182 @@
+"""Examples are aligned as drawn; packing loses and mixes nothing; the order of rows is a function of (seed, step)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.data import packing
+from genrm_jax.pytrees import KIND_PAD, KIND_SOLVE, KIND_VERIFY, TokenBatch
+from genrm_jax.runtime.errors import UserError
+
+FIELDS = [f.name for f in dataclasses.fields(TokenBatch)]
+OF_EXAMPLE = ("tokens", "targets", "weights", "kind", "positions")
+
+
+def _check_dtypes(data):
+  for name in FIELDS:
+    assert getattr(data, name).dtype == (np.float32 if name == "weights" else np.int32), name
+
+
+def _example(i, length):
+  """An example whose tokens, targets and positions tell which one it is."""
+  own = 1000 * (i + 1) + np.arange(length, dtype=np.int32)
+  weights = (np.arange(length) % 3 == i % 3).astype(np.float32)
+  kind = np.where(weights > 0, 1 + i % 2, KIND_PAD).astype(np.int32)
+  return packing.Example(
+    f"example {i}", own, own + 1, weights, kind, (7 * own).astype(np.int32), np.ones(length, np.int32)
+  )
+
+
+def _rows(num_rows, row_length=2):
+  """Rows of one example each, whose first token is the row's number plus 1."""
+  return packing.pack([_example(i, row_length) for i in range(num_rows)], row_length)
+
+
+def test_sft_example_is_as_drawn():
+  e = packing.sft_example("e", [10, 11], [20, 21], KIND_SOLVE)
+  assert e.tokens.tolist() == [10, 11, 20]
+  assert e.targets.tolist() == [11, 20, 21]
+  assert e.weights.tolist() == [0, 1, 1]
+  assert e.kind.tolist() == [KIND_PAD, KIND_SOLVE, KIND_SOLVE]
+  assert e.positions.tolist() == [0, 1, 2]
+
+
+def test_a_row_is_as_drawn():
+  prompt, yes = [ord(c) for c in "Q:1+1?"], 1
+  rows = packing.pack([packing.sft_example("e", prompt, [yes], KIND_VERIFY)], 8)
+  data = {name: getattr(rows.data, name)[0].tolist() for name in FIELDS}
+  assert data == {
+    "tokens": [*prompt, 0, 0],
+    "targets": [*prompt[1:], yes, 0, 0],
+    "weights": [0, 0, 0, 0, 0, 1, 0, 0],
+    "segments": [1, 1, 1, 1, 1, 1, 0, 0],
+    "positions": [0, 1, 2, 3, 4, 5, 0, 0],
+    "kind": [0, 0, 0, 0, 0, KIND_VERIFY, 0, 0],
+  }
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_label_stands_at_the_last_token(label):
+  e = packing.label_example("e", [10, 11, 12], label)
+  assert e.tokens.tolist() == [10, 11, 12]
+  assert e.targets.tolist() == [0, 0, int(label)]
+  assert e.weights.tolist() == [0, 0, 1]
+  assert e.kind.tolist() == [KIND_PAD, KIND_PAD, KIND_VERIFY]
+  assert e.positions.tolist() == [0, 1, 2]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 9))
+def test_pack_holds_every_example_once_and_whole(lengths, spare):
+  examples = [_example(i, n) for i, n in enumerate(lengths)]
+  rows = packing.pack(examples, max(lengths) + spare)
+  data = rows.data
+  _check_dtypes(data)
+  assert rows.num_examples == len(examples)
+  assert data.tokens.shape == (rows.num_rows, max(lengths) + spare)
+  found = []
+  for r in range(rows.num_rows):
+    segments = data.segments[r]
+    used = int((segments > 0).sum())
+    assert (segments[used:] == 0).all() and used > 0, "padding stands at the end, and no row is only padding"
+    steps = np.diff(np.concatenate([[0], segments[:used]]))
+    assert set(steps.tolist()) <= {0, 1}, "segments count from 1, each in one piece"
+    for segment in range(1, segments.max() + 1):
+      at = segments == segment
+      i = int(data.tokens[r, at][0]) // 1000 - 1
+      for name in OF_EXAMPLE:
+        np.testing.assert_array_equal(getattr(data, name)[r, at], getattr(examples[i], name), name)
+      found.append(i)
+    for name in FIELDS:
+      assert not getattr(data, name)[r, used:].any(), f"{name} of the padding"
+  assert sorted(found) == list(range(len(examples)))
+  assert rows.max_targets == max(int(row.sum()) for row in data.weights)
+
+
+def test_pack_fills_rows():
+  rows = packing.pack([_example(i, n) for i, n in enumerate([6, 5, 4, 3, 2])], 10)
+  assert rows.num_rows == 2 and (rows.data.segments > 0).all()
+
+
+def test_pack_names_an_example_that_is_too_long():
+  with pytest.raises(UserError, match=r"example 1 has 9 tokens, more than a row of 8; raise row_length"):
+    packing.pack([_example(0, 3), _example(1, 9)], 8)
+
+
+def test_pack_wants_examples():
+  with pytest.raises(UserError, match="no training examples"):
+    packing.pack([], 8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 2**31))
+def test_an_epoch_has_every_row_once(num_rows, batch_size, seed):
+  rows = _rows(num_rows)
+  num_epochs = 3
+  steps = -(-num_epochs * num_rows // batch_size)
+  seen = [i for step in range(steps) for i in rows.order(seed, step, batch_size)]
+  for epoch in range(num_epochs):
+    assert sorted(seen[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+  rows, again = _rows(50), _rows(50)
+  first = rows.order(0, 0, 50).tolist()
+  others = [rows.order(seed, step, 50).tolist() for seed, step in ((0, 1), (0, 2), (1, 0))]
+  assert all(order != first for order in (*others, list(range(50)))), "orders differ by epoch and seed"
+  assert others[0] != others[1]
+  assert again.order(0, 0, 50).tolist() == first, "whatever was asked for before"
+  assert [i for step in range(5) for i in again.order(0, step, 10)] == first
+
+
+def test_take_gives_rows_in_order_and_empty_ones():
+  rows = _rows(4)
+  got = rows.take(np.array([2, -1, 0, 2]))
+  _check_dtypes(got)
+  for name in FIELDS:
+    field = getattr(rows.data, name)
+    want = np.stack([field[2], np.zeros_like(field[0]), field[0], field[2]])
+    np.testing.assert_array_equal(getattr(got, name), want, name)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+  st.lists(st.integers(0, 5), min_size=1, max_size=30),
+  st.dictionaries(st.integers(0, 5), st.integers(0, 8)),
+  st.integers(0, 2**31),
+)
+def test_gaps_stand_only_after_the_named_tokens(tokens, max_gaps, seed):
+  e = packing.sft_example("e", tokens, [1, 2], KIND_SOLVE)
+  got = packing.with_gaps(e, max_gaps, np.random.default_rng(seed))
+  for name in ("tokens", "targets", "weights", "kind"):
+    np.testing.assert_array_equal(getattr(got, name), getattr(e, name), name)
+  assert got.name == e.name and got.positions.dtype == np.int32 and got.positions[0] == 0
+  gaps = np.diff(got.positions) - 1
+  limits = np.array([max_gaps.get(t, 0) for t in e.tokens[:-1].tolist()])
+  assert ((gaps >= 0) & (gaps <= limits)).all()
+
+
+def test_gaps_have_every_size_from_none_to_near_the_limit():
+  e = packing.sft_example("e", [5, 1] * 40, [5, 1], KIND_SOLVE)
+  rng = np.random.default_rng(0)
+  after = e.tokens[:-1] == 5
+  seen = {int(gap) for _ in range(50) for gap in (np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1)[after]}
+  assert set(range(8)) <= seen
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_digest_tells_any_change(field):
+  rows = _rows(3)
+  assert _rows(3).digest == rows.digest
+  changed = getattr(rows.data, field).copy()
+  changed[2, 1] += 1
+  assert dataclasses.replace(rows, data=rows.data.replace(**{field: changed})).digest != rows.digest
+
+
+def test_digest_tells_the_order_of_rows():
+  rows = _rows(3)
+  turned = packing.Rows(rows.take(np.array([1, 0, 2])), rows.num_examples)
+  assert turned.digest != rows.digest

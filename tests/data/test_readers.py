@@ -1,0 +1,71 @@
+"""A user's own solutions are matched, graded and counted; a wrong line is named by its place and field."""
+
+import json
+
+import pytest
+
+from genrm_jax.data.readers import read_candidates
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k.problems import GSM8K
+
+QUESTIONS = ("How  many\na?", "How many b?", "Twice?", "Twice?")
+PROBLEMS = [Problem(f"p{i}", "gsm8k", "train", q, "7") for i, q in enumerate(QUESTIONS)]
+GOOD = {"question": "How many b?", "solution": "The answer is 7."}
+
+
+def _read(tmp_path, *rows):
+  path = tmp_path / "mine.jsonl"
+  path.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows))
+  return read_candidates(path, PROBLEMS, GSM8K())
+
+
+def test_lines_are_matched_graded_and_counted(tmp_path):
+  rows = [
+    {"question": " How many  a?", "solution": "The answer is $7.00."},
+    {"problem_id": "p1", "solution": "The answer is 8."},
+    {"problem_id": "p0", "solution": "The answer is 8."},
+    {"problem_id": "p2", "solution": "Seven it is.", "correct": True},
+    {"question": "How many a?", "solution": "The answer is 7.", "correct": False},
+  ]
+  assert _read(tmp_path, *rows) == [
+    Candidate("p0", 0, "The answer is $7.00.", "7", True, "mine.jsonl"),
+    Candidate("p1", 0, "The answer is 8.", "8", False, "mine.jsonl"),
+    Candidate("p0", 1, "The answer is 8.", "8", False, "mine.jsonl"),
+    Candidate("p2", 0, "Seven it is.", None, True, "mine.jsonl"),
+    Candidate("p0", 2, "The answer is 7.", "7", False, "mine.jsonl"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    (b"{", r"not JSON \(.*\); mend or remove the line"),
+    (b"", "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b"\xff", "not JSON"),
+    ([1], r"expected a JSON object, found \[1\]"),
+    (GOOD | {"label": 1}, 'unknown field "label"; a line has question, problem_id, solution, correct'),
+    (GOOD | {"problem_id": "p1"}, 'give one of the fields "question" and "problem_id"'),
+    ({"solution": "s"}, 'give one of the fields "question" and "problem_id"'),
+    ({"problem_id": "p1"}, 'field "solution" is missing'),
+    (GOOD | {"solution": " \n"}, r'field "solution" is " \\n", expected a text that is not empty'),
+    (GOOD | {"solution": None}, 'field "solution" is null, expected a text'),
+    (GOOD | {"question": 3}, 'field "question" is 3, expected a text'),
+    (GOOD | {"question": "Who?" * 30}, r'field "question" is "Who\?.*\.\.\., none of the 4 problems\''),
+    (GOOD | {"question": "Twice?"}, 'field "question" is "Twice[?]", that of 2 problems; give its problem_id'),
+    ({"problem_id": "p9", "solution": "s"}, 'field "problem_id" is "p9", none of the 4 problems; give an id'),
+    (GOOD | {"correct": 1}, 'field "correct" is 1, expected true or false'),
+    (GOOD | {"correct": None}, 'field "correct" is null, expected true or false'),
+  ],
+)
+def test_a_wrong_line_is_named(row, message, tmp_path):
+  with pytest.raises(UserError, match=rf"mine\.jsonl:2: {message}"):
+    _read(tmp_path, GOOD, row, GOOD)
+
+
+def test_no_file_and_no_line(tmp_path):
+  with pytest.raises(UserError, match=r"none\.jsonl: could not be read \(No such file"):
+    read_candidates(tmp_path / "none.jsonl", PROBLEMS, GSM8K())
+  with pytest.raises(UserError, match=r"mine\.jsonl: no line; each is an object"):
+    _read(tmp_path)

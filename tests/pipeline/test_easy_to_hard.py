@@ -1,0 +1,205 @@
+"""Trained verifiers are evaluated on someone's problems and solutions, and what is wrong is said in one message."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+import quick_compiles
+import saved_runs
+
+from experiments import math500 as experiment
+from experiments.configs import math500 as configs
+from genrm_jax.data import jsonl
+from genrm_jax.pipeline import stages as staging
+from genrm_jax.pipeline.run import Run
+from genrm_jax.records import Score
+from genrm_jax.runtime.errors import UserError
+
+pytest.importorskip("math_verify")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROBLEMS = [
+  {"problem": "Halve $1$.", "answer": r"\frac{1}{2}", "solution": r"\boxed{\frac{1}{2}}", "unique_id": "test/a.json"},
+  {
+    "problem": "Factor $x² - 1$.",
+    "answer": "(x-1)(x+1)",
+    "subject": "Algebra",
+    "level": 2,
+    "unique_id": "test/b.json",
+  },
+]
+SOLUTIONS = [
+  {"unique_id": "test/a.json", "solution": r"It is $\boxed{0.5}$."},
+  {"unique_id": "test/b.json", "solution": r"So \boxed{(x+1)(x-1)}."},
+  {"problem": "Halve $1$.", "solution": r"It is \boxed{2}."},
+  {"problem": "Halve $1$.", "solution": r"It is \boxed{2"},
+  {"problem": "Halve $1$.", "solution": "no answer", "correct": True},
+  {"unique_id": "test/b.json", "solution": "9" * 4000 + r" \boxed{" + "9" * 1_000_000 + "}"},
+  {"unique_id": "test/b.json", "solution": "The answer is $x^2 - 1$.", "correct": False},
+  {"unique_id": "test/b.json", "solution": r"So \boxed{(x+1)(x-1)}."},
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+  """A checkpoint of verifiers that were not trained, and of the base that they start from."""
+  folder = tmp_path_factory.mktemp("runs")
+  changes = {f"verifiers__{name}__init_from": "" for name in ("orm", "genrm_cot")}
+  run = saved_runs.run_of(folder / "sums", "gsm8k", **changes)
+  letters = saved_runs.run_of(folder / "letters", "last_letter", verifiers__genrm__init_from="")
+  return {
+    **{name: saved_runs.save(run, name) for name in ("orm", "genrm_cot", "base")},
+    "letters": saved_runs.save(letters, "genrm"),
+  }
+
+
+def _file(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def _run(workdir, variant="smoke", **changes):
+  config = configs.get_config(variant)
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return Run(ml_collections.FrozenConfigDict(config), workdir)
+
+
+def _with_files(tmp_path, verifier, **changes):
+  files = {"problems": _file(tmp_path / "problems", PROBLEMS), "solutions": _file(tmp_path / "solutions", SOLUTIONS)}
+  small = {"report__ns": (1, 2), "report__ks": (1, 3), "engine__rows_per_batch": 8}
+  small |= {"votes__num_votes": 3, "votes__sample__max_new_tokens": 4}  # the checkpoint itself says 2 and 8
+  return _run(tmp_path / "work", "tiny", **{"verifier": str(verifier), **files, **small, **changes})
+
+
+def _all_stages(run):
+  stages = experiment.make_stages(run)
+  staging.claim_workdir(run.workdir, run.config.to_dict())
+  staging.run_stages(run.workdir, stages, [], lambda line: None)
+  return jsonl.read_json(run.path("report", "results.json"))
+
+
+def test_problems_of_files_are_graded_scored_and_reported(checkpoints, tmp_path):
+  verifiers = f"{checkpoints['genrm_cot']}, {checkpoints['orm']}"
+  run = _with_files(tmp_path, verifiers)
+  results = _all_stages(run)
+  assert [(c.problem_id, c.answer, c.correct) for c in run.candidates("eval")] == [
+    ("test/a.json", r"\frac{1}{2}", True),
+    ("test/a.json", "2", False),
+    ("test/a.json", None, False),
+    ("test/a.json", None, True),
+    ("test/b.json", "(x-1)(x+1)", True),
+    ("test/b.json", None, False),
+    ("test/b.json", "(x-1)(x+1)", False),
+    ("test/b.json", "(x-1)(x+1)", True),
+  ]
+  ledger = jsonl.read_json(run.path("candidates", "ledger.json"))
+  assert ledger["answers"] == {
+    "in a box": 4,
+    "in a box without end": 1,
+    "nowhere": 1,
+    "longer than 1,000 characters": 1,
+    'after "The answer is"': 1,
+  }
+  assert ledger["comparisons"] == {"equal": 3, "different": 1} and ledger["not_compared"] == []
+  assert ledger["labelled_by_file"] == 2
+  assert ledger["labelled_otherwise"] == [
+    {"problem_id": p, "index": i} for p, i in (("test/a.json", 3), ("test/b.json", 2))
+  ]
+
+  assert list(results["verifiers"]) == ["genrm_cot", "orm"]
+  assert results["pass1"]["value"] == pytest.approx((2 / 4 + 2 / 4) / 2, abs=1e-5)
+  for name, votes in (("genrm_cot", 3), ("orm", 1)):
+    scores = {(s.problem_id, s.candidate_index): s for s in jsonl.read_records(run.path(f"scores/{name}.jsonl"), Score)}
+    unread = scores.pop(("test/b.json", 1))
+    assert unread.value is None and [v.state for v in unread.votes] == ["truncated"] * votes, "too long for the model"
+    assert all(len(s.votes) == votes and s.step == 4 for s in scores.values()) and len(scores) == 7
+    assert all(vote.num_tokens <= 4 for s in scores.values() for vote in s.votes)
+    assert scores["test/b.json", 3].votes == scores["test/b.json", 0].votes != scores["test/b.json", 2].votes
+    assert results["verifiers"][name]["coverage"]["scored"] == sum(s.value is not None for s in scores.values()) > 0
+  notes = "\n".join(results["meta"]["notes"])
+  assert f"genrm_cot was trained elsewhere, on gsm8k, and not on these problems: {checkpoints['genrm_cot']}" in notes
+  assert "by math-verify" in notes and "1 longer than 1,000 characters" in notes
+  assert "The labels of 2 solutions are those of the file; a comparison says otherwise of 2" in notes
+
+  stages, said = experiment.make_stages(run), []
+  staging.run_stages(run.workdir, stages, [], said.append)
+  assert said[-1].endswith("nothing was run")
+  _file(tmp_path / "solutions", SOLUTIONS[:-1])
+  with pytest.raises(UserError, match=rf"stage candidates was done with another {tmp_path}/solutions"):
+    staging.run_stages(run.workdir, stages, [], said.append)
+
+
+def test_verifiers_of_one_kind_are_numbered(checkpoints, tmp_path):
+  both = ",".join(str(checkpoints[name]) for name in ("orm", "letters", "orm"))
+  stages = experiment.make_stages(_run(tmp_path, verifier=both))
+  assert [s.name for s in stages] == ["problems", "candidates", "score_orm_1", "score_genrm", "score_orm_2", "report"]
+  made: set[str] = set()
+  for stage in stages:
+    assert {path for path in stage.reads if not path.startswith("/")} <= made, stage.name
+    assert stage.writes and not made & set(stage.writes)
+    made |= set(stage.writes)
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variant", ["paper", "tiny", "smoke"])
+def test_a_config_is_plain_and_asks_for_no_more_than_there_is(variant, tmp_path):
+  config = configs.get_config(variant)
+  assert config.variant == variant and config.is_locked
+  run = _run(tmp_path, variant)
+  assert run.sample_config("votes").max_new_tokens < config.engine.max_tokens and run.engine_mesh.shape
+  assert max(config.report.ns) <= config.task.num_candidates and max(config.report.ks) == config.votes.num_votes
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"verifier": ""}, r"give a trained verifier: --config\.verifier=RUN/checkpoints/NAME"),
+    ({"verifier": "{base}"}, r"/checkpoints/base is the base of a run and no verifier"),
+    ({"verifier": "none"}, r"no checkpoint at .*/none: check the path"),
+    ({"verifier": "{problems}"}, r"no checkpoint at .*/problems"),
+    ({"problems": ""}, r"give the file of problems: --config\.problems=FILE"),
+    ({"solutions": "{problems}.gone"}, r".*/problems\.gone: no such file; check --config\.problems"),
+  ],
+)
+def test_what_is_missing_is_said_before_anything_runs(changes, said, checkpoints, tmp_path):
+  names = {"problems": tmp_path / "problems", **checkpoints}
+  changes = {"verifier": str(checkpoints["orm"]), **{key: value.format(**names) for key, value in changes.items()}}
+  run = _with_files(tmp_path, **changes)
+  with pytest.raises(UserError, match=said):
+    experiment.make_stages(run)
+  assert not run.workdir.exists()
+
+
+def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, tmp_path):
+  run = _with_files(tmp_path, checkpoints["letters"], report__ns=(1, 8))
+  experiment.read_problems(run)
+  with pytest.raises(
+    UserError, match=r"report\.ns asks for 8 candidates, but no problem of .*/solutions has more than 4"
+  ):
+    experiment.grade_solutions(run)
+  run = _with_files(tmp_path, checkpoints["letters"], task__num_candidates=2)
+  experiment.grade_solutions(run)
+  assert jsonl.read_json(run.path("candidates/ledger.json"))["not_used"] == 4
+  with pytest.raises(UserError, match=r"/checkpoints/genrm cannot read these problems: the char tokenizer has no"):
+    experiment.score(run, experiment.given_verifiers(run)[0])
+  run = _with_files(tmp_path, checkpoints["orm"], task__num_candidates=2, engine__max_tokens=8)
+  with pytest.raises(UserError, match=r"no solution fits into the context of 8 tokens, the shortest needs \d+; raise"):
+    experiment.score(run, experiment.given_verifiers(run)[0])
+
+
+def test_the_command_line(checkpoints, tmp_path):
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_compiles.XLA_FLAGS}
+  command = [sys.executable, "-m", "experiments.math500", "--config=experiments/configs/math500.py:smoke"]
+  command += [f"--workdir={tmp_path / 'work'}"]
+  done = subprocess.run(
+    [*command, f"--config.verifier={checkpoints['genrm_cot']}"], cwd=ROOT, env=env, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "pass@1 0.500 over 8 solutions" in done.stderr
+  page = (tmp_path / "work/report/report.md").read_text()
+  assert re.search(r"genrm_cot was trained elsewhere, on gsm8k", page) and "GenRM-CoT" in page

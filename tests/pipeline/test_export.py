@@ -1,0 +1,140 @@
+"""A verifier leaves with everything that is needed to score elsewhere, and scores there as here."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import saved_runs
+
+import genrm_jax
+from genrm_jax.checkpoints import pretrained
+from genrm_jax.export import export
+from genrm_jax.runtime import sharding
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.tokenizer import SentencePieceTokenizer
+
+PAIR = ("7 apples and 9 pears", "12 pears? No\n3")
+
+
+def _mesh():
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """A run's checkpoint for each kind of verifier, and of each kind of tokenizer; one with adapters."""
+  folder = tmp_path_factory.mktemp("runs")
+  out = {}
+  for name, task, changes in (
+    ("genrm", "gsm8k", {"verifiers__genrm__lora__rank": 2}),
+    ("orm", "last_letter", {}),
+    ("dpo", "last_letter", {}),
+    ("genrm_cot", "gsm8k", {"votes__sample__temperature": 0.0}),
+  ):
+    run = saved_runs.run_of(folder / name, task, **{f"verifiers__{name}__init_from": ""}, **changes)
+    out[name] = saved_runs.save(run, name, scale=3.0 if name == "genrm_cot" else 1.0)
+  return out
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("exported")
+  for name, path in runs.items():
+    export(path, folder / name)
+  return folder
+
+
+@pytest.mark.parametrize("name", ["genrm", "orm", "dpo", "genrm_cot"])
+def test_what_goes_out_comes_back_bit_for_bit(name, runs, exported, tmp_path):
+  params, manifest = genrm_jax.load_params(runs[name])
+  export(runs[name], tmp_path / "released", "released")
+  places = {"hugging_face": exported / name, "released": tmp_path / "released" / "checkpoint"}
+  for layout, place in places.items():
+    given = None
+    if layout == "released":  # its files do not say all of a model
+      given = pretrained.open_checkpoint(exported / name).config
+    got, config = pretrained.load(place, _mesh(), config=given)
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(got))
+    theirs, ours = config.to_dict(), manifest["model"]
+    assert {f: theirs[f] for f in ours if f != "name"} == {f: ours[f] for f in ours if f != "name"}
+  if name not in ("orm", "dpo"):
+    digest = manifest["tokenizer"]["digest"]
+    for place in (exported / name, tmp_path / "released"):
+      assert SentencePieceTokenizer(place / "tokenizer.model").digest == digest
+
+
+def test_the_card_says_what_a_score_is(exported, runs):
+  texts = {name: (exported / name / "README.md").read_text() for name in runs}
+  assert "mean" not in texts["genrm"] and "averaged over 2 sampled rationales" in texts["genrm_cot"]
+  assert "sigmoid of the logit of `cls`" in texts["orm"]
+  assert "likelihood after `solve`" in texts["dpo"] and "p(yes)" not in texts["dpo"]
+  verifier = genrm_jax.load(runs["genrm_cot"], mesh=_mesh())
+  said = json.loads(re.search(r"```json\n(.*?)\n```", texts["genrm_cot"], re.DOTALL)[1])
+  assert said["ids"]["yes"] == verifier.prompter.yes_id and said["templates"]["yes"] == " Yes"
+  assert said["scoring"] == verifier.manifest["scoring"]
+  for name, text in texts.items():
+    assert "smoke" not in text and "gemma" in text and "0123456789abcdef" in text
+    assert "{" not in text.split("```")[0], name
+
+
+@pytest.mark.parametrize("name", ["genrm", "orm", "dpo", "genrm_cot"])
+def test_transformers_gives_the_same_score_by_the_cards_own_lines(name, runs, exported, monkeypatch):
+  pytest.importorskip("transformers")
+  torch = pytest.importorskip("torch")
+  monkeypatch.chdir(exported / name)
+  code = re.search(r"```python\n(.*?)\n```", (exported / name / "README.md").read_text(), re.DOTALL)[1]
+  theirs: dict = {}
+  exec(code, theirs)
+  verifier = genrm_jax.load(runs[name], mesh=_mesh())
+  prompter = verifier.prompter
+  ids = verifier.verifier.prompt(prompter, *PAIR)
+  assert theirs["prompt"](PAIR[0], "" if name == "dpo" else PAIR[1]) == ids
+  if name != "genrm_cot":
+    assert theirs["score"](*PAIR) == pytest.approx(verifier.score(*PAIR), rel=1e-4, abs=0)  # a likelihood is tiny
+    return
+  # Greedy: the same rationale, token by token. Then the verdict is read where it was asked for, if it was.
+  out = theirs["model"].generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+  assert prompter.tokenizer.decode(out) == verifier.rationales(*PAIR)[0].text
+  said = prompter.tokenizer.encode(prompter.format.verdict_question.strip())
+  logits = torch.zeros(2, verifier.engine.config.vocab_size)
+  logits[0, prompter.yes_id], logits[1, prompter.yes_id] = 1.0, 3.0
+
+  def generate(start, **_):
+    rows = torch.tensor([[*said, prompter.yes_id], [*said[1:], *said[:1], prompter.no_id]])
+    steps = tuple(logits for _ in range(rows.shape[1]))
+    return type("Out", (), {"sequences": torch.cat([start, rows], 1), "logits": steps})
+
+  monkeypatch.setattr(theirs["model"], "generate", generate)
+  want = float(torch.softmax(logits[0], -1)[prompter.yes_id])
+  assert theirs["score"](*PAIR) == pytest.approx(want), "the second row never asks, so it has no vote"
+
+
+# --- the command
+
+
+def _command(*args):
+  return subprocess.run([sys.executable, "-m", "genrm_jax.export", *args], capture_output=True, text=True)
+
+
+def test_the_command_writes_a_folder_and_never_over_one(runs, tmp_path):
+  done = _command(f"--checkpoint={runs['orm']}", f"--to={tmp_path / 'out'}")
+  assert done.returncode == 0 and "written" in done.stderr, done.stderr
+  before = sorted(p.name for p in (tmp_path / "out").iterdir())
+  assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
+  again = _command(f"--checkpoint={runs['orm']}", f"--to={tmp_path / 'out'}")
+  assert again.returncode == 1 and again.stderr == (
+    f"error: {tmp_path / 'out'} is there and not empty; give the name of a new folder\n"
+  )
+  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(runs, tmp_path):
+  with pytest.raises(UserError, match="no checkpoint at"):
+    export(tmp_path / "none", tmp_path / "out")
+  with pytest.raises(UserError, match="unknown layout 'gguf'; there are: hugging_face, released"):
+    export(runs["orm"], tmp_path / "out", "gguf")
+  assert not (tmp_path / "out").exists()

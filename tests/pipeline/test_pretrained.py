@@ -1,0 +1,78 @@
+"""An experiment that starts from a Gemma checkpoint with its own tokenizer, trained in full or by adapters."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+import saved_runs
+
+import genrm_jax
+from genrm_jax.data import jsonl
+from genrm_jax.export import export
+from genrm_jax.pipeline import stages as staging
+from genrm_jax.records import Score
+from genrm_jax.runtime import sharding
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.tokenizer import SentencePieceTokenizer
+from genrm_jax.train import saved
+
+gsm8k = importlib.import_module("experiments.gsm8k")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A Gemma checkpoint of Hugging Face with its tokenizer, in bfloat16."""
+  made = tmp_path_factory.mktemp("made")
+  run = saved_runs.run_of(made, "gsm8k", seed=7, model__param_dtype="bfloat16")
+  export(saved_runs.save(run, "base"), made / "gemma")
+  return made / "gemma"
+
+
+def _run(workdir, folder, **changes):
+  changes = {"model__checkpoint": str(folder), "tokenizer__path": str(folder / "tokenizer.model"), **changes}
+  config = {f"verifiers__{name}__init_from": "" for name in ("orm", "genrm", "genrm_cot")}
+  run = saved_runs.run_of(workdir, "gsm8k", **config, **changes)
+  run.path("tokenizer.model").unlink()  # the experiment's own stage brings it
+  return run
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
+  run = _run(tmp_path, folder, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
+  run.check_settings()
+  stages = gsm8k.make_stages(run)
+  assert "base" not in [s.name for s in stages], "nothing starts from it"
+  chosen = ["release", "tokenizer", "train_genrm", "score_genrm"]
+  staging.run_stages(run.workdir, stages, chosen, lambda line: None)
+  digest = SentencePieceTokenizer(folder / "tokenizer.model").digest
+  assert SentencePieceTokenizer(run.path("tokenizer.model")).digest == digest
+  path = run.path("checkpoints", "genrm")
+  steps = saved.find(path)
+  manifest = saved.read_manifest(steps[0])
+  assert manifest["init_from"] == str(folder) and manifest["model"]["embed_dim"] == 32
+  names = {name.split("/")[1] for name in manifest["arrays"] if name.startswith("params/")}
+  assert names == ({"lora"} if rank else {"embedder", "layers", "final_norm"})
+  # One device, so that the adapters' base is what was read for training.
+  verifier = genrm_jax.load(path, base=folder if rank else None, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
+  first = jsonl.read_records(run.path("scores", "genrm.jsonl"), Score)[0]
+  problem = next(p for p in run.problems("eval") if p.id == first.problem_id)
+  candidate = next(c for c in run.candidates("eval") if (c.problem_id, c.index) == (problem.id, first.candidate_index))
+  assert verifier.score(problem.question, candidate.text) == pytest.approx(first.value, rel=1e-3)
+  start, _ = genrm_jax.load_params(folder.parent / "checkpoints" / "base")
+  now, _ = genrm_jax.load_params(path, base=folder if rank else None)
+  moved = jax.tree.map(lambda a, b: float(np.abs(a.astype(np.float32) - b).max()), start, now)
+  assert moved["layers"]["q"] > 1e-5, "it was trained"
+  assert (moved["layers"]["gate"] > 0) == (not rank), "adapters leave the rest alone"
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
+  other = saved_runs.run_of(tmp_path / "other", "last_letter", model__checkpoint=str(folder))
+  with pytest.raises(UserError, match="tokenizer char has 102 pieces, but the model's embedding 320 rows"):
+    _ = other.model
+
+
+def test_a_checkpoint_that_is_none_is_named_before_anything_runs(tmp_path):
+  run = saved_runs.run_of(tmp_path, model__checkpoint=str(tmp_path / "nowhere"))
+  with pytest.raises(UserError, match="nowhere: no such folder"):
+    run.check_settings()

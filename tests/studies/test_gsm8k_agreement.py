@@ -1,0 +1,89 @@
+"""Differences from the release's reading of answers fall into classes by rules, and are counted."""
+
+import json
+import pathlib
+import sys
+import zipfile
+
+import pytest
+
+from experiments.studies import gsm8k_answers
+from experiments.studies.gsm8k_answers import CLASSES, Compared, classify
+from genrm_jax.tasks.gsm8k import sample as gsm8k_sample
+from genrm_jax.tasks.gsm8k.answers import extract_answer
+
+COMMITTED = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
+
+
+@pytest.mark.parametrize(
+  ("said", "extracted", "target", "label", "name"),
+  [
+    ("The answer is 2 + 3 = 5. The answer is 5.", "5.theansweris5", "5", False, "two statements"),
+    ("The answer is 5 - 1 = 4.", None, "5", True, "equation"),
+    ("The answer is 90 thousand.", "90thousand", "90000", False, "scale"),
+    ("The answer is $2k.", "2", "2", True, "scale"),
+    ("The answer is -$20.", "20", "20", True, "minus sign"),
+    ("The answer is 6:45 pm.", "6", "6", True, "time of day"),
+    ("The answer is 2 hours and 15 minutes.", "2", "2", True, "several units"),
+    ("The answer is 3 minutes 20 seconds.", "320", "200", False, "several units"),
+    ("The answer is not given.", "notgiven", "1", False, "no number"),
+    ("The answer is four.", "four", "4", False, "number in words"),
+    ("The answer is 5 1/7.", "51/7", "5", False, "fraction"),
+    ("The answer is $.16.", None, "16", True, "cents"),
+    ("The answer is 14.5", "14", "14", True, "decimals"),
+    ("The answer is about 51.", "about51", "72", False, "words beside the number"),
+    ("The answer is 18 (a b).", None, "18", False, "words beside the number"),
+    ("The answer is x + 11.", "11", "11", True, "expression"),
+    ("The answer is 24n cans.", "24", "24", True, "expression"),
+    ("The answer is 6 or 7.", "6", "6", True, "several numbers"),
+    ("The answer is 24.", "36", "36", True, "other"),
+  ],
+)
+def test_classes(said, extracted, target, label, name):
+  assert classify(Compared("raw pool", said, extract_answer(said), extracted, target, label)) == name
+
+
+@pytest.fixture
+def small_release(tmp_path):
+  """Five problems with four solutions each, and two rows of the direct set to the first of them."""
+  folder = gsm8k_sample.write(tmp_path, 5, 0)
+  train = folder / "grade-school-math/grade_school_math/data/train.jsonl"
+  problem = json.loads(train.read_text().splitlines()[0])
+  answer = problem["answer"].rpartition("#### ")[2]
+  for label, said, target in (("correct", f"{answer}.5", " Yes"), ("incorrect", "unknown", " No")):
+    inputs = f"I.\n\nQ: {problem['question']}\nA: Let's think step by step.\nThe answer is {said}.\n"
+    row = {"inputs": inputs + "Verification: Is the answer correct (Yes/No)?", "targets": target}
+    for split in ("", "_val"):
+      path = folder / f"genrm-critiques/critiques/rm_{label}_solutions_batch_00{split}.zip"
+      with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.jsonl", json.dumps(row))
+  return folder
+
+
+def test_comparison_of_a_small_release(small_release, tmp_path, monkeypatch, capsys):
+  out = tmp_path / "answers.json"
+  monkeypatch.setattr(sys, "argv", ["gsm8k_answers", f"--data_dir={small_release}", f"--out={out}"])
+  gsm8k_answers.main()
+  results = json.loads(out.read_text())
+  assert results["parts"] == {
+    "raw pool": {"solutions": 20, "same_label": 20, "same_answer": 20},
+    "direct set": {"solutions": 4, "same_label": 2},
+  }
+  (row,) = results["classes"]
+  assert (row["name"], row["answers"], row["labels"], len(row["examples"])) == ("decimals", 0, 2, 2)
+  assert row["examples"][0]["label"] and row["examples"][0]["ours"].endswith(".5")
+  assert results["bad_rows"] == {"rows": 24, "left_out": 0}
+  printed = capsys.readouterr().out
+  assert "raw pool: 20 solutions, same label 20 (100.00%), same answer 20 (100.00%)" in printed
+  assert "direct set: 4 solutions, same label 2 (50.00%)" in printed and CLASSES["decimals"][1] in printed
+
+
+def test_the_committed_comparison_has_next_to_nothing_unexplained():
+  results = json.loads(COMMITTED.read_text())
+  assert results["parts"]["raw pool"]["solutions"] == 61_475 and results["parts"]["direct set"]["solutions"] == 165_864
+  rows = {row["name"]: row for row in results["classes"]}
+  assert rows.keys() <= CLASSES.keys() and all((row["right"], row["why"]) == CLASSES[n] for n, row in rows.items())
+  assert rows["other"]["answers"] + rows["other"]["labels"] <= 5
+  # Every label that differs is in a class.
+  differing = sum(part["solutions"] - part["same_label"] for part in results["parts"].values())
+  assert differing == sum(row["labels"] for row in rows.values())

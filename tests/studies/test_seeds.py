@@ -1,0 +1,87 @@
+"""Pooling over seeds: known answers, pairing, and intervals that cover the truth when seeds differ."""
+
+import numpy as np
+import pytest
+
+from experiments.studies import seeds
+from genrm_jax.evals import metrics
+from genrm_jax.evals.metrics import Quantity
+
+
+def means(*columns):
+  return {seed: metrics.mean(np.array(column, float)) for seed, column in enumerate(columns)}
+
+
+def test_the_mean_over_seeds_and_each_seed():
+  pooled = seeds.pool({"a": means([1, 0, 0, 1], [1, 1, 1, 1, 1, 0])}, draws=500)["a"]
+  assert pooled.by_seed == {0: 0.5, 1: 0.833333}
+  assert pooled.value == pytest.approx((0.5 + 5 / 6) / 2, abs=1e-6)  # a seed counts once, however many problems it has
+  assert pooled.low < pooled.value < pooled.high
+
+
+def test_seeds_that_differ_widen_the_interval_though_problems_agree():
+  pooled = seeds.pool({"a": means([0, 0, 0], [1, 1, 1])}, draws=2000)["a"]
+  assert (pooled.low, pooled.value, pooled.high) == (0, 0.5, 1)  # a draw is seeds 00, 01, 10 or 11
+
+
+def test_one_seed_gives_the_interval_over_problems():
+  values = np.random.default_rng(0).random(60)
+  pooled = seeds.pool({"a": {7: metrics.mean(values)}}, draws=4000)["a"]
+  plain = metrics.bootstrap(metrics.mean(values), seed=1, draws=4000)
+  assert pooled.by_seed == {7: pytest.approx(plain.value, abs=1e-6)}
+  assert (pooled.low, pooled.high) == (pytest.approx(plain.low, abs=0.01), pytest.approx(plain.high, abs=0.01))
+
+
+def test_differences_are_paired_by_seed_and_problem():
+  rng = np.random.default_rng(1)
+  left = [rng.random(50) + shift for shift in (0, 5, 9)]
+  right = [column - 0.25 for column in left]
+  found = seeds.pool(
+    {
+      "left": means(*left),
+      "right": means(*right),
+      "difference": means(*(a - b for a, b in zip(left, right, strict=True))),
+    },
+    draws=500,
+  )
+  assert found["left"].high - found["left"].low > 4
+  assert (found["difference"].low, found["difference"].high) == (0.25, 0.25)
+
+
+def test_ratios_and_averages_of_ratios():
+  over, under = np.array([1.0, 0, 1, 1]), np.array([2.0, 1, 1, 1])
+  both = Quantity(((over, under), (under, under)))
+  found = seeds.pool({"ratio": {0: Quantity(((over, under),))}, "both": {0: both}, "last": {0: both}}, draws=300)
+  assert found["ratio"].value == 0.6
+  assert found["both"] == found["last"] and found["both"].value == 0.8
+  assert found["both"].low == pytest.approx((found["ratio"].low + 1) / 2)
+
+
+def test_what_a_seed_leaves_undefined_is_undefined():
+  empty = Quantity(((np.zeros(3), np.zeros(3)),))
+  pooled = seeds.pool({"a": {0: metrics.mean(np.ones(3)), 1: empty}}, draws=100)["a"]
+  assert (pooled.value, pooled.low, pooled.high) == (None, None, None)
+  assert pooled.by_seed == {0: 1, 1: None}
+
+
+def test_the_same_seed_gives_the_same_and_another_seed_another():
+  quantities = {"a": means(*np.random.default_rng(0).random((3, 30)))}
+  one, again, other = (seeds.pool(quantities, seed=seed, draws=200)["a"] for seed in (0, 0, 1))
+  assert one == again and one != other
+  beside = seeds.pool({"b": means([1, 0], [0, 1], [1, 1]), **quantities}, seed=0, draws=200)
+  assert list(beside) == ["b", "a"] and beside["a"] == one  # what stands beside a figure does not move it
+
+
+def test_intervals_cover_a_mean_that_seeds_scatter_around():
+  rng, hits, hits_of_problems = np.random.default_rng(2), 0, 0
+  trials = 150
+  for _ in range(trials):
+    shifts = rng.normal(0, 0.5, 10)
+    columns = [rng.normal(3 + shift, 1, 40) for shift in shifts]
+    pooled = seeds.pool({"a": means(*columns)}, draws=300)["a"]
+    hits += pooled.low <= 3 <= pooled.high
+    # The interval that forgets seeds, for contrast.
+    alone = metrics.bootstrap(metrics.mean(np.concatenate(columns)), seed=0, draws=300)
+    hits_of_problems += alone.low <= 3 <= alone.high
+  assert hits / trials > 0.88
+  assert hits_of_problems / trials < 0.75

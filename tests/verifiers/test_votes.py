@@ -1,0 +1,165 @@
+"""Votes against probabilities worked out by a plain forward pass, and the state of every kind of rationale."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_model as tiny
+
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig, rollout_keys
+from genrm_jax.records import VOTE_STATES, Vote
+from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.tokenizer import CharTokenizer
+from genrm_jax.verifiers import votes as score
+
+CHAR = CharTokenizer()
+PROMPTER = Prompter(CHAR, get_format("compact"))
+WATCH = (PROMPTER.yes_id, PROMPTER.no_id)
+SETTINGS = SampleConfig(6)
+
+
+def _engine(**kwargs):
+  return tiny.engine(CHAR.vocab_size, eos_id=CHAR.eos_id, **kwargs)
+
+
+def _logits(ids):
+  """Logits of what follows the ids."""
+  return tiny.logits(ids, CHAR.vocab_size)[-1]
+
+
+def _prompts():
+  return [PROMPTER.direct(q, s) for q, s in (("1ab2cd;", "BbCd;"), ("3xy;", "Dx;"), ("0abc1d2efg;", "AcBdCg;"))]
+
+
+def test_a_direct_vote_is_the_probability_of_yes():
+  prompts = _prompts()
+  votes = score.direct_votes(_engine(), PROMPTER, prompts, "score")
+  want = np.stack([tiny.softmax(_logits(p))[list(WATCH)] for p in prompts])
+  assert [(v.state, v.num_tokens, v.text) for v in votes] == [("ok", 0, "")] * 3
+  np.testing.assert_allclose([(v.p_yes, v.p_no) for v in votes], want, rtol=1e-4)
+  assert (want.sum(1) < 0.9).all(), "of the whole vocabulary, not of the two"
+
+
+def test_a_classifier_vote_is_the_sigmoid_of_the_class_logit():
+  prompts = _prompts()
+  votes = score.classifier_votes(_engine(), PROMPTER, prompts, "score")
+  z = np.array([_logits(p)[CHAR.cls_id] for p in prompts], np.float64)
+  np.testing.assert_allclose([v.p_yes for v in votes], 1 / (1 + np.exp(-z)), rtol=1e-4)
+  np.testing.assert_allclose([v.p_no for v in votes], 1 / (1 + np.exp(z)), rtol=1e-4)
+  assert [(v.state, v.num_tokens) for v in votes] == [("ok", 0)] * 3
+
+
+def test_a_likelihood_vote_keeps_the_order_of_very_unlikely_solutions(monkeypatch):
+  log_likelihood = [-701.0, -0.25, -700.0, -900.0, -0.0]
+  monkeypatch.setattr(Engine, "log_likelihood", lambda self, *args: np.array(log_likelihood))
+  votes = score.likelihood_votes(_engine(), [[1]] * 5, [[2]] * 5, "score")
+  assert [(v.state, v.p_no, v.num_tokens, v.text) for v in votes] == [("ok", None, 0, "")] * 5
+  p = [v.p_yes for v in votes]
+  assert 0 == p[3] < p[0] < p[2] < p[1] < p[4] == 1 and p[1] == pytest.approx(np.exp(-0.25), rel=1e-12)
+  assert p[2] / p[0] == pytest.approx(np.e)
+  assert score.value([votes[0]]) == p[0], "a mean of one loses nothing"
+
+
+def _write_by_hand(monkeypatch, texts):
+  """Makes Engine.write answer with texts (a last "$" is the end mark), each token watched as (place, place + 0.5)."""
+
+  def encode(text):
+    return [*CHAR.encode(text.removesuffix("$")), *([CHAR.eos_id] if text.endswith("$") else [])]
+
+  def write(self, prompts, keys, settings, watch, label):
+    assert (watch, settings) == (WATCH, SETTINGS) and keys.shape == (len(texts), len(texts[0]))
+    assert len(prompts) == len(texts)
+    out = [[encode(text) for text in mine] for mine in texts]
+    return [[(ids, np.arange(len(ids))[:, None] + np.array([0, 0.5])) for ids in mine] for mine in out]
+
+  monkeypatch.setattr(Engine, "write", write)
+
+
+def _votes(engine, prompts, num_votes):
+  keys = jax.random.split(jax.random.key(0), (len(prompts), num_votes))
+  return score.rationale_votes(engine, PROMPTER, prompts, keys, SETTINGS, "score")
+
+
+def test_every_rationale_gets_its_state(monkeypatch):
+  texts = [
+    ["ab+? Yes$", "?", "ab$", "?x Yes$"],
+    ["a? No", "abcdef", "? Yes? No$", "$"],
+  ]
+  _write_by_hand(monkeypatch, texts)
+  prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd;", "2c;")]
+  votes = _votes(_engine(), prompts, 4)
+  assert [[v.state for v in mine] for mine in votes] == [
+    ["ok", "forced", "missing", "ok"],
+    ["ok", "forced", "contradictory", "missing"],
+  ]
+  assert [[v.num_tokens for v in mine] for mine in votes] == [[6, 1, 3, 4], [3, 6, 5, 1]]
+  assert [[v.text for v in mine] for mine in votes] == [[text.removesuffix("$") for text in mine] for mine in texts]
+  # Read at the place right after the question, whatever stands there.
+  assert [(v.p_yes, v.p_no) for v in (votes[0][0], votes[0][3], votes[1][0])] == [(4, 4.5), (1, 1.5), (2, 2.5)]
+  for vote, ids in (
+    (votes[0][1], [*prompts[0], *CHAR.encode("?")]),
+    (votes[1][1], [*prompts[1], *CHAR.encode("abcdef?")]),
+  ):
+    np.testing.assert_allclose([vote.p_yes, vote.p_no], tiny.softmax(_logits(ids))[list(WATCH)], rtol=1e-4)
+  for vote in (votes[0][2], *votes[1][2:]):
+    assert (vote.p_yes, vote.p_no) == (None, None)
+
+
+@pytest.mark.parametrize(("room", "state"), [(0, "truncated"), (1, "forced")])
+def test_a_verdict_is_forced_where_the_context_has_room(monkeypatch, room, state):
+  _write_by_hand(monkeypatch, [["abcdef", "ab? No"]])
+  prompt = PROMPTER.cot("1ab;", "Bb;")
+  votes = _votes(_engine(max_tokens=len(prompt) + 6 + room), [prompt], 2)
+  assert [[v.state for v in mine] for mine in votes] == [[state, "ok"]]
+  assert (votes[0][0].p_yes is None) == (state == "truncated")
+  assert votes[0][0].num_tokens == 6 and votes[0][0].text == "abcdef"
+
+
+def test_a_question_at_the_very_end_needs_no_room(monkeypatch):
+  _write_by_hand(monkeypatch, [["abcde?"]])
+  prompt = PROMPTER.cot("1ab;", "Bb;")
+  ((vote,),) = _votes(_engine(max_tokens=len(prompt) + 6), [prompt], 1)
+  assert vote.state == "forced"
+  want = tiny.softmax(_logits([*prompt, *CHAR.encode("abcde?")]))[list(WATCH)]
+  np.testing.assert_allclose([vote.p_yes, vote.p_no], want, rtol=1e-4)
+
+
+def test_a_question_cut_in_the_middle_is_completed(monkeypatch):
+  prompter = Prompter(CHAR, get_format("genrm_short"))
+  question = prompter.format.verdict_question
+  _write_by_hand(monkeypatch, [["ab." + question[:n] for n in (0, 1, 17, len(question) - 1)]])
+  prompt = prompter.cot("a?", "b")
+  keys = jax.random.split(jax.random.key(0), (1, 4))
+  (votes,) = score.rationale_votes(_engine(), prompter, [prompt], keys, SETTINGS, "score")
+  want = tiny.softmax(_logits([*prompt, *CHAR.encode("ab." + question)]))[list(WATCH)]
+  assert [v.state for v in votes] == ["forced"] * 4
+  np.testing.assert_allclose([(v.p_yes, v.p_no) for v in votes], [want] * 4, rtol=1e-3)
+
+
+def test_sampled_rationales_are_read_where_they_were_sampled(monkeypatch):
+  write, written = Engine.write, []
+  monkeypatch.setattr(Engine, "write", lambda *args: written.append(write(*args)) or written[0])
+  prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd3ef;", "CcDf;")]
+  keys = rollout_keys(0, ["p"] * 48, [0] * 24 + [1] * 24, list(range(24)) * 2).reshape(2, 24)
+  votes = score.rationale_votes(_engine(), PROMPTER, prompts, keys, SampleConfig(20, temperature=1.5), "score")
+  (question,) = CHAR.encode("?")
+  counts = dict.fromkeys(VOTE_STATES, 0)
+  for prompt, rolled, mine in zip(prompts, written[0], votes, strict=True):
+    for (ids, _), vote in zip(rolled, mine, strict=True):
+      counts[vote.state] += 1
+      assert (vote.num_tokens, vote.text) == (len(ids), CHAR.decode(ids))
+      if vote.state in ("ok", "forced"):
+        # A model of random weights poses the one-token question now and then.
+        asked = ids[: ids.index(question)] if question in ids else ids
+        want = tiny.softmax(_logits([*prompt, *asked, question]))[list(WATCH)]
+        np.testing.assert_allclose([vote.p_yes, vote.p_no], want, rtol=1e-3)
+        assert vote.state == ("ok" if question in ids[:-1] else "forced")
+  assert min(counts[state] for state in ("ok", "forced", "missing")) >= 3, counts
+
+
+def test_the_value_is_the_mean_of_the_votes_with_numbers():
+  yes, no = Vote("ok", 0.9, 0.05, 3), Vote("forced", 0.2, 0.7, 9)
+  silent = [Vote(state, None, None, 4) for state in ("truncated", "missing", "contradictory")]
+  assert score.value([yes, *silent, no]) == pytest.approx(0.55)
+  assert score.value([Vote("ok", 0.0, 1.0, 1), *silent]) == 0.0
+  assert score.value(silent) is None and score.value([]) is None
