@@ -2,42 +2,42 @@
 
     python -m experiments.base --config=experiments/configs/base.py:medium --workdir=DIR
 
-Stage `base` trains it (tasks/string_base.py: never a task of the paper), stage `export` writes DIR/asset, a folder as
-of Hugging Face. Those of experiments/assets were made so; a list task starts from one by `--config.model.checkpoint`.
+Stage `base` trains it (tasks/string_base.py: never a task of the paper), stage `export` writes DIR/asset, a Hugging Face
+folder. Those in experiments/assets were made this way; a list task starts from one by `--config.model.checkpoint`.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
-from genrm_jax import export, verifiers
-from genrm_jax.data import packing
-from genrm_jax.pipeline import list_tasks, verifier_stages
+from genrm_jax import export
+from genrm_jax.data.packing import Example, sft_example
+from genrm_jax.pipeline import cli, training
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.pytrees import KIND_SOLVE
 from genrm_jax.tasks import string_base
+from genrm_jax.verifiers.base import sft_loss
+
+
+def examples(run: Run) -> Iterator[Example]:
+  """Random examples of the string tasks; the first `num_eval_examples` are held out."""
+  c = run.config.base
+  rng = np.random.default_rng([run.config.seed, 0])
+  encode, bos, eos = run.tokenizer.encode, run.tokenizer.bos_id, run.tokenizer.eos_id
+  for i in range(c.num_examples):
+    prompt, completion = string_base.example(rng)
+    example = sft_example(f"base example {i}", [bos, *encode(prompt)], [*encode(completion), eos], KIND_SOLVE)
+    # An answer of one character would hardly count among lists of forty.
+    weight = c.short_answer_weight if len(completion) <= 2 else 1.0
+    yield dataclasses.replace(example, weights=example.weights * weight)
 
 
 def train_base(run: Run) -> None:
   """The stand-in for pretraining."""
-  c = run.config.base
-
-  def make_examples() -> dict[str, list[packing.Example]]:
-    rng = np.random.default_rng([run.config.seed, 0])
-    encode, bos, eos = run.tokenizer.encode, run.tokenizer.bos_id, run.tokenizer.eos_id
-    examples = []
-    for i in range(c.num_examples):
-      prompt, completion = string_base.example(rng)
-      ids = [bos, *encode(prompt)], [*encode(completion), eos]
-      made = packing.sft_example(f"base example {i}", *ids, KIND_SOLVE)
-      # An answer of one mark would hardly count among lists of forty.
-      weight = c.short_answer_weight if len(completion) <= 2 else 1.0
-      examples.append(dataclasses.replace(made, weights=made.weights * weight))
-    examples = list_tasks.with_gaps(run, examples)
-    return {"train": examples[c.num_eval_examples :], "val": examples[: c.num_eval_examples]}
-
-  run.train("base", make_examples, lambda m: verifiers.sft_loss(run.model, m, 1.0, c.remat), c)
+  rows = training.write_rows(run, "base", training.held_out(run, "base", training.with_gaps(run, examples(run))))
+  training.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
 
 
 def make_stages(run: Run) -> list[Stage]:
@@ -50,4 +50,4 @@ def make_stages(run: Run) -> list[Stage]:
 
 
 if __name__ == "__main__":
-  verifier_stages.main(make_stages)
+  cli.main("string_base", make_stages)

@@ -3,12 +3,7 @@
 python -m experiments.last_letter --config=experiments/configs/last_letter.py:tiny --workdir=DIR
 """
 
-import functools
-
-from genrm_jax.pipeline import list_tasks, verifier_stages
-from genrm_jax.tasks.last_letter import LastLetter
-
-make_stages = functools.partial(list_tasks.make_stages, LastLetter)
+from genrm_jax.pipeline import cli
 
 if __name__ == "__main__":
-  verifier_stages.main(make_stages)
+  cli.main("last_letter")

@@ -20,10 +20,10 @@ from genrm_jax.data import candidates, jsonl
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.pipeline import scoring, verifier_stages
-from genrm_jax.pipeline import stages as staging
+from genrm_jax.pipeline import cli, stages, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
+from genrm_jax.pipeline.trained import verifier_of
 from genrm_jax.records import Candidate, Score
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
@@ -43,7 +43,7 @@ class Given(NamedTuple):
 
 
 def given_verifiers(run: Run) -> list[Given]:
-  """The verifiers that the config names. Several of one kind are numbered.
+  """The verifiers that the config names. Several of one name are numbered.
 
   Raises:
     UserError: none is named, or there is no checkpoint of a verifier.
@@ -52,14 +52,14 @@ def given_verifiers(run: Run) -> list[Given]:
   if not paths:
     raise UserError("give a trained verifier: --config.verifier=RUN/checkpoints/NAME (several with commas between)")
   manifests = [saved.first_whole(saved.find(path), saved.read_manifest)[0] for path in paths]
-  kinds = [m["verifier"] for m in manifests]
   for path, manifest in zip(paths, manifests, strict=True):
     if manifest["verifier"] is None:
       raise UserError(f"{path} is the {manifest['run']} of a run and no verifier; give the path of a verifier")
+  names = [m["verifier"]["name"] for m in manifests]
   out = []
   for i, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
-    number = f"_{kinds[: i + 1].count(kinds[i])}" if kinds.count(kinds[i]) > 1 else ""
-    out.append(Given(f"{kinds[i]}{number}", path, manifest))
+    number = f"_{names[: i + 1].count(names[i])}" if names.count(names[i]) > 1 else ""
+    out.append(Given(f"{names[i]}{number}", path, manifest))
   return out
 
 
@@ -155,25 +155,24 @@ def _ledger(
 
 
 def score(run: Run, given: Given) -> None:
-  """Scores every candidate."""
-  config = run.config
-  opened = genrm_jax.load(given.path, mesh=run.engine_mesh, rows_per_batch=config.engine.rows_per_batch)
-  engine = dataclasses.replace(opened.engine, max_tokens=config.engine.max_tokens, shares_out=True)
+  """Scores every candidate, with the votes that this config says."""
+  c = run.config
+  trained = genrm_jax.load(given.path, mesh=run.engine_mesh, rows_per_batch=c.engine.rows_per_batch)
+  named = {**given.manifest, "verifier": {**given.manifest["verifier"], "name": given.name}}
+  verifier = verifier_of(named, trained.verifier.prompter)
+  trained = dataclasses.replace(
+    trained,
+    verifier=verifier,
+    engine=dataclasses.replace(trained.engine, max_tokens=c.engine.max_tokens),
+    num_votes=verifier.num_votes(c.votes.num_votes),
+    seed=c.seed,
+    sample=run.sample_config("votes"),
+  )
   try:
-    scores = scoring.score_pool(
-      opened.verifier,
-      engine,
-      opened.prompter,
-      run.problems("eval"),
-      run.candidates("eval"),
-      step=opened.step,
-      seed=config.seed,
-      num_votes=config.votes.num_votes if opened.verifier.writes_rationales else 1,
-      settings=run.sample_config("votes"),
-    )
+    file = run.scores_file(given.name, "eval")
+    verifier_stages.write_scores(run, trained, file, run.problems("eval"), run.candidates("eval"))
   except UserError as e:
     raise UserError(f"{given.path} cannot read these problems: {e}") from e
-  jsonl.write_records(run.path(run.scores_file(given.name, "eval")), scores)
 
 
 def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) -> None:
@@ -185,7 +184,7 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
   meta = {
     **verifier_stages.identity(run),
     "verifiers": {g.name: g.path for g in given},
-    "wall_seconds": staging.seconds_of(run.workdir, all_stages),
+    "wall_seconds": stages.seconds_of(run.workdir, all_stages),
     "notes": [*map(_trained_on, given), *_grading_notes(ledger)],
   }
   results = report.build_results(
@@ -236,34 +235,39 @@ def make_stages(run: Run) -> list[Stage]:
   problems, solutions = source_files(run)
   made: tuple[str, ...] = ()
   if run.config.variant == "smoke":
-    problems, solutions = made = "data/problems.jsonl", "data/solutions.jsonl"
+    made = "data/problems.jsonl", "data/solutions.jsonl"
   else:
     for path in (problems, solutions):
       if "://" not in path and not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file; check --config.problems and --config.solutions")
-  read = (lambda: read_problems(run)), (lambda: grade_solutions(run))
-  first = Stage("problems", read[0], reads=() if made else _local(problems), writes=(*made, _PROBLEMS))
-  second = Stage("candidates", read[1], reads=(_PROBLEMS, *_local(solutions)), writes=(_CANDIDATES, _LEDGER))
-  scoring = [
+  before = [
     Stage(
-      f"score_{g.name}",
-      functools.partial(score, run, g),
-      reads=(_PROBLEMS, _CANDIDATES, *_local(g.path)),
-      writes=(run.scores_file(g.name, "eval"),),
-      uses_devices=True,
-    )
-    for g in given
+      "problems",
+      functools.partial(read_problems, run),
+      writes=(*made, _PROBLEMS),
+      sources={} if made else _local("problems", problems),
+    ),
+    Stage(
+      "candidates",
+      functools.partial(grade_solutions, run),
+      reads=(_PROBLEMS, *made[1:]),
+      writes=(_CANDIDATES, _LEDGER),
+      sources={} if made else _local("solutions", solutions),
+    ),
   ]
-  before = [first, second, *scoring]
-  reads = (_PROBLEMS, _CANDIDATES, _LEDGER, *(path for stage in scoring for path in stage.writes))
+  scored = tuple(run.scores_file(g.name, "eval") for g in given)
+  for g, file in zip(given, scored, strict=True):
+    work, data = functools.partial(score, run, g), (_PROBLEMS, _CANDIDATES)
+    before.append(Stage(f"score_{g.name}", work, data, (file,), _local("verifier", g.path), uses_devices=True))
   writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
-  return [*before, Stage("report", lambda: write_report(run, given, before), reads, writes)]
+  report = functools.partial(write_report, run, given, before)
+  return [*before, Stage("report", report, (_PROBLEMS, _CANDIDATES, _LEDGER, *scored), writes)]
 
 
-def _local(path: str) -> tuple[str, ...]:
-  """The path as something that a stage reads, which is told where it changed; not of a remote store."""
-  return () if "://" in path else (path,)
+def _local(setting: str, path: str) -> dict[str, str]:
+  """A local source of a stage, whose content is compared when the run is resumed; remote ones are not."""
+  return {} if "://" in path else {setting: path}
 
 
 if __name__ == "__main__":
-  verifier_stages.main(make_stages)
+  cli.main("math500", make_stages)

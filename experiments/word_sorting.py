@@ -3,12 +3,7 @@
 python -m experiments.word_sorting --config=experiments/configs/word_sorting.py:tiny --workdir=DIR
 """
 
-import functools
-
-from genrm_jax.pipeline import list_tasks, verifier_stages
-from genrm_jax.tasks.word_sorting import WordSorting
-
-make_stages = functools.partial(list_tasks.make_stages, WordSorting)
+from genrm_jax.pipeline import cli
 
 if __name__ == "__main__":
-  verifier_stages.main(make_stages)
+  cli.main("word_sorting")

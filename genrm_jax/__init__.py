@@ -1,25 +1,32 @@
 """Generative verifiers: reward modelling as next-token prediction (arXiv 2408.15240), in JAX.
 
-`genrm_jax.load(path)` opens a trained verifier, `genrm_jax.load_params(path)` its parameters; see pipeline/trained.py.
+    verifiers = genrm_jax.train("last_letter:smoke", "runs/smoke")
+    scores = genrm_jax.score("last_letter:smoke", "runs/smoke")
+    results = genrm_jax.evaluate("last_letter:smoke", "runs/smoke")
+    verifier = genrm_jax.load("runs/smoke/checkpoints/genrm_cot")
+
+`load_params(path)` gives parameters for analysis, `get_config(name)` a config to change. See pipeline/api.py and
+pipeline/trained.py.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from genrm_jax.pipeline.api import evaluate, get_config, score, train
   from genrm_jax.pipeline.trained import load, load_params
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# Where TensorFlow is installed, etils would read and write remote paths through it; its files are not like Python's.
+# With TensorFlow installed, etils would read and write remote paths through it; its files are not like Python's.
 os.environ.setdefault("EPATH_USE_TF", "false")
-__all__ = ["load", "load_params"]
+__all__ = ["evaluate", "get_config", "load", "load_params", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:
-  """Imports what opens a checkpoint, and with it JAX, when it is first asked for."""
+  """Imports a function, and with it JAX, when it is first used."""
   if name in __all__:
-    from genrm_jax.pipeline import trained
+    from genrm_jax.pipeline import api, trained
 
-    return getattr(trained, name)
+    return getattr(trained if name.startswith("load") else api, name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,10 +19,9 @@ from genrm_jax.checkpoints import hugging_face, released
 from genrm_jax.checkpoints.hf_tokenizer import export_tokenizer
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
-from genrm_jax.pipeline import trained
+from genrm_jax.pipeline.trained import LoadedStep, open_step, verifier_of
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.text.tokenizer import END_OF_TURN, SentencePieceTokenizer
-from genrm_jax.verifiers import get_verifier
 
 LAYOUTS = ("hugging_face", "released")
 
@@ -45,13 +44,13 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
   target = epath.Path(folder)
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} is there and not empty; give the name of a new folder")
-  opened = trained.open_run(checkpoint, base, None)
-  prompter, tokenizer = opened.prompter, opened.prompter.tokenizer
+  loaded = open_step(checkpoint, base, None)
+  prompter, tokenizer = loaded.prompter, loaded.prompter.tokenizer
   if layout == "hugging_face":
     ends = sorted({tokenizer.eos_id, prompter.end_id})
     hugging_face.save(
-      opened.params,
-      opened.config,
+      loaded.params,
+      loaded.config,
       target,
       bos_id=tokenizer.bos_id,
       eos_id=ends if len(ends) > 1 else ends[0],
@@ -59,68 +58,43 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
     )
     export_tokenizer(tokenizer, target, chat=prompter.format.end == END_OF_TURN)
   else:
-    released.save(opened.params, opened.config, target / "checkpoint")
+    released.save(loaded.params, loaded.config, target / "checkpoint")
     if isinstance(tokenizer, SentencePieceTokenizer):
       jsonl.write_bytes(target / "tokenizer.model", tokenizer.file_bytes)
-  jsonl.write_bytes(target / "README.md", card(opened, layout).encode())
+  jsonl.write_bytes(target / "README.md", card(loaded, layout).encode())
 
 
-def card(opened: trained.Opened, layout: str) -> str:
+def card(loaded: LoadedStep, layout: str) -> str:
   """What the exported folder is, where it comes from, and how its score is read: Markdown."""
-  manifest, form, prompter = opened.manifest, opened.prompter.format, opened.prompter
-  embedding, rest = gemma.num_params(opened.config)
-  name = manifest["verifier"]
+  manifest, prompter, about = loaded.manifest, loaded.prompter, loaded.manifest["verifier"]
+  embedding, rest = gemma.num_params(loaded.config)
   facts = {
-    "model": f"{opened.config.name}, {embedding + rest:,} parameters, {opened.config.param_dtype}",
-    "trained on": f"{manifest['task']}, as run {manifest['run']!r}, from {manifest['init_from']}",
-    "step": f"{manifest['step']}, loss {_number(manifest['eval_loss'])} on held-out rows",
+    "model": f"{loaded.config.name}, {embedding + rest:,} parameters, {loaded.config.param_dtype}",
+    "trained on": f"{manifest['task']}, as {manifest['run']!r}, from {manifest['init_from']}",
+    "step": f"{manifest['step']}, {manifest['best_by']} {_number(manifest['eval_loss'])} on held-out rows",
     "data": f"rows with digest {manifest['data'][:16]}",
     "made by": f"genrm-jax {manifest['code_version']}; manifest digest {manifest['digest'][:16]}",
   }
-  lines = [f"# {name or manifest['run']}", "", *_score_lines(opened), "", "| | |", "| --- | --- |"]
+  if about is None:
+    how = "A language model of a genrm-jax run; it is no verifier."
+  else:
+    how = verifier_of(manifest, prompter).how_to_score(manifest["scoring"]["num_votes"])
+  lines = [f"# {about['name'] if about else manifest['run']}", "", how, "", "| | |", "| --- | --- |"]
   lines += [f"| {key} | {value} |" for key, value in facts.items()]
-  if name is not None:
-    templates = {"solve": form.solve, "verify": form.verify, "verify_cot": form.verify_cot}
-    templates |= {"verdict_question": form.verdict_question, "yes": form.yes, "no": form.no}
+  if about is not None:
     ids = {"bos": prompter.tokenizer.bos_id, "yes": prompter.yes_id, "no": prompter.no_id}
     ids |= {"end": prompter.end_id, "cls": prompter.tokenizer.cls_id}
+    content = {"templates": prompter.format.texts, "ids": ids, "scoring": manifest["scoring"]}
     lines += ["", "Each part of a prompt is tokenised by itself, and the ids are joined after `bos`.", ""]
-    lines += [
-      "```json",
-      json.dumps({"templates": templates, "ids": ids, "scoring": manifest["scoring"]}, indent=2),
-      "```",
-    ]
-  if name is not None and layout == "hugging_face":
-    lines += ["", "With transformers:", "", "```python", _snippet(opened), "```"]
+    lines += ["```json", json.dumps(content, indent=2), "```"]
+  if about is not None and layout == "hugging_face" and (snippet := _snippet(loaded)):
+    lines += ["", "With transformers:", "", "```python", snippet, "```"]
   lines += ["", "No figure of its accuracy travels with the weights: see the report of the run that made it.", ""]
   return "\n".join(lines)
 
 
 def _number(loss: float | None) -> str:
   return "unknown" if loss is None else f"{loss:.4f}"
-
-
-def _score_lines(opened: trained.Opened) -> list[str]:
-  manifest = opened.manifest
-  if manifest["verifier"] is None:
-    return ["A language model of a genrm-jax run; it is no verifier."]
-  verifier = get_verifier(manifest["verifier"])
-  if verifier.learns_pairs:
-    return [
-      "A DPO verifier: the score of a solution is its likelihood after `solve`, with its end mark. It ranks solutions "
-      "to one problem."
-    ]
-  if verifier.is_classifier:
-    return [
-      "A verifier: the score of a solution is the sigmoid of the logit of `cls` after `solve`, solution, `verify`."
-    ]
-  if verifier.writes_rationales:
-    return [
-      f"A generative verifier: after `solve`, solution, `verify_cot` it writes a rationale that ends with "
-      f"`verdict_question` and the verdict. The score is p(yes) there, over the full vocabulary, averaged over "
-      f"{manifest['scoring']['num_votes']} sampled rationales."
-    ]
-  return ["A generative verifier: the score is p(yes), over the full vocabulary, after `solve`, solution, `verify`."]
 
 
 _SNIPPET = """\
@@ -139,59 +113,15 @@ def prompt(question, solution):
 def score(question, solution):
 {body}"""
 
-_READ = """\
-  logits = model(torch.tensor([prompt(question, solution)])).logits[0, -1].float()
-  return {value}"""
 
-_LIKELIHOOD = """\
-  start, written = prompt(question, ""), [*ids(solution), {end}]
-  logits = model(torch.tensor([start + written])).logits[0, len(start) - 1 : -1].double()
-  return logits.log_softmax(-1).gather(-1, torch.tensor(written)[:, None]).sum().exp().item()"""
-
-_VOTE = """\
-  start = prompt(question, solution)
-  out = model.generate(
-    torch.tensor([start] * {num_votes}), max_new_tokens={max_new_tokens}, do_sample={do_sample}, {sampling}
-    output_logits=True, return_dict_in_generate=True,
-  )
-  asked, votes = ids({asked!r}), []
-  for k, row in enumerate(out.sequences[:, len(start):].tolist()):
-    for t in range(len(asked), len(row)):
-      if row[t - len(asked):t] == asked:
-        votes.append(out.logits[t][k].float().softmax(-1)[{yes}].item())
-        break
-  return sum(votes) / len(votes) if votes else None"""
-
-
-def _snippet(opened: trained.Opened) -> str:
-  """Python that scores with transformers alone."""
-  manifest, prompter = opened.manifest, opened.prompter
-  verifier, form = get_verifier(manifest["verifier"]), prompter.format
-  if verifier.writes_rationales:
-    sample = manifest["scoring"]["sample"]
-    body = _VOTE.format(
-      num_votes=manifest["scoring"]["num_votes"],
-      max_new_tokens=sample["max_new_tokens"],
-      do_sample=sample["temperature"] > 0,
-      sampling=f"temperature={sample['temperature']}, top_k={sample['top_k']}, top_p={sample['top_p']},"
-      if sample["temperature"] > 0
-      else "",
-      asked=form.verdict_question.strip(),
-      yes=prompter.yes_id,
-    )
-  elif verifier.learns_pairs:
-    body = _LIKELIHOOD.format(end=prompter.end_id)
-  elif verifier.is_classifier:
-    body = _READ.format(value=f"logits[{prompter.tokenizer.cls_id}].sigmoid().item()")
-  else:
-    body = _READ.format(value=f"logits.softmax(-1)[{prompter.yes_id}].item()")
-  return _SNIPPET.format(
-    folder=".",
-    bos=prompter.tokenizer.bos_id,
-    solve=form.solve,
-    ask="" if verifier.learns_pairs else form.verify_cot if verifier.writes_rationales else form.verify,
-    body=body,
-  )
+def _snippet(loaded: LoadedStep) -> str | None:
+  """Python that scores with transformers alone; None where the verifier gives none."""
+  code = verifier_of(loaded.manifest, loaded.prompter).transformers_code(loaded.manifest["scoring"])
+  if code is None:
+    return None
+  ask, body = code
+  bos, solve = loaded.prompter.tokenizer.bos_id, loaded.prompter.format.solve
+  return _SNIPPET.format(folder=".", bos=bos, solve=solve, ask=ask, body=body)
 
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run (WORKDIR/checkpoints/RUN) or one of its steps.")

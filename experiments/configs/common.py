@@ -1,12 +1,16 @@
 """Pieces that the configs share. A config is plain, locked and complete."""
 
+import dataclasses
+import math
 from typing import Any
 
 import ml_collections
 
+from genrm_jax.model.config import get_config
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.prompts import get_format
 
-# The most positions left out at random after these characters, in training only: see data/batches.with_gaps.
+# The most positions left out at random after these characters, in training only: see data/packing.with_gaps.
 LIST_GAPS = {"0123456789": 10, "=;!?": 40}
 
 
@@ -36,22 +40,28 @@ def training(
   weight_decay: float = 0.0,
   num_micro_batches: int = 1,
   remat: str = "none",
-  evaluate_every: int = 0,
+  eval_every: int = 0,
+  save_every: int = 0,
+  max_eval_rows: int = 0,
+  best_by: str = "loss_verify",
   stop_at_loss: float = 0.0,
   smoke: bool = False,
 ) -> dict[str, Any]:
   """How one model is trained.
 
   The rows of a batch go through the model in `num_micro_batches` parts, one after another. Each step is that of the
-  whole batch; memory is that of a part. `remat` (none, dots or layer) is what the backward pass computes again.
+  whole batch; memory is that of a part. `remat` (none, dots or layer) is what the backward pass recomputes.
 
-  It is evaluated on held-out rows and saved every `evaluate_every` steps (0: as often as suits `num_steps`), and
-  training ends there when their loss is not above `stop_at_loss`.
+  It is evaluated on at most `max_eval_rows` held-out rows (0: all) every `eval_every` steps and saved every `save_every`
+  (0: as often as suits `num_steps` of a small model). The saved step with the least `best_by` ("loss", "loss_verify" or
+  "loss_solve", on held-out rows) is the one that is used; training ends where that is not above `stop_at_loss`.
 
-  `init_from` names the run whose best parameters it starts from ("": `model.checkpoint`, or random numbers). An example
-  longer than a row is an error, or with `drop_long` left out and counted. With `lora.rank` above 0 only low-rank
+  `init_from` names the training whose best parameters it starts from ("": `model.checkpoint`, or random numbers). An
+  example longer than a row is an error, or with `drop_long` left out and counted. With `lora.rank` above 0 only low-rank
   adapters are trained.
   """
+  eval_every = 2 if smoke else eval_every or (100 if num_steps >= 200 else 20)
+  save_every = 2 if smoke else save_every or eval_every
   return dict(
     **start(init_from),
     row_length=row_length,
@@ -60,8 +70,11 @@ def training(
     loop=dict(
       batch_size=batch_size,
       num_micro_batches=num_micro_batches,
-      log_every_steps=2 if smoke else evaluate_every or 20,
-      save_every_steps=2 if smoke else evaluate_every or (100 if num_steps >= 200 else 20),
+      log_every_steps=math.gcd(20 if eval_every <= 100 else 50, eval_every),
+      eval_every_steps=eval_every,
+      save_every_steps=save_every,
+      max_eval_rows=max_eval_rows,
+      best_by=best_by,
       stop_at_loss=stop_at_loss,
     ),
     optim=dict(
@@ -119,11 +132,23 @@ def engine(*, rows_per_batch: int, max_tokens: int, tensor: int = 1) -> dict[str
   return dict(rows_per_batch=rows_per_batch, max_tokens=max_tokens, mesh=dict(data=-1, fsdp=1, tensor=tensor))
 
 
-def tiny_model(smoke: bool) -> dict[str, Any]:
-  """A tiny Gemma from scratch, or one that compiles and runs in no time.
+def model(*, size: str, dtype: str = "float32", checkpoint: str = "", **overrides: Any) -> dict[str, Any]:
+  """A Gemma of a size of genrm_jax/model/config.py, `overrides` in place of its fields.
 
-  Where `checkpoint` names the folder of a Gemma checkpoint (released or of Hugging Face), the model is that one, and
-  `size` and `overrides` do not count.
+  Where `checkpoint` names the folder of a Gemma checkpoint (released or Hugging Face), the model is that one, and `size`
+  and `overrides` do not count. Activations are of `dtype`; parameters that are trained must be float32. `sharding` lays
+  logical axes on mesh axes, activations' axes included.
   """
+  rules = dict(get_config(size).rules)
+  return dict(checkpoint=checkpoint, size=size, overrides=overrides, dtype=dtype, param_dtype="float32", sharding=rules)
+
+
+def tiny_model(smoke: bool, checkpoint: str = "") -> dict[str, Any]:
+  """A tiny Gemma from scratch, or one that compiles and runs in no time."""
   widths = dict(num_layers=1, embed_dim=32, ffw_dim=64) if smoke else dict(num_layers=4, embed_dim=128, ffw_dim=256)
-  return dict(checkpoint="", size="tiny_gemma1", overrides=widths, dtype="float32", param_dtype="float32")
+  return model(size="tiny_gemma1", checkpoint=checkpoint, **widths)
+
+
+def prompts(name: str) -> dict[str, str]:
+  """Every template of a named format; each may be changed, as in --config.prompts.verify=TEXT."""
+  return dataclasses.asdict(get_format(name))

@@ -55,8 +55,7 @@ def _task(**changes: Any) -> dict[str, Any]:
       num_eval=256,
       eval_candidates=16,  # a problem, drawn from its pool
       candidates="",  # a file of someone's own solutions, to be evaluated in place of the held-out pools
-      reading="lenient-2",
-      drop_leaks=False,
+      made_up=0,  # problems of a made-up release, in place of data_dir
     )
     | changes
   )
@@ -69,6 +68,8 @@ def _grader(max_new_tokens: int, num_rationales: int, init_from: str = "") -> di
   """
   return dict(
     way="released",
+    reading="lenient-2",  # how a verdict is found in a raw rationale (data/verdict_reading.py)
+    drop_leaks=False,  # drop rationales that name the reference solution
     max_per_label=16,
     num_rationales=num_rationales,
     sample=common.sampling(max_new_tokens=max_new_tokens, temperature=0.7),
@@ -88,6 +89,10 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
       drop_long=True,
       remat="dots",
       weight_decay=1e-2,
+      # Ours: an evaluation takes as long as some ten steps, and a checkpoint of 2B parameters with moments is 30 GB.
+      eval_every=250,
+      save_every=1000,
+      max_eval_rows=256,
     )
 
   solve_weight = 0.25 if "unified" in kinds else 0.0
@@ -107,8 +112,8 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     task=_task(),
     grader=_grader(_RATIONALE, num_rationales=4),
     tokenizer=dict(type="sentencepiece", path=""),
-    prompt_format="genrm",
-    model=dict(checkpoint="", size=model, overrides={}, dtype="bfloat16", param_dtype="float32"),
+    prompts=common.prompts("genrm"),
+    model=common.model(size=model, dtype="bfloat16"),
     cpu_devices=1,
     mesh=dict(data=1, fsdp=-1, tensor=1),
     verifiers={name: settings for name, settings in verifiers.items() if name in wanted},
@@ -136,7 +141,9 @@ def _tiny(smoke: bool) -> dict[str, Any]:
   def verifier(steps: int) -> dict[str, Any]:
     return common.verifier(init_from="base", max_per_label=3, max_rationales=1, **training(steps, 5e-4))
 
-  sizes = dict(num_train=12, num_val=6, num_eval=6, eval_candidates=4) if smoke else dict(num_val=40, num_eval=30)
+  sizes = (
+    dict(num_train=12, num_val=6, num_eval=6, eval_candidates=4, made_up=24) if smoke else dict(num_val=40, num_eval=30)
+  )
   return dict(
     variant="smoke" if smoke else "tiny",
     seed=0,
@@ -144,11 +151,11 @@ def _tiny(smoke: bool) -> dict[str, Any]:
     task=_task(rounds=(0,), direct_set=smoke, **sizes),
     grader=_grader(8 if smoke else 192, num_rationales=1, init_from="base"),
     tokenizer=dict(type="sentencepiece", path="", vocab_size=320 if smoke else 2048, max_lines=100_000),
-    prompt_format="genrm_short",
+    prompts=common.prompts("genrm_short"),
     model=common.tiny_model(smoke),
     cpu_devices=1 if smoke else 2,  # counts where there is no accelerator
     mesh=dict(data=-1, fsdp=1, tensor=1),
-    base=dict(max_per_label=3, **common.training(**training(300, 2e-3))),
+    base=dict(max_per_label=3, **common.training(best_by="loss_solve", **training(300, 2e-3))),
     verifiers=dict(orm=verifier(80), genrm=verifier(80), genrm_cot=verifier(140)),
     votes=dict(
       num_votes=2 if smoke else 4,
@@ -170,7 +177,7 @@ def _small() -> dict[str, Any]:
       num_micro_batches=4,  # memory of 2 GB where the whole batch at once takes 7, and no slower
       row_length=768,
       drop_long=True,
-      evaluate_every=100,
+      eval_every=100,
     )
 
   def verifier(**more: Any) -> dict[str, Any]:
@@ -184,11 +191,11 @@ def _small() -> dict[str, Any]:
     task=_task(num_val=32, num_eval=320),
     grader=_grader(384, num_rationales=1, init_from="base"),
     tokenizer=dict(type="sentencepiece", path="", vocab_size=4096, max_lines=200_000),
-    prompt_format="genrm_short",
-    model=dict(checkpoint="", size="tiny_gemma1", overrides=widths, dtype="float32", param_dtype="float32"),
+    prompts=common.prompts("genrm_short"),
+    model=common.model(size="tiny_gemma1", **widths),
     cpu_devices=1,  # two verifiers at a time, each on one core, are faster than one on both
     mesh=dict(data=-1, fsdp=1, tensor=1),
-    base=dict(max_per_label=32, **common.training(**training(500, 1.5e-3))),
+    base=dict(max_per_label=32, **common.training(best_by="loss_solve", **training(500, 1.5e-3))),
     verifiers=dict(orm=verifier(), genrm=verifier(), genrm_cot=verifier(max_rationales=4)),
     votes=dict(num_votes=2, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=64, max_tokens=2048),

@@ -16,7 +16,7 @@ NUMBERS = list_tasks.Numbers(
   walks=dict(given_first=dict(true_first=False, stop=True), no_stop=dict(true_first=True, stop=False)),
   num_problems=20_000,
   num_solutions=4,
-  generator=dict(num_steps=60, evaluate_every=2, stop_at_loss=0.15),
+  generator=dict(num_steps=60, eval_every=2, stop_at_loss=0.15),
   solution_tokens=24,
   rationale_tokens=80,
   row_length=128,

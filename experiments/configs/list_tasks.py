@@ -101,19 +101,17 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     variant="smoke" if smoke else "tiny",
     seed=0,
     bank="",
-    task=_task(task, "compact", (12, 12, 12, 12) if smoke else (task.num_problems, 100, 200, 100), task.walk),
+    task=_task(task, "compact", (12, 12, 12, 12) if smoke else (task.num_problems, 100, 200, 100), task.walk)
+    | dict(generator=_problems(200 if smoke else 12_000, (task.train_words[0], task.eval_words))),
     tokenizer=dict(type="char"),
-    prompt_format="compact",
-    model=common.tiny_model(smoke) | dict(checkpoint="" if smoke else f"{ASSETS}/medium"),
+    prompts=common.prompts("compact"),
+    model=common.tiny_model(smoke, "" if smoke else f"{ASSETS}/medium"),
     cpu_devices=1,  # counts where there is no accelerator
     mesh=dict(data=-1, fsdp=1, tensor=1),
     gaps=common.LIST_GAPS,
     generator=dict(
-      min_words=task.train_words[0],
-      max_words=task.eval_words,
-      num_examples=200 if smoke else 12_000,
       num_eval_examples=50 if smoke else 200,
-      **common.training(**training(**task.generator, learning_rate=1e-3)),
+      **common.training(best_by="loss_solve", **training(**task.generator, learning_rate=1e-3)),
     ),
     candidates=dict(
       num_train=task.num_solutions,
@@ -151,6 +149,7 @@ def _study(task: Numbers, variant: str) -> dict[str, Any]:
     config["model"]["checkpoint"] = f"{ASSETS}/{value}"
   elif variant == "lambda_only":
     verifiers["genrm_cot"] |= dict(max_rationales=0, solve_weight=1.0)
+    verifiers["genrm_cot"]["loop"]["best_by"] = "loss_solve"
   elif study == "lambda":
     verifiers["genrm_cot"]["solve_weight"] = _number(variant, value, float)
   elif variant == "no_shift":
@@ -183,6 +182,9 @@ def _paper(task: Numbers) -> dict[str, Any]:
       batch_size=64,
       row_length=1024,  # ours
       weight_decay=1e-2,
+      eval_every=250,  # ours, as are the next two: a checkpoint of 2B parameters with moments is 30 GB
+      save_every=1000,
+      max_eval_rows=256,
     )
 
   return dict(
@@ -191,8 +193,8 @@ def _paper(task: Numbers) -> dict[str, Any]:
     bank="",
     task=_task(task, "natural", (task.paper_problems, 128, 200, 200), {}),
     tokenizer=dict(type="sentencepiece", path=""),
-    prompt_format="genrm_short",  # ours: the frame of the released GSM8K data without its instruction
-    model=dict(checkpoint="", size="gemma_2b", overrides={}, dtype="bfloat16", param_dtype="float32"),
+    prompts=common.prompts("genrm_short"),  # ours: the frame of the released GSM8K data without its instruction
+    model=common.model(size="gemma_2b", dtype="bfloat16"),
     cpu_devices=1,
     mesh=dict(data=1, fsdp=-1, tensor=1),
     gaps={},

@@ -12,7 +12,7 @@ NUMBERS = list_tasks.Numbers(
   walks={},
   num_problems=20_000,
   num_solutions=2,
-  generator=dict(num_steps=2000, evaluate_every=50, stop_at_loss=0.05),
+  generator=dict(num_steps=2000, eval_every=50, stop_at_loss=0.05),
   solution_tokens=48,
   rationale_tokens=184,
   row_length=208,

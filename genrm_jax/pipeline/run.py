@@ -1,8 +1,9 @@
-"""A run: one workdir and its config, and what its stages share."""
+"""A run: one workdir and its config, and the objects that its stages share."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,58 +12,137 @@ import numpy as np
 from etils import epath
 
 import genrm_jax
-from genrm_jax import verifiers
-from genrm_jax.checkpoints import pretrained as weights
-from genrm_jax.checkpoints import tensor_map
-from genrm_jax.data import jsonl, packing, row_file
-from genrm_jax.data.row_file import RowFile
-from genrm_jax.infer.engine import Engine
+from genrm_jax.checkpoints import pretrained, tensor_map
+from genrm_jax.checkpoints.tensor_map import CheckpointReader
+from genrm_jax.data import jsonl
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import ModelConfig, get_config
-from genrm_jax.pipeline import trained
+from genrm_jax.pipeline import locate, trained
+from genrm_jax.pipeline.stages import fingerprint
+from genrm_jax.pipeline.trained import TrainedVerifier
 from genrm_jax.records import Candidate, Problem, Rationale
-from genrm_jax.runtime import distributed, sharding
+from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.runtime.progress import say
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.tasks.base import Task, load_task
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
-from genrm_jax.train import loop, losses, optim
+from genrm_jax.train import loop, optim
+from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, make_verifier, verifier_class
+
+# Each purpose draws from a stream of its own, so that changing one leaves the others as they were.
+_STREAMS = {"train": 1, "val": 2, "eval": 3, "in_distribution": 4, "generator": 5, "gaps": 6}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One workdir and its config; opens what the stages share when it is first needed."""
+  """One workdir and its config. What stages share is built when it is first needed."""
 
-  config: ml_collections.ConfigDict
+  config: ml_collections.FrozenConfigDict
   workdir: epath.Path
+
+  def path(self, *parts: str) -> epath.Path:
+    return self.workdir.joinpath(*parts)
+
+  def rng(self, purpose: str) -> np.random.Generator:
+    """The random stream of a split's problems, or of another purpose, on the host."""
+    return np.random.default_rng([self.config.seed, _STREAMS[purpose]])
+
+  # The task and its records.
+
+  @functools.cached_property
+  def task(self) -> Task:
+    options = {key: value for key, value in self.config.task.to_dict().items() if key != "name"}
+    if "data_dir" in self.config:
+      options["data_dir"] = self.config.data_dir
+    return load_task(self.config.task.name, options)
+
+  @property
+  def task_name(self) -> str:
+    """As it stands in records and reports."""
+    return self.task.name if ":" in self.config.task.name else self.config.task.name
+
+  @property
+  def eval_splits(self) -> list[str]:
+    """The splits whose candidates are scored: "eval" and, where the task has it, "in_distribution"."""
+    return [split for split in ("eval", "in_distribution") if split == "eval" or split in self.task.splits]
+
+  @property
+  def splits(self) -> list[str]:
+    """The splits that have candidates."""
+    return ["train", "val", *self.eval_splits]
+
+  def problems(self, split: str) -> list[Problem]:
+    return jsonl.read_records(self.path("problems", f"{split}.jsonl"), Problem)
+
+  def candidates(self, split: str) -> list[Candidate]:
+    return jsonl.read_records(self.path("candidates", f"{split}.jsonl"), Candidate)
+
+  def rationales(self, split: str) -> Iterator[Rationale]:
+    """One at a time: there may be more than fit into memory."""
+    return jsonl.iter_records(self.path("rationales", f"{split}.jsonl"), Rationale)
+
+  def labelled(self, split: str, max_problems: int = 0) -> LabelledData:
+    """A split's labelled solutions and rationales; of training, those of the first `max_problems` problems (0: all)."""
+    problems, pool = self.problems(split), self.candidates(split)
+    if max_problems and split == "train":
+      kept = {p.id for p in problems[:max_problems]}
+      pool = [c for c in pool if c.problem_id in kept]
+    return LabelledData(problems, pool, self.rationales(split), self.config.seed)
+
+  def scores_file(self, name: str, split: str) -> str:
+    """Where a verifier's scores of a split are, relative to the workdir."""
+    return f"scores/{name}.jsonl" if split == "eval" else f"scores/{split}/{name}.jsonl"
+
+  # Text.
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    """The built-in one, or the SentencePiece file of this workdir (stage tokenizer)."""
+    """The built-in one, or the SentencePiece file in the workdir (stage tokenizer)."""
     if self.config.tokenizer.type == "char":
       return CharTokenizer()
     return SentencePieceTokenizer(self.path("tokenizer.model"))
 
   @functools.cached_property
   def prompter(self) -> Prompter:
-    return Prompter(self.tokenizer, get_format(self.config.prompt_format))
+    return Prompter(self.tokenizer, make_format(self.config.prompts.to_dict()))
+
+  # Verifiers.
 
   @functools.cached_property
-  def pretrained(self) -> tensor_map.Opened | None:
-    """The Gemma checkpoint that the config names, opened and not read; None for a model from scratch."""
+  def verifier_names(self) -> list[str]:
+    """Those of the config: the paper's in the order of its tables, then the user's own."""
+    names = list(self.config.verifiers)
+    return [*(n for n in VERIFIERS if n in names), *(n for n in names if n not in VERIFIERS)]
+
+  def verifier_type(self, name: str) -> type[Verifier]:
+    return verifier_class(self.config.verifiers[name].get("kind", name))
+
+  def verifier(self, name: str) -> Verifier:
+    return make_verifier(name, self.prompter, self.config.verifiers[name].to_dict())
+
+  # Models.
+
+  @property
+  def checkpoint_path(self) -> str:
+    """The Gemma checkpoint that the config names, "" for a model from scratch."""
     path = self.config.model.checkpoint
-    return weights.open_checkpoint(path) if path else None
+    return locate.asset_path(path) if path else ""
+
+  @functools.cached_property
+  def pretrained(self) -> CheckpointReader | None:
+    """That checkpoint, its index read and checked; no tensor is read."""
+    return pretrained.open_checkpoint(self.checkpoint_path) if self.checkpoint_path else None
 
   @functools.cached_property
   def model(self) -> ModelConfig:
     """The checkpoint's model; or one of the config's size with the tokenizer's vocabulary."""
     c = self.config.model
-    dtypes = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+    ours = {"dtype": c.dtype, "param_dtype": c.param_dtype, "sharding": c.sharding.to_dict()}
     if self.pretrained:
       check_vocab(self.tokenizer, self.pretrained.config.vocab_size)
-      return ModelConfig.from_dict(self.pretrained.config.to_dict() | dtypes)
-    return get_config(c.size, vocab_size=self.tokenizer.vocab_size, **dtypes, **c.overrides.to_dict())
+      return ModelConfig.from_dict(self.pretrained.config.to_dict() | ours)
+    return get_config(c.size, vocab_size=self.tokenizer.vocab_size, **ours, **c.overrides.to_dict())
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -74,123 +154,26 @@ class Run:
     """The devices of this process, for sampling and scoring."""
     return sharding.make_mesh(**self.config.engine.mesh.to_dict(), devices=jax.local_devices())
 
-  def path(self, *parts: str) -> epath.Path:
-    return self.workdir.joinpath(*parts)
-
-  @property
-  def verifier_names(self) -> list[str]:
-    """Those of the config, in the order of the paper's tables."""
-    for name in self.config.verifiers:
-      verifiers.get_verifier(name)
-    return [name for name in verifiers.VERIFIERS if name in self.config.verifiers]
-
-  @property
-  def eval_splits(self) -> list[str]:
-    """Those whose candidates are scored: "eval", and problems like the training ones where the task has them."""
-    return [split for split in ("eval", "in_distribution") if split == "eval" or split in self.config.task]
-
-  def scores_file(self, name: str, split: str) -> str:
-    """Where a verifier's scores of a split are, in the workdir."""
-    return f"scores/{name}.jsonl" if split == "eval" else f"scores/{split}/{name}.jsonl"
-
-  def training(self, name: str) -> ml_collections.ConfigDict:
-    """The config of the base, the generator or a verifier."""
+  def training(self, name: str) -> ml_collections.FrozenConfigDict:
+    """How the base, the generator, the grader or a verifier is trained or started."""
     return self.config.verifiers[name] if name in self.config.verifiers else self.config[name]
 
   def train_config(self, name: str) -> loop.TrainConfig:
-    """How the base, the generator or a verifier is trained."""
     c = self.training(name)
     optimizer = optim.OptimConfig(**c.optim.to_dict())
     return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **c.loop.to_dict())
 
   def adapters(self, name: str) -> lora.LoraConfig | None:
-    """Those of the base, the generator or a verifier; None where all parameters are trained (rank 0)."""
+    """Low-rank adapters; None where all parameters are trained (rank 0)."""
     c = self.training(name).lora
     return lora.LoraConfig(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
 
   def sample_config(self, name: str) -> SampleConfig:
-    """How candidates or votes are sampled."""
+    """How candidates, votes or the grader's rationales are sampled."""
     return SampleConfig(**self.config[name].sample.to_dict())
 
-  def check_settings(self) -> None:
-    """UserError now for a setting that would only be refused when its stage begins."""
-    trained = [name for name in self.verifier_names if verifiers.get_verifier(name).is_trained]
-    for name in ("base", "generator", *trained):
-      if name in self.config or name in self.config.verifiers:
-        self.train_config(name)
-        if self.adapters(name) and not self.training(name).lora.save_frozen and not self._base_of(name):
-          raise UserError(
-            f"{name}: lora.save_frozen is false, but it starts from random numbers, which are saved nowhere"
-          )
-    for name in ("grader", "candidates", "votes"):
-      if name in self.config:
-        self.sample_config(name)
-    get_format(self.config.prompt_format)
-    pretrained = self.pretrained
-    if self.config.tokenizer.type == "sentencepiece" and self.config.tokenizer.path:
-      tokenizer = SentencePieceTokenizer(self.config.tokenizer.path)
-      Prompter(tokenizer, get_format(self.config.prompt_format))
-      if pretrained:
-        check_vocab(tokenizer, pretrained.config.vocab_size)
-
-  # Records.
-
-  def problems(self, split: str) -> list[Problem]:
-    return jsonl.read_records(self.path("problems", f"{split}.jsonl"), Problem)
-
-  def candidates(self, split: str) -> list[Candidate]:
-    return jsonl.read_records(self.path("candidates", f"{split}.jsonl"), Candidate)
-
-  def rationales(self, split: str) -> list[Rationale]:
-    return jsonl.read_records(self.path("rationales", f"{split}.jsonl"), Rationale)
-
-  def write_rationales(self, split: str, records: Sequence[Rationale]) -> None:
-    jsonl.write_records(self.path("rationales", f"{split}.jsonl"), records)
-
-  # Models.
-
-  def _identity(self) -> dict[str, Any]:
-    """What runs that build on each other share: parameters mean the same, a verdict is asked for in the same way."""
-    return {
-      "model": self.model.to_dict(),
-      "prompts": dataclasses.asdict(self.prompter.format),
-      "verdict_ids": {"yes": self.prompter.yes_id, "no": self.prompter.no_id, "cls": self.tokenizer.cls_id},
-      "tokenizer": {"digest": self.tokenizer.digest},
-    }
-
-  def manifest(self, name: str, verifier: str | None) -> dict[str, Any]:
-    """What a checkpoint of this run says of itself. A file is named without its folder: it lies in the checkpoint."""
-    tokenizer = self.tokenizer.spec()
-    if "path" in tokenizer:
-      tokenizer["path"] = epath.Path(tokenizer["path"]).name
-    adapters = self.adapters(name)
-    scoring = None
-    if verifier is not None:
-      by_votes = verifiers.get_verifier(verifier).writes_rationales
-      scoring = {
-        "num_votes": self.config.votes.num_votes if by_votes else 1,
-        "sample": self.config.votes.sample.to_dict(),
-        "max_tokens": self.config.engine.max_tokens,
-      }
-    return {
-      **self._identity(),
-      "code_version": genrm_jax.__version__,
-      "task": self.config.task.name,
-      "run": name,
-      "init_from": self.training(name).init_from or self.config.model.checkpoint or "random numbers",
-      "lora": None if adapters is None else {**dataclasses.asdict(adapters), "targets": list(adapters.targets)},
-      "verifier": verifier,
-      "tokenizer": tokenizer,
-      "scoring": scoring,
-    }
-
-  def _base_of(self, name: str) -> Any:
-    """What a run starts from: the folder of another run, or the Gemma checkpoint; None for random numbers."""
-    source = self.training(name).init_from
-    return self.path("checkpoints", source) if source else self.config.model.checkpoint or None
-
-  def init_params(self, name: str, mesh: jax.sharding.Mesh) -> Any:
-    """What the run called `name` starts from: another run's best, the Gemma checkpoint, or random numbers."""
+  def init_params(self, name: str, mesh: jax.sharding.Mesh) -> gemma.Params:
+    """What `name` starts from: another training's best step, the Gemma checkpoint, or random numbers."""
     source, adapters = self.training(name).init_from, self.adapters(name)
     if source:
       params, _ = self.load_params(source, mesh)
@@ -208,102 +191,104 @@ class Run:
     make = jax.jit(lambda key: lora.init(self.model, adapters, key), out_shardings=added)
     return {**params, **make(jax.random.key(self.config.seed))}
 
-  def load_params(self, name: str, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
-    """The best parameters of a finished run, on a mesh, and their step."""
-    opened = trained.open_run(self.path("checkpoints", name), self._base_of(name), mesh, self._identity())
-    return opened.params, opened.manifest["step"]
+  def load_params(self, name: str, mesh: jax.sharding.Mesh) -> tuple[gemma.Params, int]:
+    """The best parameters of a finished training, on a mesh, and their step."""
+    step = trained.open_step(self.path("checkpoints", name), self._base_of(name), mesh, self.identity())
+    return step.params, step.manifest["step"]
 
-  def engine(self, params: Any) -> Engine:
-    """Samples and scores with parameters that lie on `engine_mesh`; each process does its part."""
+  def engine(self, params: gemma.Params) -> trained.Engine:
+    """Samples and scores on this process's devices. Donates `params`, which lie on `engine_mesh`."""
     c = self.config.engine
-    return Engine(
-      gemma.as_used(params, self.model),
-      self.model,
-      self.engine_mesh,
-      self.prompter.end_id,
-      c.rows_per_batch,
-      c.max_tokens,
-      shares_out=True,
+    return trained.make_engine(
+      params, self.model, self.engine_mesh, self.prompter.end_id, c.rows_per_batch, c.max_tokens
     )
 
-  def train(
-    self,
-    name: str,
-    make_examples: Callable[[], dict[str, list[packing.Example]]],
-    make_loss: Callable[[int], losses.LossFn],
-    config: ml_collections.ConfigDict,
-    verifier: str | None = None,
-    prepare: Callable[[RowFile, int, Any], RowFile] = lambda rows, max_targets, params: rows,
-  ) -> None:
-    """Packs examples and trains the run called `name`.
-
-    Of many processes the first makes the examples, and leaves their rows in a file while the run is trained; each reads
-    from it what its own devices hold.
-
-    Args:
-      name: of the run.
-      make_examples: gives those to train on ("train") and held out ("val").
-      make_loss: is given the most targets that a row has.
-      config: how it is trained.
-      verifier: what kind of verifier it is, if it is one.
-      prepare: is given rows, the most targets of one and the parameters that training starts from, and gives the rows
-        to use.
-    """
-    packed = distributed.from_main(lambda: self._write_rows(name, make_examples(), config))
-    max_targets = max(max_targets for max_targets, _ in packed.values())
-    manifest = {**self.manifest(name, verifier), "data": packed["train"][1]}
-    start = [self.init_params(name, self.mesh)]
-    rows, eval_rows = (prepare(RowFile(self._rows_file(name, s)), max_targets, start[0]) for s in ("train", "val"))
-    loop.train(
-      name,
-      make_loss(max_targets),
-      start.pop(),  # or what training started from would stay in memory
-      trained.param_shardings(self.model, self.adapters(name), self.mesh),
-      rows,
-      eval_rows,
-      self.train_config(name),
-      self.mesh,
-      manifest,
-      self.workdir,
-      [self.path("tokenizer.model")] if self.config.tokenizer.type == "sentencepiece" else [],
+  def trained_verifier(self, name: str) -> TrainedVerifier:
+    """The verifier as its training left it; one that is not trained, as it starts."""
+    verifier, mesh = self.verifier(name), self.engine_mesh
+    params, step = self.load_params(name, mesh) if verifier.is_trained else (self.init_params(name, mesh), 0)
+    scoring = self.scoring(name)
+    sample = SampleConfig(**scoring["sample"])
+    return TrainedVerifier(
+      verifier, self.engine(params), scoring["num_votes"], scoring["seed"], sample, step, self.manifest(name)
     )
-    distributed.from_main(epath.Path(self._rows_file(name, "train").parent).rmtree)
 
-  def _rows_file(self, name: str, split: str) -> epath.Path:
-    return self.path(f"rows_{name}", f"{split}.npy")
+  # What a checkpoint says of itself.
 
-  def _write_rows(
-    self, name: str, examples: dict[str, list[packing.Example]], config: ml_collections.ConfigDict
-  ) -> dict[str, tuple[int, str]]:
-    """Leaves rows_<name>/ and metrics/<name>.examples.json; by split, the most targets of a row, and the digest.
+  def identity(self) -> dict[str, Any]:
+    """What trainings that build on each other share: parameters mean the same, verdicts are asked for the same way."""
+    return {
+      "model": self.model.to_dict(),
+      "prompts": dataclasses.asdict(self.prompter.format),
+      "verdict_ids": {"yes": self.prompter.yes_id, "no": self.prompter.no_id, "cls": self.tokenizer.cls_id},
+      "tokenizer": {"digest": self.tokenizer.digest},
+    }
 
-    The examples are taken out of `examples`, so that they are not kept beside their rows.
+  def scoring(self, name: str) -> dict[str, Any]:
+    """How a verifier scores: votes, seed, sampling, context."""
+    verifier = self.verifier(name)
+    return {
+      "num_votes": verifier.num_votes(self.config.votes.num_votes),
+      "seed": self.config.seed,
+      "sample": dataclasses.asdict(verifier.sample_config(self.sample_config("votes"))),
+      "max_tokens": self.config.engine.max_tokens,
+    }
+
+  def manifest(self, name: str) -> dict[str, Any]:
+    """What a checkpoint of `name` says of itself. It names content, never a location: files may move."""
+    tokenizer = self.tokenizer.spec()
+    if "path" in tokenizer:
+      tokenizer["path"] = epath.Path(tokenizer["path"]).name
+    adapters = self.adapters(name)
+    is_verifier = name in self.config.verifiers
+    settings = self.config.verifiers[name].to_dict() if is_verifier else {}
+    fields = {
+      **self.identity(),
+      "code_version": genrm_jax.__version__,
+      "task": self.task_name,
+      "run": name,
+      "init_from": self.training(name).init_from or self._checkpoint_name(),
+      "lora": adapters and dataclasses.asdict(adapters),
+      "verifier": {"name": name, "kind": settings.get("kind", name), "settings": settings} if is_verifier else None,
+      "tokenizer": tokenizer,
+      "scoring": self.scoring(name) if is_verifier else None,
+    }
+    return json.loads(json.dumps(fields))
+
+  def _checkpoint_name(self) -> str:
+    if not self.pretrained:
+      return "random numbers"
+    return f"{self.pretrained.config.name}, files {fingerprint(epath.Path(self.checkpoint_path))[:12]}"
+
+  def _base_of(self, name: str) -> Any:
+    """The path of what a training starts from; None for random numbers."""
+    source = self.training(name).init_from
+    return self.path("checkpoints", source) if source else self.checkpoint_path or None
+
+  def check_settings(self) -> None:
+    """Checks before the first stage what would otherwise be refused only when a later stage begins.
+
+    Raises:
+      UserError: a setting that is out of range, or that does not go with another.
     """
-    out, told = {}, {}
-    for split in ("train", "val"):
-      rows, told[split] = pack(f"{name}, {split}", examples.pop(split), config)
-      row_file.write(self._rows_file(name, split), rows.num_rows, rows.take)
-      out[split] = rows.max_targets, rows.digest
-      if split == "train":
-        used = rows.data.segments.astype(bool).mean()
-        told_of = f"{rows.num_examples} examples in {rows.num_rows} rows of {config.row_length}"
-        say(f"{name}: {told_of}, {used:.0%} of them filled")
-    jsonl.write_json(self.path("metrics", f"{name}.examples.json"), told)
-    return out
-
-
-def pack(
-  what: str, examples: Sequence[packing.Example], config: ml_collections.ConfigDict
-) -> tuple[packing.Rows, dict[str, Any]]:
-  """Rows of the examples, and how many of how many tokens there are; with `drop_long` those that fit into a row."""
-  lengths = [len(e.tokens) for e in examples]
-  fitting = [e for e, n in zip(examples, lengths, strict=True) if n <= config.row_length or not config.drop_long]
-  told = {
-    "examples": len(examples),
-    "left_out": len(examples) - len(fitting),
-    "row_length": config.row_length,
-    "tokens": {f"{q}%": int(np.percentile(lengths, q)) for q in (50, 90, 99, 100)} if lengths else {},
-  }
-  if config.drop_long:
-    say(f"{what}: {told['left_out']} of {len(examples)} examples are left out, longer than {config.row_length} tokens")
-  return packing.pack(fitting, config.row_length), told
+    if "verifiers" not in self.config:  # nothing is trained
+      return
+    for name in self.verifier_names:
+      self.verifier_type(name)
+    for name in ("base", "generator", *self.verifier_names):
+      if (name in self.config or name in self.config.verifiers) and "optim" in self.training(name):
+        self.train_config(name)
+        frozen_is_saved = self.training(name).lora.save_frozen or self.training(name).init_from or self.checkpoint_path
+        if self.adapters(name) and not frozen_is_saved:
+          raise UserError(
+            f"{name}: lora.save_frozen is false, but it starts from random numbers, which are saved nowhere; set it true"
+          )
+    for name in ("grader", "candidates", "votes"):
+      if name in self.config:
+        self.sample_config(name)
+    prompt_format = make_format(self.config.prompts.to_dict())
+    if self.config.tokenizer.type == "sentencepiece" and self.config.tokenizer.path:
+      tokenizer = SentencePieceTokenizer(self.config.tokenizer.path)
+      Prompter(tokenizer, prompt_format)
+      if self.pretrained:
+        check_vocab(tokenizer, self.pretrained.config.vocab_size)

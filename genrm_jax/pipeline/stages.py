@@ -1,19 +1,18 @@
-"""Stages: what is done is not done again, and two runs are never mixed.
+"""Stages: finished work is skipped, and two runs are never mixed.
 
-DIR/config.json          the resolved config and its hash
-DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
+    DIR/config.json          the resolved config and its hash
+    DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
 
-DIR may be on gs://. Of many processes, which all see it, the first decides what is run, and runs alone what needs no
-devices.
+DIR may be on gs://. Of many processes, which all see it, the first decides which stages run, and alone runs those that
+need no devices.
 """
 
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fsspec.core
@@ -23,20 +22,38 @@ from genrm_jax.data import jsonl
 from genrm_jax.runtime import distributed
 from genrm_jax.runtime.errors import UserError
 
+# Settings that say where something lies and not what it is, by their dotted key. They may change between two starts:
+# the stages that read such a place compare its content with what they read before.
+LOCATIONS = (
+  *("data_dir", "bank", "verifier", "problems", "solutions"),
+  *("model.checkpoint", "tokenizer.path", "task.candidates", "task.eval.bbh"),
+)
+_DEVICES = ("mesh", "sharding", "cpu_devices")  # how devices are laid out may change when a run is resumed
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A step of the way from problems to the report. Paths are relative to the workdir, or absolute."""
+  """One step from problems to the report.
+
+  Attributes:
+    name: unique in a run.
+    run: does the work.
+    reads: files and folders in the workdir.
+    writes: the same.
+    sources: what it reads elsewhere, by the setting that names it: {"tokenizer.path": "/data/tokenizer.model"}.
+    uses_devices: whether all processes run it.
+  """
 
   name: str
   run: Callable[[], None]
   reads: tuple[str, ...] = ()
   writes: tuple[str, ...] = ()
-  uses_devices: bool = False  # so that all processes run it
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  uses_devices: bool = False
 
 
 def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
-  """Writes DIR/config.json, or checks that it is this config's. A folder in which nothing was made yet is free.
+  """Writes DIR/config.json, or checks that it is this config's. A folder that holds nothing yet takes any config.
 
   Raises:
     UserError: the folder belongs to another config (the differing keys are named) or holds something else.
@@ -58,7 +75,7 @@ def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
     if found.get("hash") == config_hash:
       return
     if in_use:
-      keys = sorted(_changed(_without_devices(found.get("config", {})), _without_devices(config)))
+      keys = sorted(_changed(_identity(found.get("config", {})), _identity(config)))
       raise UserError(
         f"{workdir} was made by another config; different: {', '.join(keys[:8])}. Use another --workdir, or that config"
       )
@@ -68,14 +85,15 @@ def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
 
 
 def hash_of(config: dict[str, Any]) -> str:
-  """The name of a run: the digest of its config, less how the devices are laid out, which may change as it goes on."""
-  return jsonl.digest_of(_without_devices(config))
+  """The identity of a run: the digest of its config, without the layout of devices and without locations."""
+  return jsonl.digest_of(_identity(config))
 
 
-def _without_devices(config: Any) -> Any:
+def _identity(config: Any, key: str = "") -> Any:
   if not isinstance(config, dict):
-    return config
-  return {key: _without_devices(value) for key, value in config.items() if key not in ("mesh", "cpu_devices")}
+    return bool(config) if key in LOCATIONS else config
+  inner = {name: f"{key}.{name}" if key else name for name in config}
+  return {name: _identity(value, inner[name]) for name, value in config.items() if name not in _DEVICES}
 
 
 def _changed(a: Any, b: Any, key: str = "") -> set[str]:
@@ -84,23 +102,25 @@ def _changed(a: Any, b: Any, key: str = "") -> set[str]:
   return set() if jsonl.digest_of(a) == jsonl.digest_of(b) else {key}  # to JSON a tuple is a list
 
 
-def run_stages(workdir: epath.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]):
+def run_stages(
+  workdir: epath.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]
+) -> None:
   """Runs the selected stages (all if none is named) in order; a finished one is skipped.
 
   Raises:
-    UserError: an unknown stage; an input that is not there; a finished stage whose files were changed since.
+    UserError: an unknown stage; a missing input; a finished stage whose files have changed since.
   """
   names = [s.name for s in stages]
   unknown = [name for name in selected if name not in names]
   if unknown:
     raise UserError(f"no stage {', '.join(unknown)}; there are: {', '.join(names)}")
-  done = 0
   chosen = [s for s in stages if not selected or s.name in selected]
+  num_done = 0
   for stage in chosen:
     reads = distributed.from_main(functools.partial(_begin, workdir, stage, stages))
     if reads is None:
-      say(f"{stage.name}: done before, nothing to do")
-      done += 1
+      say(f"{stage.name}: done before")
+      num_done += 1
       continue
     say(f"{stage.name}: starts")
     start = time.monotonic()
@@ -115,22 +135,25 @@ def run_stages(workdir: epath.Path, stages: Sequence[Stage], selected: Sequence[
       marker = {"seconds": round(seconds, 1), "reads": reads, "writes": writes}
       jsonl.write_json(workdir / "stages" / f"{stage.name}.json", marker)
     say(f"{stage.name}: {seconds:.0f}s")
-  if done == len(chosen):
-    say(f"{workdir}: all was done before; nothing was run")
+  if num_done == len(chosen):
+    say(f"{workdir}: everything was done before; nothing was run")
 
 
 def _begin(workdir: epath.Path, stage: Stage, stages: Sequence[Stage]) -> dict[str, str] | None:
-  """Fingerprints of what the stage is to read; None where it was done before.
+  """Fingerprints of what the stage is about to read; None where it was done before.
 
   Raises:
     UserError: as `run_stages`.
   """
-  marker = workdir / "stages" / f"{stage.name}.json"
-  missing = [p for p in stage.reads if not _at(workdir, p).exists()]
+  places = {name: workdir / name for name in stage.reads} | {k: epath.Path(path) for k, path in stage.sources.items()}
+  missing = [name for name, path in places.items() if not path.exists()]
   if missing:
     makers = [s.name for s in stages if set(s.writes) & set(missing)]
+    if not makers:
+      raise UserError(f"stage {stage.name} needs {', '.join(f'{k} = {places[k]}' for k in missing)}: no such file")
     raise UserError(f"stage {stage.name} needs {', '.join(missing)}; run stage {', '.join(makers)} first")
-  reads = {p: fingerprint(_at(workdir, p)) for p in stage.reads}
+  reads = {name: fingerprint(path) for name, path in places.items()}
+  marker = workdir / "stages" / f"{stage.name}.json"
   if not marker.exists():
     return reads
   _check_unchanged(jsonl.read_json(marker), stage, reads, workdir)
@@ -139,16 +162,12 @@ def _begin(workdir: epath.Path, stage: Stage, stages: Sequence[Stage]) -> dict[s
 
 def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str], workdir: epath.Path) -> None:
   now = {**reads, **{p: fingerprint(workdir / p) if (workdir / p).exists() else "gone" for p in stage.writes}}
-  changed = [p for p, mark in {**marker["reads"], **marker["writes"]}.items() if now.get(p) != mark]
+  changed = [name for name, mark in {**marker["reads"], **marker["writes"]}.items() if now.get(name) != mark]
   if changed:
     raise UserError(
       f"stage {stage.name} was done with another {', '.join(changed)} than {workdir} holds now. To do it again, "
       f"delete {workdir}/stages/{stage.name}.json and {', '.join(stage.writes)}; else restore the file"
     )
-
-
-def _at(workdir: epath.Path, path: str) -> epath.Path:
-  return epath.Path(path) if os.path.isabs(path) else workdir / path  # `/` of epath would join gs:// and a local path
 
 
 def seconds_of(workdir: epath.Path, stages: Sequence[Stage]) -> dict[str, float]:
@@ -158,13 +177,13 @@ def seconds_of(workdir: epath.Path, stages: Sequence[Stage]) -> dict[str, float]
 
 
 def fingerprint(path: epath.Path) -> str:
-  """The digest of a file; of a folder (a checkpoint, which may be large) the names and sizes in it."""
+  """The digest of a file; of a folder (a checkpoint, which may be large) that of the names and sizes in it."""
   if path.is_file():
     return jsonl.file_digest(path)
   h = hashlib.sha256()
-  files, root = fsspec.core.url_to_fs(str(path))  # which lists a bucket at once, and not folder by folder
+  files, root = fsspec.core.url_to_fs(str(path))  # lists a bucket in one call, not folder by folder
   found = files.find(root, detail=True).items()
-  sizes = {pathlib.PurePosixPath(p).relative_to(root): it["size"] for p, it in found if it["type"] != "directory"}
+  sizes = {pathlib.PurePosixPath(p).relative_to(root): f["size"] for p, f in found if f["type"] != "directory"}
   for name in sorted(sizes):
     h.update(f"{name} {sizes[name]}\n".encode())
   return h.hexdigest()

@@ -1,4 +1,4 @@
-"""Opening what a run has trained, with nothing but its path.
+"""Opening what was trained, with nothing but its path.
 
 verifier = genrm_jax.load("runs/last_letter/checkpoints/genrm_cot")
 verifier.score(question, solution)        # mean p(Yes) over the votes that the run was configured for
@@ -8,7 +8,6 @@ params, manifest = genrm_jax.load_params("runs/last_letter/checkpoints/genrm_cot
 """
 
 import dataclasses
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,89 +25,85 @@ from genrm_jax.model.config import ModelConfig
 from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import Prompter, PromptFormat
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import check_vocab, load_tokenizer
 from genrm_jax.train import saved
-from genrm_jax.verifiers import Verifier, get_verifier, score_candidates
+from genrm_jax.verifiers import scoring
+from genrm_jax.verifiers.base import Verifier, make_verifier
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedVerifier:
-  """A verifier as a run has trained it.
+  """A verifier with its model, ready to score.
 
   Attributes:
-    verifier: which of the paper's.
+    verifier: what it asks and how it votes.
     engine: its model on devices.
-    prompter: its tokenizer and templates.
-    num_votes: K, the votes of a score where a call does not say otherwise; 1 for a verifier without rationales.
-    settings: of the sampling of rationales.
-    step: of the checkpoint.
+    num_votes: K, the votes per score where a call does not say otherwise; 1 without rationales.
+    seed: of the sampled rationales, where a call does not say otherwise.
+    sample: how rationales are sampled.
+    step: of the checkpoint; 0 for a model that was not trained.
     manifest: all that the checkpoint says of itself.
   """
 
   verifier: Verifier
   engine: Engine
-  prompter: Prompter
   num_votes: int
-  settings: SampleConfig
+  seed: int
+  sample: SampleConfig
   step: int
   manifest: Mapping[str, Any]
 
-  def score(self, question: str, solution: str, *, num_votes: int | None = None, seed: int = 0) -> float | None:
-    """How good the solution is, in [0, 1]; None where no vote could be read.
+  def score(
+    self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None
+  ) -> float | None:
+    """How good the solution is, in [0, 1]; None where no vote could be read, or the texts exceed the context.
 
     Of a DPO verifier it is the likelihood of the solution, which ranks solutions to one problem and says no more.
     """
     return self.score_many([(question, solution)], num_votes=num_votes, seed=seed)[0]
 
   def score_many(
-    self, pairs: Sequence[tuple[str, str]], *, num_votes: int | None = None, seed: int = 0
+    self, pairs: Sequence[tuple[str, str]], *, num_votes: int | None = None, seed: int | None = None
   ) -> list[float | None]:
-    """The scores of (question, solution) pairs.
-
-    Rationales are sampled with keys made of the texts and the seed: a score does not depend on what else is scored.
-
-    Args:
-      pairs: what to score, any number.
-      num_votes: K rationales a pair; the run's own number if None.
-      seed: of the sampled rationales.
+    """The scores of (question, solution) pairs, each as `score` gives it: whatever else is scored does not matter.
 
     Raises:
-      UserError: a text is longer than the context, or the tokenizer cannot express it.
+      UserError: the tokenizer cannot express a text.
     """
-    return [score.value for score in self._scores(pairs, num_votes, seed)]
+    return [self.verifier.value(votes) for votes in self._votes(pairs, num_votes, seed)]
 
-  def rationales(self, question: str, solution: str, *, num_votes: int | None = None, seed: int = 0) -> list[Vote]:
-    """The votes behind `score`: text, state and p(Yes) of each.
-
-    Raises:
-      UserError: the verifier writes none; or as `score_many`.
-    """
-    if not self.verifier.writes_rationales:
+  def rationales(
+    self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None
+  ) -> list[Vote]:
+    """The votes behind `score`: text, state and p(Yes) of each. UserError if the verifier writes no rationales."""
+    if not self.verifier.samples_rationales:
       raise UserError(f"{self.verifier.name} writes no rationale; use score")
-    return list(self._scores([(question, solution)], num_votes, seed)[0].votes)
+    return self._votes([(question, solution)], num_votes, seed)[0]
 
-  def _scores(self, pairs: Sequence[tuple[str, str]], num_votes: int | None, seed: int) -> list[Score]:
-    num_votes = self.num_votes if num_votes is None else num_votes
-    if num_votes < 1:
-      raise UserError(f"num_votes must be 1 or more, not {num_votes}")
-    problems = [Problem(id=q, task="", split="", question=q, answer="") for q in {q: None for q, _ in pairs}]
-    candidates = [Candidate(q, zlib.crc32(y.encode()), y, None, False, "") for q, y in pairs]
-    return score_candidates(
+  def score_candidates(self, problems: Sequence[Problem], candidates: Sequence[Candidate]) -> list[Score]:
+    """A score with all its votes for each candidate, as a run writes them to scores/; `problems` hold the questions."""
+    return scoring.score_candidates(
       self.verifier,
       self.engine,
-      self.prompter,
       problems,
       candidates,
       step=self.step,
-      seed=seed,
-      num_votes=num_votes,
-      settings=self.settings,
+      num_votes=self.num_votes,
+      seed=self.seed,
+      sample=self.sample,
     )
 
+  def _votes(self, pairs: Sequence[tuple[str, str]], num_votes: int | None, seed: int | None) -> list[list[Vote]]:
+    num_votes = self.num_votes if num_votes is None else num_votes
+    if num_votes < 1:
+      raise UserError(f"num_votes must be 1 or more, not {num_votes}")
+    seed = self.seed if seed is None else seed
+    return scoring.score_pairs(self.verifier, self.engine, pairs, num_votes=num_votes, seed=seed, sample=self.sample)
 
-class Opened(NamedTuple):
-  """A whole step of a run: what it says of itself, its tokenizer and templates, its model, its parameters."""
+
+class LoadedStep(NamedTuple):
+  """A whole step of a training: what it says of itself, its tokenizer and templates, its model, its parameters."""
 
   step: epath.Path
   manifest: dict[str, Any]
@@ -123,59 +118,72 @@ def load(
   """Opens a trained verifier.
 
   Args:
-    path: of a run (WORKDIR/checkpoints/RUN; its best step is taken) or of one step; local or gs://.
-    base: for adapters that were saved alone: what they were trained on, a run of ours or a Gemma checkpoint.
+    path: of a training (WORKDIR/checkpoints/NAME; its best step is taken) or of one step; local or gs://.
+    base: for adapters that were saved alone: what they were trained on, a training of ours or a Gemma checkpoint.
     mesh: where to put it; all devices, each with all parameters, if None.
-    dtype: of parameters and activations, "float32" or "bfloat16"; the run's own if None.
+    dtype: of parameters and activations, "float32" or "bfloat16"; the training's own if None.
     rows_per_batch: rows that go through the model at a time, votes included.
 
   Raises:
-    UserError: no such checkpoint, an unfinished or a foreign one, one that is no verifier's; nothing whole in it; or
-      too little memory for its parameters.
+    UserError: no such checkpoint; an unfinished, damaged or foreign one, or one that is no verifier's; its own module
+      does not import; or too little memory for its parameters.
   """
   mesh = sharding.make_mesh(data=-1) if mesh is None else mesh
-  opened = open_run(path, base, mesh)
-  manifest, config, params = opened.manifest, opened.config, opened.params
+  loaded = open_step(path, base, mesh)
+  manifest, config, params = loaded.manifest, loaded.config, loaded.params
   if manifest["verifier"] is None:
     raise UserError(
-      f"{opened.step} is the {manifest['run']} of a run and no verifier; open its parameters with genrm_jax.load_params"
+      f"{loaded.step} is the {manifest['run']} of a run and no verifier; open its parameters with genrm_jax.load_params"
     )
   if dtype is not None:
     config = ModelConfig.from_dict(config.to_dict() | {"dtype": dtype, "param_dtype": dtype})
     params = jax.jit(lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree), donate_argnums=0)(params)
-  scoring = manifest["scoring"]
+  how = manifest["scoring"]
   return TrainedVerifier(
-    get_verifier(manifest["verifier"]),
-    Engine(params, config, mesh, opened.prompter.end_id, rows_per_batch, scoring["max_tokens"]),
-    opened.prompter,
-    scoring["num_votes"],
-    SampleConfig(**scoring["sample"]),
+    verifier_of(manifest, loaded.prompter),
+    make_engine(params, config, mesh, loaded.prompter.end_id, rows_per_batch, how["max_tokens"]),
+    how["num_votes"],
+    how["seed"],
+    SampleConfig(**how["sample"]),
     manifest["step"],
     manifest,
   )
 
 
 def load_params(path: Any, *, base: Any = None) -> tuple[gemma.Params, dict[str, Any]]:
-  """Parameters of any run as NumPy arrays, adapters merged, and the manifest; without the optimiser and the mesh.
+  """Parameters of any training as NumPy arrays, adapters merged, and the manifest; no optimiser, no mesh.
 
   Raises:
     UserError: as `load`.
   """
-  opened = open_run(path, base, None)
-  return opened.params, opened.manifest
+  loaded = open_step(path, base, None)
+  return loaded.params, loaded.manifest
 
 
-def open_run(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, Any] | None = None) -> Opened:
-  """The best whole step of a run, on a mesh, or as NumPy arrays if that is None. Adapters are merged.
+def verifier_of(manifest: Mapping[str, Any], prompter: Prompter) -> Verifier:
+  """The verifier that a checkpoint's manifest describes."""
+  about = manifest["verifier"]
+  return make_verifier(about["name"], prompter, {**about["settings"], "kind": about["kind"]})
+
+
+def make_engine(
+  params: gemma.Params, config: ModelConfig, mesh: Mesh, end_id: int, rows_per_batch: int, max_tokens: int
+) -> Engine:
+  """An engine whose parameters are cast once to the dtypes that they are used in. Donates `params`."""
+  return Engine(gemma.as_used(params, config), config, mesh, end_id, rows_per_batch, max_tokens)
+
+
+def open_step(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, Any] | None = None) -> LoadedStep:
+  """The best whole step of a training, on a mesh, or as NumPy arrays if that is None. Adapters are merged.
 
   Args:
     path: as for `load`.
     base: as for `load`.
     mesh: the devices.
-    expected: what the manifest must say.
+    expected: entries that the manifest must have.
   """
 
-  def read(step: epath.Path) -> Opened:
+  def read(step: epath.Path) -> LoadedStep:
     manifest = saved.read_manifest(step)
     prompter = _prompter(step, manifest)
     ids = {"yes": prompter.yes_id, "no": prompter.no_id, "cls": prompter.tokenizer.cls_id}
@@ -183,25 +191,26 @@ def open_run(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, Any
     config = ModelConfig.from_dict(manifest["model"])
     check_vocab(prompter.tokenizer, config.vocab_size)
     adapters = _adapters(manifest)
-    shardings = (
-      None if mesh is None else flax.traverse_util.flatten_dict(param_shardings(config, adapters, mesh), sep="/")
-    )
+    shardings = None if mesh is None else _flat(param_shardings(config, adapters, mesh))
     params = saved.read_params(step, manifest, shardings)
-    if manifest["left_out"]:
-      assert adapters is not None
-      params |= _base(step, manifest, adapters, base, config, mesh)
     if adapters is not None:
+      if manifest["left_out"]:
+        params |= _base(step, manifest, adapters, base, config, mesh)
       merged = lora.merge(params)
       params = jax.device_get(merged) if mesh is None else merged
-    return Opened(step, manifest, prompter, config, params)
+    return LoadedStep(step, manifest, prompter, config, params)
 
   return saved.first_whole(saved.find(path), read)[0]
 
 
 def param_shardings(config: ModelConfig, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
-  """Where every parameter of a model lies, and of its adapters, if it has any."""
+  """The sharding of every parameter of a model, and of its adapters if it has any."""
   specs = gemma.param_specs(config) | (lora.param_specs(config, adapters) if adapters else {})
-  return sharding.param_shardings(specs, mesh, sharding.rules_for(config.num_kv_heads))
+  return sharding.param_shardings(specs, mesh, config.rules)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
 def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:
@@ -209,7 +218,7 @@ def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:
     tokenizer = load_tokenizer(manifest["tokenizer"], step / "files")
   except UserError as e:
     raise saved.Damaged(f"checkpoint {step} is damaged: {e}") from e
-  return Prompter(tokenizer, PromptFormat(**manifest["prompts"]))
+  return Prompter(tokenizer, make_format(manifest["prompts"]))
 
 
 def _adapters(manifest: Mapping[str, Any]) -> lora.LoraConfig | None:
@@ -236,8 +245,8 @@ def _base(
     params, found = pretrained.load(base, on, dtype=config.dtype, param_dtype=config.param_dtype, config=config)
     saved.check_manifest({"model": found.to_dict()}, {"model": config.to_dict()}, base)
   else:
-    where = None if mesh is None else flax.traverse_util.flatten_dict(param_shardings(config, None, mesh), sep="/")
-    params = saved.first_whole(saved.find(base), lambda s: saved.read_params(s, saved.read_manifest(s), where))[0]
+    shardings = None if mesh is None else _flat(param_shardings(config, None, mesh))
+    params = saved.first_whole(saved.find(base), lambda s: saved.read_params(s, saved.read_manifest(s), shardings))[0]
   frozen = {**params, "lora_scale": jnp.float32(adapters.alpha / adapters.rank)}
   saved.check_left_out(step, manifest["left_out"], frozen)
   return frozen

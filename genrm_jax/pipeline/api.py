@@ -1,0 +1,140 @@
+"""The library in functions: what the commands do, from a script or a notebook.
+
+    import genrm_jax
+
+    verifiers = genrm_jax.train("last_letter:smoke", "runs/smoke")      # {"orm": TrainedVerifier, ...}
+    scores = genrm_jax.score("last_letter:smoke", "runs/smoke")         # {"orm": [Score, ...], ...}
+    results = genrm_jax.evaluate("last_letter:smoke", "runs/smoke")     # what report/results.json holds
+
+Each runs the stages up to its result and skips those that are done, so the order of calls does not matter and a stopped
+call resumes. Settings are changed on a config: `config = genrm_jax.get_config("last_letter:smoke"); config.seed = 1`.
+"""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from genrm_jax.data import jsonl
+from genrm_jax.pipeline import locate, stages
+from genrm_jax.pipeline.experiment import make_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.pipeline.trained import TrainedVerifier
+from genrm_jax.records import Score
+from genrm_jax.runtime import distributed
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.progress import say
+from genrm_jax.train import saved
+
+Config = str | ml_collections.ConfigDict
+
+
+def get_config(name: str) -> ml_collections.ConfigDict:
+  """A config by "NAME:VARIANT" (of the installed experiments.configs) or "FILE.py:VARIANT".
+
+  Raises:
+    UserError: no such file, or no `get_config` in it.
+  """
+  path, _, variant = locate.config_path(name).rpartition(".py")
+  file = pathlib.Path(f"{path}.py")
+  spec = importlib.util.spec_from_file_location(f"genrm_jax_config_{file.stem}", file)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"{file} has no function get_config(variant); see experiments/configs for examples")
+  return module.get_config(*([variant.removeprefix(":")] if variant else []))
+
+
+def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, TrainedVerifier]:
+  """Trains verifiers, and all that they need before (problems, candidates, rationales, a generator).
+
+  Args:
+    config: "NAME:VARIANT", "FILE.py:VARIANT" or a ConfigDict.
+    workdir: where everything is kept; local or gs://.
+    verifiers: which of the config's; all if empty. Those that are not trained are opened as they start.
+
+  Returns:
+    The verifiers by name, ready to score.
+
+  Raises:
+    UserError: a setting, an input or a workdir that cannot be used.
+  """
+  run = open_run(config, workdir)
+  names = _chosen(run, verifiers)
+  run_up_to(run, [f"train_{name}" for name in names if run.verifier_type(name).is_trained])
+  return {name: run.trained_verifier(name) for name in names}
+
+
+def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, list[Score]]:
+  """Scores the candidates of the evaluation split, after `train`; arguments as there.
+
+  Returns:
+    For each verifier a score per candidate, as in scores/<verifier>.jsonl.
+  """
+  run = open_run(config, workdir)
+  names = _chosen(run, verifiers)
+  run_up_to(run, [f"score_{name}" for name in names])
+  return {name: jsonl.read_records(run.path(run.scores_file(name, "eval")), Score) for name in names}
+
+
+def evaluate(config: Config, workdir: Any) -> dict[str, Any]:
+  """Compares all verifiers of the config, after `train` and `score`; arguments as there.
+
+  Returns:
+    What report/results.json holds: Best-of-N, verification accuracy and more, with intervals. report/ has the plots.
+  """
+  run = open_run(config, workdir)
+  run_up_to(run, ["report"])
+  return jsonl.read_json(run.path("report", "results.json"))
+
+
+def open_run(config: Config, workdir: Any) -> Run:
+  """The run of a config in a workdir; the settings are checked, the workdir is claimed."""
+  if isinstance(config, str):
+    config = get_config(config)
+  use_cpu_devices(config.cpu_devices)
+  run = Run(ml_collections.FrozenConfigDict(config), saved.absolute(workdir))
+  run.check_settings()
+  settings = run.config.to_dict()
+  distributed.check_same("the config", jsonl.digest_of(settings))
+  distributed.from_main(lambda: stages.claim_workdir(run.workdir, settings))
+  return run
+
+
+def run_up_to(run: Run, last: Sequence[str], make: Callable[[Run], list[Stage]] = make_stages) -> None:
+  """Runs the named stages, and before them, in order, those whose files they need."""
+  every = make(run)
+  needed: set[str] = set()
+  chosen = []
+  for stage in reversed(every):
+    if stage.name in last or needed & set(stage.writes):
+      chosen.append(stage.name)
+      needed |= set(stage.reads)
+  stages.run_stages(run.workdir, every, chosen, say)
+
+
+def use_cpu_devices(number: int) -> None:
+  """Splits a CPU into so many devices, if JAX runs on one, has not started yet, and XLA_FLAGS does not say otherwise.
+
+  A small model keeps two cores busy as two devices, each with half of the batch, and hardly as one.
+  """
+  if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  try:
+    jax.config.update("jax_num_cpu_devices", number)
+  except RuntimeError:  # in a notebook JAX may have started
+    if jax.default_backend() == "cpu" and jax.local_device_count() != number:
+      say(f"JAX has started with {jax.local_device_count()} CPU devices; the config asks for {number}")
+
+
+def _chosen(run: Run, verifiers: Sequence[str]) -> list[str]:
+  unknown = [name for name in verifiers if name not in run.verifier_names]
+  if unknown:
+    raise UserError(f"the config has no verifier {', '.join(unknown)}; it has: {', '.join(run.verifier_names)}")
+  return list(verifiers) or list(run.verifier_names)

@@ -1,0 +1,98 @@
+"""The command line of every experiment.
+
+python -m experiments.TASK --config=FILE.py:VARIANT --workdir=DIR [--config.a.b=VALUE] [--stages=...]
+genrm-jax TASK --config=NAME:VARIANT --workdir=DIR
+"""
+
+import pkgutil
+import runpy
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from genrm_jax.pipeline import api, locate, stages
+from genrm_jax.pipeline.experiment import make_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.runtime import distributed, memory
+from genrm_jax.runtime.errors import UserError, one_message
+from genrm_jax.runtime.progress import say
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT, or NAME:VARIANT.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where everything that the run makes is kept: a folder, or gs://BUCKET/PATH."
+)
+_STAGES = flags.DEFINE_list("stages", [], "Stages to run, by name; all if empty.")
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed", "", ["", "auto"], "auto: the processes of a TPU pod, of SLURM, Open MPI or GKE find each other."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where processes are numbered by hand.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes the run has.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
+_TIMEOUT = flags.DEFINE_integer("distributed_timeout_s", 300, "Seconds to wait for all processes.")
+
+
+def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> None:
+  """Runs an experiment's stages. A user's mistake ends in one message and exit code 1.
+
+  Args:
+    task: the name that `config.task.name` must have; "" for any.
+    make: the stages of a run.
+  """
+
+  def run_main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax logs its every step
+    with one_message(leave=distributed.leave):
+      api.use_cpu_devices(_CONFIG.value.cpu_devices)
+      distributed.start(_distributed_settings())
+      memory.keep_freed_memory()
+      if task and _CONFIG.value.task.name != task:
+        raise UserError(
+          f"the config is of task {_CONFIG.value.task.name!r}, not of {task!r}; run it by experiments.run"
+        )
+      run = api.open_run(_CONFIG.value, _WORKDIR.value)
+      stages.run_stages(run.workdir, make(run), _STAGES.value, say)
+
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(run_main, flags_parser=_parse_flags)
+
+
+def console() -> None:
+  """The command `genrm-jax TASK ...`: runs experiments.TASK, with the current folder importable as `python -m` has it."""
+  import experiments
+
+  names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__) if m.name not in ("configs", "studies"))
+  name = sys.argv[1] if len(sys.argv) > 1 else ""
+  if name not in names:
+    print(f"usage: genrm-jax {{{','.join(names)}}} --config=NAME:VARIANT --workdir=DIR", file=sys.stderr)
+    sys.exit(0 if name in ("-h", "--help") else 1)
+  sys.path.insert(0, "")
+  sys.argv = [f"genrm-jax {name}", *sys.argv[2:]]
+  runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+def _distributed_settings() -> distributed.Settings:
+  auto = _DISTRIBUTED.value == "auto"
+  return distributed.Settings(auto, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """The command line, parsed by absl, with one message for a config file or a key that does not exist."""
+  overrides = [a.split("=")[0] for a in argv if a.startswith("--config.")]
+  with one_message():
+    argv = [f"--config={locate.config_path(a[9:])}" if a.startswith("--config=") else a for a in argv]
+    try:
+      rest = app.parse_flags_with_usage(argv)
+      _CONFIG.value.to_dict()  # a file that could not be loaded shows itself only here
+    except OSError as e:
+      raise UserError(f"cannot load the config: {str(e).splitlines()[-1].strip()}") from e
+    except (AttributeError, KeyError) as e:
+      if not overrides:
+        raise
+      inner = e.args[0] if e.args else ""
+      key = inner.args[0] if isinstance(inner, KeyError) else inner
+      raise UserError(f"{', '.join(overrides)}: the config has no key {str(key).replace(chr(10), '. ')}") from e
+  return rest

@@ -1,0 +1,298 @@
+"""The stages before the verifiers: problems, tokenizer, generator, candidates, rationales, base model."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from genrm_jax.data import candidates, grading, jsonl, rationales, readers
+from genrm_jax.data.packing import Example, sft_example
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import sample_keys
+from genrm_jax.pipeline import sharing, training
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pytrees import KIND_SOLVE
+from genrm_jax.records import Candidate, Problem, Rationale
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.progress import say
+from genrm_jax.tasks.base import checked_grade, checked_problems
+from genrm_jax.tasks.last_letter import renumber
+from genrm_jax.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from genrm_jax.train import saved
+from genrm_jax.verifiers.base import sft_loss, solve_example
+
+WAYS = ("program", "released", *grading.WAYS)  # where training rationales come from
+
+
+def rationales_from(run: Run) -> str:
+  """Where training rationales come from, one of WAYS."""
+  way = run.config.grader.way if "grader" in run.config else "program"
+  if way not in WAYS:
+    raise UserError(f"config.grader.way is {way!r}; it is {', '.join(WAYS)}")
+  return way
+
+
+# Problems, and what a task brings along.
+
+
+def make_problems(run: Run) -> None:
+  """The problems of every split; a question that an earlier split holds is left out of a later one."""
+  seen: set[str] = set()
+  for split in run.splits:
+    made = checked_problems(run.task, split, run.rng(split))
+    problems = [p for p in made if p.question not in seen]
+    if len(problems) < len(made):
+      say(f"{split}: left out {len(made) - len(problems)} problems that an earlier split holds")
+    seen |= {p.question for p in problems}
+    jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems)
+
+
+def read_release(run: Run) -> None:
+  """Problems, candidates and, where the config says so, raw rationales that come with the task."""
+  released = run.task.released(run.config.seed)
+  problems, pools = dict(released.problems), dict(released.candidates)
+  own = run.config.task.get("candidates", "")
+  if own:
+    pools["eval"] = readers.read_candidates(own, problems["eval"], run.task)
+    with_solutions = {c.problem_id for c in pools["eval"]}
+    problems["eval"] = [p for p in problems["eval"] if p.id in with_solutions]
+  for split in run.splits:
+    jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems[split])
+    jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pools[split])
+    num_right = sum(c.correct for c in pools[split])
+    say(f"{split}: {len(problems[split])} problems, {len(pools[split])} solutions, {num_right} of them correct")
+  if rationales_from(run) == "released":
+    write_filtered(run, released.rationales, pools)
+  left_out = released.left_out()
+  jsonl.write_json(run.path("problems", "left_out.json"), left_out)
+  say(f"{left_out['left_out']} of {left_out['rows']} rows left out: {run.path('problems', 'left_out.json')}")
+
+
+def copy_bank(run: Run) -> None:
+  """Problems and candidates of another run of this task, so that verifiers are compared on the same ones."""
+  bank = saved.absolute(run.config.bank)
+  for split in run.splits:
+    for kind, record in (("problems", Problem), ("candidates", Candidate)):
+      path = bank / kind / f"{split}.jsonl"
+      if not path.is_file():
+        raise UserError(f"no {path}; config.bank must be the workdir of a run of {run.task.name}")
+      jsonl.read_records(path, record)  # a broken line is named now, not after hours of training
+      jsonl.write_bytes(run.path(kind, path.name), path.read_bytes())
+    if split in ("train", "val") and not run.config.task.get("index_shift", True):
+      problems, pool = renumber(run.problems(split), run.candidates(split))
+      jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems)
+      jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pool)
+
+
+# Tokenizer.
+
+
+def make_tokenizer(run: Run) -> None:
+  """The SentencePiece file that the config names, or one learnt from training problems, solutions and rationales."""
+  c = run.config.tokenizer
+  if c.path:
+    jsonl.write_bytes(run.path("tokenizer.model"), SentencePieceTokenizer(c.path).file_bytes)
+    return
+
+  def texts() -> Iterator[str]:
+    yield from (p.question for p in run.problems("train"))
+    yield from (c.text for c in run.candidates("train"))
+    yield from (r.text for r in first_rationales(run, "train").values())
+
+  train_sentencepiece(texts(), run.path("tokenizer.model"), c.vocab_size, seed=run.config.seed, max_lines=c.max_lines)
+
+
+def first_rationales(run: Run, split: str) -> dict[tuple[str, int], Rationale]:
+  """The first kept released rationale of each candidate; none where rationales are written later."""
+  first: dict[tuple[str, int], Rationale] = {}
+  if rationales_from(run) == "released":
+    for r in run.rationales(split):
+      if r.kept:
+        first.setdefault((r.problem_id, r.candidate_index), r)
+  return first
+
+
+# Generator and candidates.
+
+
+def train_generator(run: Run) -> None:
+  """A generator on the task's own "generator" problems, which no verifier sees; stopped early, so that it errs."""
+  rows = training.write_rows(
+    run, "generator", training.held_out(run, "generator", training.with_gaps(run, _solutions(run)))
+  )
+  training.fit(run, "generator", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.generator.remat), rows)
+
+
+def _solutions(run: Run) -> Iterator[Example]:
+  for problem in checked_problems(run.task, "generator", run.rng("generator")):
+    yield solve_example(run.prompter, problem, problem.reference)
+
+
+def make_candidates(run: Run) -> None:
+  """The generator's solutions to the problems of every split, graded."""
+  is_trained = "generator" in run.config
+  if is_trained:
+    params, step = run.load_params("generator", run.engine_mesh)
+    source = f"generator/{step}"
+  else:
+    params, source = run.init_params("candidates", run.engine_mesh), run.model.name
+  c, engine = run.config.candidates, run.engine(params)
+  for split in run.splits:
+    problems = run.problems(split)
+    num = c.num_train if split in ("train", "val") else c.num_eval
+    pool = sample_solutions(run, engine, source, problems, num, few_shot=not is_trained)
+    if c.add_reference:
+      pool += [_candidate(run, p, num, p.reference, "reference") for p in problems]
+    jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pool)
+    say(f"{split}: pass@1 {np.mean([c.correct for c in pool]):.3f} over {len(pool)} solutions")
+
+
+def sample_solutions(
+  run: Run, engine: Engine, source: str, problems: Sequence[Problem], num: int, few_shot: bool
+) -> list[Candidate]:
+  """`num` graded solutions per problem; `few_shot` puts the task's worked examples before each prompt."""
+  settings, task = run.sample_config("candidates"), run.task
+  shots = run.tokenizer.encode(task.few_shot(run.prompter.format.solve)) if few_shot else []
+
+  def work(part: Sequence[Problem]) -> list[list[Candidate]]:
+    prompts = [run.prompter.solve(p.question) for p in part]
+    prompts = [[bos, *shots, *rest] for bos, *rest in prompts]
+    keys = sample_keys(run.config.seed, "generator", [p.id for p in part], num)
+    rollouts = engine.generate(prompts, keys, settings, (), "sample solutions")
+    return [
+      [_sampled(run, problem, i, rollout.ids, source, few_shot) for i, rollout in enumerate(of_problem)]
+      for problem, of_problem in zip(part, rollouts, strict=True)
+    ]
+
+  found = sharing.map_records(run.path("candidates", source.replace("/", "_")), problems, work, Candidate)
+  return [c for of_problem in found for c in of_problem]
+
+
+def _sampled(run: Run, problem: Problem, index: int, ids: Sequence[int], source: str, few_shot: bool) -> Candidate:
+  text = run.tokenizer.decode(ids)
+  if few_shot and hasattr(run.task, "first_solution"):
+    text = run.task.first_solution(text)
+  return _candidate(run, problem, index, text, source)
+
+
+def _candidate(run: Run, problem: Problem, index: int, text: str, source: str) -> Candidate:
+  grade = checked_grade(run.task, problem, text)
+  return Candidate(problem.id, index, text, grade.answer, grade.correct, source)
+
+
+# Rationales.
+
+
+def write_rationales(run: Run) -> None:
+  """The program's rationales for the solutions on which verifiers are trained."""
+  table = {}
+  for split in ("train", "val"):
+    pool = candidates.distinct(run.candidates(split))
+    records = rationales.by_program(run.problems(split), pool, run.task.rationale)
+    jsonl.write_records(run.path("rationales", f"{split}.jsonl"), records)
+    table[split] = rationales.ledger(records, pool)
+  jsonl.write_json(run.path("rationales", "ledger.json"), table)
+
+
+def grade(run: Run) -> None:
+  """Rationales sampled here, by a model that sees a reference solution (paper, section 3.3) or does not."""
+  c = run.config.grader
+  engine, source = run.engine(run.init_params("grader", run.engine_mesh)), c.init_from or run.model.name
+  pools: dict[str, list[Candidate]] = {}
+  raw: list[Rationale] = []
+  for split in ("train", "val"):
+    pools[split] = run.candidates(split)
+    problem_of = {p.id: p for p in run.problems(split)}
+    chosen = candidates.choose_for_training(pools[split], c.max_per_label, False, run.config.seed)
+    prompts = _grader_prompts(run, problem_of, pools[split])
+
+    def work(part: Sequence[Candidate], prompts=prompts) -> list[list[Rationale]]:
+      names = [f"{g.problem_id}/{g.index}" for g in part]
+      keys: jax.Array = sample_keys(run.config.seed, "grader", names, c.num_rationales)
+      asked = [prompts(g, draw) for g in part for draw in range(c.num_rationales)]
+      rollouts = engine.generate(asked, keys.reshape(-1, 1), run.sample_config("grader"), (), "grade")
+      texts = [run.tokenizer.decode(rollout.ids) for (rollout,) in rollouts]
+      repeated = [g for g in part for _ in range(c.num_rationales)]
+      records = iter(grading.as_rationales(repeated, texts, source, c.way))
+      return [[next(records) for _ in range(c.num_rationales)] for _ in part]
+
+    found = sharing.map_records(run.path("rationales", split), chosen, work, Rationale)
+    raw += [r for of_candidate in found for r in of_candidate]
+  write_filtered(run, raw, pools)
+
+
+def _grader_prompts(run: Run, problem_of: Mapping[str, Problem], pool: Sequence[Candidate]):
+  """(candidate, draw) -> what the grader reads; with a reference, that of the draw."""
+  if run.config.grader.way == "plain":
+    return lambda g, draw: run.prompter.cot(problem_of[g.problem_id].question, g.text)
+  reference = {
+    (c.problem_id, c.index, draw): text
+    for of_problem in candidates.by_problem(pool).values()
+    for draw in range(run.config.grader.num_rationales)
+    for c, text in zip(
+      of_problem,
+      grading.choose_references(of_problem, problem_of[of_problem[0].problem_id].reference, run.config.seed, draw),
+      strict=True,
+    )
+  }
+  return lambda g, draw: run.prompter.grade(
+    problem_of[g.problem_id].question, g.text, reference[g.problem_id, g.index, draw]
+  )
+
+
+def write_filtered(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Sequence[Candidate]]) -> None:
+  """rationales/: what the filter makes of raw rationales for training and validation, and the ledger of it.
+
+  They pass one at a time. A grader that has seen the reference has no place in a test: those of evaluation problems are
+  left out.
+  """
+  keep = rationales.Filter(run.config.grader.reading, run.config.grader.drop_leaks)
+  label = {split: {(c.problem_id, c.index): c.correct for c in pools[split]} for split in ("train", "val")}
+  ledgers = {split: rationales.Ledger() for split in label}
+  of_val: list[Rationale] = []
+
+  def of_train() -> Iterator[Rationale]:
+    for r in raw:
+      split = next((s for s in label if (r.problem_id, r.candidate_index) in label[s]), None)
+      if split is None:
+        continue
+      correct = label[split][r.problem_id, r.candidate_index]
+      filtered = keep(r, correct)
+      ledgers[split].add(filtered, correct)
+      if split == "train":
+        yield filtered
+      else:
+        of_val.append(filtered)
+
+  jsonl.write_records(run.path("rationales", "train.jsonl"), of_train())
+  jsonl.write_records(run.path("rationales", "val.jsonl"), of_val)
+  table = {split: ledger.table() for split, ledger in ledgers.items()}
+  jsonl.write_json(run.path("rationales", "ledger.json"), {"filter": keep.name, **table})
+
+
+# A base model from scratch.
+
+
+def train_base(run: Run) -> None:
+  """A language model of the training texts, from scratch: it stands in for pretraining."""
+  rows = training.write_rows(run, "base", {split: _base_examples(run, split) for split in ("train", "val")})
+  training.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
+
+
+def _base_examples(run: Run, split: str) -> Iterator[Example]:
+  """Every token that a verifier reads or writes is a target: problem, solution, rationale, verdict question.
+
+  The verdict itself is left out: the base does not learn which solutions are correct.
+  """
+  question_of = {p.id: p.question for p in run.problems(split)}
+  rationale_of, prompter = first_rationales(run, split), run.prompter
+  pool = candidates.choose_for_training(run.candidates(split), run.config.base.max_per_label, False, run.config.seed)
+  for c in pool:
+    question, rationale = question_of[c.problem_id], rationale_of.get((c.problem_id, c.index))
+    if rationale:
+      prompt = prompter.cot(question, c.text)
+      text = [*prompt[1:], *prompter.rationale(rationale.text, c.correct)[:-2]]  # without verdict and end mark
+    else:
+      prompt = prompter.direct(question, c.text)
+      text = prompt[1:]
+    yield sft_example(f"candidate {c.index} of {c.problem_id}", prompt[:1], text, KIND_SOLVE)

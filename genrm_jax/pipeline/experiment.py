@@ -1,0 +1,177 @@
+"""From a config to the stages of a run, for any task and any verifiers."""
+
+import functools
+from collections.abc import Sequence
+
+from genrm_jax.pipeline import data_stages, training, verifier_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.runtime.errors import UserError
+
+_RATIONALES = ("rationales/train.jsonl", "rationales/val.jsonl", "rationales/ledger.json")
+
+
+def make_stages(run: Run) -> list[Stage]:
+  """All stages, in order.
+
+  Raises:
+    UserError: the config does not name something that a stage needs.
+  """
+  _check_sources(run)
+  before = [*data_stages_of(run)]
+  before += verifier_stages_of(run)
+  return [*before, _report_stage(run, before)]
+
+
+def files(run: Run, *kinds: str, splits: Sequence[str] = ()) -> tuple[str, ...]:
+  return tuple(f"{kind}/{split}.jsonl" for split in splits or run.splits for kind in kinds)
+
+
+def data_stages_of(run: Run) -> list[Stage]:
+  """Problems, tokenizer, candidates and rationales, as far as the config says that they are made here."""
+  c, way = run.config, data_stages.rationales_from(run)
+  stages: list[Stage] = []
+  tokenizer = ("tokenizer.model",) if c.tokenizer.type == "sentencepiece" else ()
+  problems, pools = files(run, "problems"), files(run, "candidates")
+  known: tuple[str, ...] = files(run, "problems", "candidates", splits=["train"])
+  sampled = False
+  if c.get("bank"):
+    stages.append(_stage(run, data_stages.copy_bank, "bank", writes=problems + pools, sources=_bank(run)))
+  elif hasattr(run.task, "released"):
+    with_rationales = _RATIONALES if way == "released" else ()
+    known += with_rationales[:1]
+    writes = (*problems, *pools, "problems/left_out.json", *with_rationales)
+    sources = {"task.candidates": c.task.candidates} if c.task.get("candidates") else {}
+    stages.append(_stage(run, data_stages.read_release, "release", writes=writes, sources=sources))
+  else:
+    stages.append(_stage(run, data_stages.make_problems, "problems", writes=problems))
+    sampled = True
+  if tokenizer:
+    given = c.tokenizer.path
+    # A tokenizer that is learnt here needs training texts; one that is given comes first.
+    stage = _stage(
+      run,
+      data_stages.make_tokenizer,
+      "tokenizer",
+      reads=() if given else known,
+      writes=tokenizer,
+      sources={"tokenizer.path": given} if given else {},
+    )
+    stages.insert(0 if given else len(stages), stage)
+  if "base" in c and any(s.get("init_from") == "base" for s in (*c.verifiers.values(), c.get("grader", {}))):
+    reads = (*known, *tokenizer)
+    stages.append(_stage(run, data_stages.train_base, "base", reads=reads, writes=("checkpoints/base",), devices=True))
+  if sampled:
+    reads, sources = (*problems, *tokenizer), _checkpoint(run)
+    if "generator" in c:
+      trained = ("checkpoints/generator",)
+      train = _stage(
+        run, data_stages.train_generator, "generator", reads=tokenizer, writes=trained, sources=sources, devices=True
+      )
+      stages.append(train)
+      reads, sources = (*reads, *trained), {}
+    make = data_stages.make_candidates
+    stages.append(_stage(run, make, "candidates", reads=reads, writes=pools, sources=sources, devices=True))
+  judged = files(run, "problems", "candidates", splits=["train", "val"])
+  if way == "program" and hasattr(run.task, "rationale"):
+    stages.append(_stage(run, data_stages.write_rationales, "rationales", reads=judged, writes=_RATIONALES))
+  elif way in ("reference", "plain"):
+    reads, sources = _start(run, "grader")
+    stages.append(
+      _stage(
+        run,
+        data_stages.grade,
+        "grade",
+        reads=(*judged, *tokenizer, *reads),
+        writes=_RATIONALES,
+        sources=sources,
+        devices=True,
+      )
+    )
+  return stages
+
+
+def verifier_stages_of(run: Run) -> list[Stage]:
+  """Train (where it is trained), score and, where it learnt to solve, sample solutions, for each verifier."""
+  tokenizer = ("tokenizer.model",) if run.config.tokenizer.type == "sentencepiece" else ()
+  training_data = files(run, "problems", "candidates", splits=["train", "val"])
+  evaluated = files(run, "problems", "candidates", splits=run.eval_splits)
+  out, solve = [], []
+  for name in run.verifier_names:
+    verifier = run.verifier_type(name)
+    model, sources = _start(run, name)
+    if verifier.is_trained:
+      reads = (*training_data, *(_RATIONALES[:2] if verifier.needs_rationales else ()), *tokenizer, *model)
+      model = (f"checkpoints/{name}",)
+      train = functools.partial(training.train_verifier, run, name)
+      out.append(Stage(f"train_{name}", train, reads, model, sources, uses_devices=True))
+      sources = {}
+    score = functools.partial(verifier_stages.score_verifier, run, name)
+    scored = tuple(run.scores_file(name, split) for split in run.eval_splits)
+    out.append(Stage(f"score_{name}", score, (*evaluated, *tokenizer, *model), scored, sources, uses_devices=True))
+    weight = run.config.verifiers[name].get("solve_weight", 0.0)
+    if "candidates" in run.config and (weight or verifier.compared_as_solver):
+      again = functools.partial(verifier_stages.solve_again, run, name)
+      reads, writes = ("problems/eval.jsonl", *tokenizer, *model), (f"candidates/by_{name}.jsonl",)
+      solve.append(Stage(f"solve_{name}", again, reads, writes, uses_devices=True))
+  return [*out, *solve]
+
+
+def _report_stage(run: Run, before: Sequence[Stage]) -> Stage:
+  """The last stage: it reads what is scored, all scores, and what verifiers have solved."""
+  solved = tuple(path for stage in before for path in stage.writes if path.startswith("candidates/by_"))
+  scores = tuple(run.scores_file(name, split) for split in run.eval_splits for name in run.verifier_names)
+  writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
+  report = functools.partial(verifier_stages.write_report, run, before, _notes(run))
+  return Stage(
+    "report", report, (*files(run, "problems", "candidates", splits=run.eval_splits), *scores, *solved), writes
+  )
+
+
+def _stage(run: Run, work, name: str, reads=(), writes=(), sources=None, devices: bool = False) -> Stage:
+  return Stage(name, functools.partial(work, run), reads, writes, sources or {}, uses_devices=devices)
+
+
+def _start(run: Run, name: str) -> tuple[tuple[str, ...], dict[str, str]]:
+  """What a model starts from: a folder of this run, or the checkpoint that the config names."""
+  source = run.training(name).init_from
+  return ((f"checkpoints/{source}",), {}) if source else ((), _checkpoint(run))
+
+
+def _checkpoint(run: Run) -> dict[str, str]:
+  return {"model.checkpoint": run.checkpoint_path} if run.checkpoint_path else {}
+
+
+def _bank(run: Run) -> dict[str, str]:
+  names = files(run, "problems", "candidates")
+  return {f"bank/{name}": f"{run.config.bank}/{name}" for name in names}
+
+
+def _check_sources(run: Run) -> None:
+  c = run.config
+  if c.tokenizer.type == "sentencepiece" and not c.tokenizer.path and "vocab_size" not in c.tokenizer:
+    raise UserError("give a Gemma and its tokenizer: --config.model.checkpoint=DIR --config.tokenizer.path=FILE")
+  started = [name for name, v in c.verifiers.items() if v.get("init_from") == "generator"]
+  if c.get("bank") and started:
+    raise UserError(f"{', '.join(started)}: init_from is the generator, but with config.bank none is trained here")
+  for name in run.verifier_names:
+    kinds_of_data = data_stages.rationales_from(run)
+    if run.verifier_type(name).needs_rationales and kinds_of_data == "program" and not hasattr(run.task, "rationale"):
+      raise UserError(
+        f"verifier {name} learns from rationales, but task {run.task.name} has no method `rationale`; write one, set "
+        "config.grader.way, or leave the verifier out"
+      )
+
+
+def _notes(run: Run) -> list[str]:
+  """What a reader of the report must know of this run."""
+  c, notes = run.config, list(getattr(run.task, "notes", ()))
+  if "base" in c:
+    notes.insert(
+      0,
+      "No pretrained model: a small Gemma trained from scratch on the training texts stands in for one; its figures show "
+      "that the code works, not how well a pretrained verifier does.",
+    )
+  elif c.tokenizer.type == "char" and c.model.checkpoint:
+    notes.insert(0, "No pretrained model: a small base trained from scratch on generic string tasks stands in for one.")
+  return notes

@@ -1,0 +1,139 @@
+"""Training one model of a run: examples to packed rows, rows to fitted parameters.
+
+rows = write_rows(run, name, examples)          rows_<name>/, packed once, read by every process
+loss = verifier.loss(model, rows.counts, ...)
+fit(run, name, loss, rows)                      checkpoints/<name>/ and metrics/<name>.jsonl
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from genrm_jax.data import jsonl, packing, row_file
+from genrm_jax.data.packing import Example
+from genrm_jax.data.row_file import RowFile
+from genrm_jax.model import gemma, lora
+from genrm_jax.pipeline import trained
+from genrm_jax.pipeline.run import Run
+from genrm_jax.runtime import distributed, sharding
+from genrm_jax.runtime.progress import say
+from genrm_jax.train import loop
+from genrm_jax.train.losses import LossFn
+from genrm_jax.verifiers.base import TargetCounts, Verifier
+
+
+class TrainingRows(NamedTuple):
+  """The packed rows of one training, in files that every process reads its own share of."""
+
+  train: RowFile
+  val: RowFile
+  counts: TargetCounts
+  digest: str  # of the training rows: the data's identity in a checkpoint
+
+
+def train_verifier(run: Run, name: str) -> None:
+  """Trains one verifier, after the gate on its verdict tokens."""
+  verifier, settings = run.verifier(name), run.config.verifiers[name]
+  examples = {split: _verifier_examples(run, verifier, split) for split in ("train", "val")}
+  examples["train"] = with_gaps(run, examples["train"])
+  rows = write_rows(run, name, examples)
+  loss = verifier.loss(run.model, rows.counts, settings.get("remat", "none"))
+  fit(run, name, loss, rows, verifier)
+
+
+def _verifier_examples(run: Run, verifier: Verifier, split: str) -> Iterator[Example]:
+  """Reads records only when the first example is asked for, which process 0 alone does."""
+  yield from verifier.examples(run.labelled(split, verifier.settings.get("max_problems", 0)))
+
+
+def with_gaps(run: Run, examples: Iterable[Example]) -> Iterator[Example]:
+  """Random gaps in the positions after the characters that `config.gaps` names, if it names any."""
+  gaps = run.config.get("gaps", {})
+  limits = {run.tokenizer.encode(char)[0]: gap for chars, gap in gaps.items() for char in chars}
+  rng = run.rng("gaps")
+  for example in examples:
+    yield packing.with_gaps(example, limits, rng)
+
+
+def held_out(run: Run, name: str, examples: Iterable[Example]) -> dict[str, Iterable[Example]]:
+  """The first `num_eval_examples` as "val", which is filled while "train" is read."""
+  first: list[Example] = []
+
+  def rest() -> Iterator[Example]:
+    for i, example in enumerate(examples):
+      if i < run.training(name).num_eval_examples:
+        first.append(example)
+      else:
+        yield example
+
+  return {"train": rest(), "val": first}
+
+
+def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -> TrainingRows:
+  """Packs the examples of "train" and "val" into rows_<name>/; process 0 makes and packs them.
+
+  Leaves metrics/<name>.examples.json: how many examples of how many tokens there are, and how many were left out.
+  """
+  files = {split: run.path(f"rows_{name}", f"{split}.npy") for split in ("train", "val")}
+
+  def write() -> tuple[TargetCounts, str]:
+    packed, about = {}, {}
+    for split, file in files.items():
+      rows, about[split] = pack(f"{name}, {split}", list(examples[split]), run.training(name))
+      row_file.write(file, rows.num_rows, rows.take)
+      packed[split] = rows.max_targets, rows.max_pairs, rows.digest
+      if split == "train":
+        filled = rows.data.segments.astype(bool).mean()
+        length = run.training(name).row_length
+        say(f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {length} tokens, {filled:.0%} filled")
+      del rows
+    jsonl.write_json(run.path("metrics", f"{name}.examples.json"), about)
+    max_targets, max_pairs = (max(packed[split][i] for split in packed) for i in (0, 1))
+    return TargetCounts(max_targets, max_pairs), packed["train"][2]
+
+  counts, digest = distributed.from_main(write)
+  return TrainingRows(RowFile(files["train"]), RowFile(files["val"]), TargetCounts(*counts), digest)
+
+
+def pack(what: str, examples: list[Example], config: ml_collections.ConfigDict) -> tuple[packing.Rows, dict[str, Any]]:
+  """Rows of the examples, and their statistics; with `drop_long` those that exceed a row are left out and counted."""
+  lengths = [len(e.tokens) for e in examples]
+  fitting = [e for e, n in zip(examples, lengths, strict=True) if n <= config.row_length or not config.drop_long]
+  about = {
+    "examples": len(examples),
+    "left_out": len(examples) - len(fitting),
+    "row_length": config.row_length,
+    "tokens": {f"{q}%": int(np.percentile(lengths, q)) for q in (50, 90, 99, 100)} if lengths else {},
+  }
+  if config.drop_long:
+    say(f"{what}: left out {about['left_out']} of {len(examples)} examples, longer than {config.row_length} tokens")
+  return packing.pack(fitting, config.row_length), about
+
+
+def fit(run: Run, name: str, loss: LossFn, rows: TrainingRows, verifier: Verifier | None = None) -> None:
+  """Trains `name` on packed rows, then removes them."""
+  config, mesh, adapters = run.train_config(name), run.mesh, run.adapters(name)
+  start = [run.init_params(name, mesh)]
+  train_rows, val_rows = rows.train, rows.val
+  if verifier is not None:
+    train_rows, val_rows = (
+      verifier.with_reference(r, rows.counts, start[0], run.model, mesh, config.micro_batch_size)
+      for r in (train_rows, val_rows)
+    )
+  loop.fit(
+    name,
+    loss,
+    start.pop(),  # so that nothing here keeps what training started from in memory
+    trained.param_shardings(run.model, adapters, mesh),
+    train_rows,
+    val_rows,
+    config,
+    sharding.batch_sharding(mesh, run.model.rules),
+    manifest={**run.manifest(name), "data": rows.digest},
+    workdir=run.workdir,
+    files=[run.path("tokenizer.model")] if run.config.tokenizer.type == "sentencepiece" else [],
+    norm_mask=lora.split(gemma.norm_mask(run.model, adapters))[0],
+  )
+  distributed.from_main(run.path(f"rows_{name}").rmtree)

@@ -1,0 +1,311 @@
+"""The Verifier interface, the registry of the paper's verifiers, and the gate on verdict tokens.
+
+              asks                                     target                                 score r(x, y)
+  judge       solve(x) y verify_cot                    none: it is not trained                mean over K of p(Yes)
+  dpo         solve(x)                                 y correct, rather than y incorrect     p(y | x)
+  orm         solve(x) y verify                        label, at the class token's logit      sigmoid(z_cls)
+  genrm       solve(x) y verify                        " Yes" / " No"                         p(Yes)
+  genrm_cot   solve(x) y verify_cot                    rationale, question, " Yes" / " No"    mean over K of p(Yes)
+
+A verifier of your own is a subclass in a module of your own. A config names it by its import path:
+
+    config.verifiers.two_prompts = dict(kind="my_verifiers:TwoPrompts", **common.verifier(...))
+
+docs/extending.md walks through one.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from genrm_jax.data import candidates, packing
+from genrm_jax.data.packing import Example, Rows
+from genrm_jax.data.row_file import RowFile
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig
+from genrm_jax.model import gemma
+from genrm_jax.model.config import ModelConfig
+from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
+from genrm_jax.records import Candidate, Problem, Rationale, Vote
+from genrm_jax.runtime import plugins
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.prompts import Prompter
+from genrm_jax.train import losses
+from genrm_jax.verifiers import votes as voting
+
+VERIFIERS: Mapping[str, str] = {
+  "judge": "genrm_jax.verifiers.judge:Judge",
+  "dpo": "genrm_jax.verifiers.dpo:DPO",
+  "orm": "genrm_jax.verifiers.orm:ORM",
+  "genrm": "genrm_jax.verifiers.genrm:GenRM",
+  "genrm_cot": "genrm_jax.verifiers.genrm_cot:GenRMCoT",
+}
+_GATE_SAMPLE = 64  # training items of each label whose verdict tokens the gate checks
+
+
+class LabelledData(NamedTuple):
+  """One split of training data. `rationales` may be an iterator: it is read once, and only where it is needed."""
+
+  problems: Sequence[Problem]
+  candidates: Sequence[Candidate]
+  rationales: Iterable[Rationale] = ()
+  seed: int = 0
+
+
+class Item(NamedTuple):
+  """What one training example is made of: a labelled solution, and a rationale where the verifier learns from one."""
+
+  problem: Problem
+  candidate: Candidate
+  rationale: Rationale | None = None
+
+  @property
+  def name(self) -> str:
+    return f"candidate {self.candidate.index} of {self.problem.id}"
+
+
+class Scored(NamedTuple):
+  """The ids in front of a verdict as scoring reads them, and the target there: a token id, or the ORM's label."""
+
+  name: str
+  context: list[int]
+  target: int
+
+
+class TargetCounts(NamedTuple):
+  """The most targets and the most pairs of a packed row: a loss computes logits for so many and no more."""
+
+  max_targets: int
+  max_pairs: int
+
+
+class Verifier(abc.ABC):
+  """One way to score a solution. Instances hold no parameters: these live in the engine or the train state.
+
+  A subclass must say what it asks (`prompt`) and how it votes (`votes`); a trained one also how a labelled solution
+  becomes an example (`example`). The rest has defaults.
+
+  Attributes:
+    name: as it stands in score files and in the report, the key of `config.verifiers`.
+    prompter: token ids of prompts and targets.
+    settings: its entry of `config.verifiers`.
+  """
+
+  is_trained: ClassVar[bool] = True
+  needs_rationales: ClassVar[bool] = False  # training reads rationales/
+  samples_rationales: ClassVar[bool] = False  # a score has K votes, each with a sampled rationale; else one vote
+  is_likelihood: ClassVar[bool] = False  # scores rank solutions and are no probabilities of being correct
+  # Its own solutions are compared with the generator's even at lambda 0, one end of the paper's sweep (section 4.3).
+  compared_as_solver: ClassVar[bool] = False
+
+  def __init__(self, name: str, prompter: Prompter, settings: Mapping[str, Any]):
+    self.name, self.prompter, self.settings = name, prompter, settings
+
+  # Training.
+
+  @property
+  def solve_weight(self) -> float:
+    """lambda: the weight of the solution-generation loss (paper, equation 5)."""
+    return self.settings.get("solve_weight", 0.0)
+
+  def select(self, data: LabelledData) -> list[Any]:
+    """The training items of a split: at most `max_per_label` solutions of each label per problem (paper, appendix A)."""
+    problem_of = {p.id: p for p in data.problems}
+    return [Item(problem_of[c.problem_id], c) for c in self._chosen(data.candidates, data.seed)]
+
+  def has_verdict(self, item: Any) -> bool:
+    """Whether an item gives a verification example, and not only a solution to learn."""
+    del item
+    return True
+
+  def example(self, item: Any) -> Example:
+    """The training example of one item of `select`."""
+    raise NotImplementedError(f"verifier {self.name} defines no training example")
+
+  def examples(self, data: LabelledData) -> Iterator[Example]:
+    """The training examples of a split, with correct solutions where `solve_weight` > 0.
+
+    Raises:
+      UserError: the gate finds that scoring would read a verdict where none was trained.
+    """
+    items = self.select(data)
+    supervised = [item for item in items if self.has_verdict(item)]
+    self.check_gate(supervised)
+    yield from map(self.example, supervised)
+    if self.solve_weight:
+      solved = {(i.problem.id, i.candidate.index): i for i in items if i.candidate.correct}
+      yield from (solve_example(self.prompter, i.problem, i.candidate.text) for i in solved.values())
+
+  def loss(self, model: ModelConfig, counts: TargetCounts, remat: gemma.Remat) -> losses.LossFn:
+    """L_SFT(verify) + lambda L_SFT(solve)."""
+    return sft_loss(model, counts.max_targets, self.solve_weight, remat)
+
+  def with_reference(
+    self, rows: RowFile, counts: TargetCounts, params: Any, model: ModelConfig, mesh: jax.sharding.Mesh, batch_size: int
+  ) -> RowFile:
+    """The rows as the loss reads them; `params` are those that training starts from. Only DPO adds to them."""
+    del counts, params, model, mesh, batch_size
+    return rows
+
+  def _chosen(self, pool: Sequence[Candidate], seed: int) -> list[Candidate]:
+    return candidates.choose_for_training(pool, self.settings["max_per_label"], self.settings["balanced"], seed)
+
+  # Scoring.
+
+  @abc.abstractmethod
+  def prompt(self, question: str, solution: str) -> list[int]:
+    """The ids in front of a verdict, or in front of a rationale."""
+
+  @abc.abstractmethod
+  def votes(
+    self,
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    num_votes: int,
+    seed: int,
+    sample: SampleConfig,
+    label: str,
+  ) -> list[list[Vote]]:
+    """The votes on (question, solution) pairs; each fits into the engine's context.
+
+    Args:
+      engine: runs the verifier's model.
+      pairs: distinct.
+      num_votes: K, for a verifier that samples rationales.
+      seed: of the sampled rationales.
+      sample: how they are sampled.
+      label: of the progress bar.
+    """
+
+  def value(self, votes: Sequence[Vote]) -> float | None:
+    """The score in [0, 1]: mean p(Yes) of the votes that give a number, None where none does."""
+    return voting.mean_p_yes(votes)
+
+  def num_votes(self, configured: int) -> int:
+    """How many votes a score has, with so many configured."""
+    return configured if self.samples_rationales else 1
+
+  def sample_config(self, configured: SampleConfig) -> SampleConfig:
+    """How rationales are sampled; an entry of `settings` takes precedence over the config's."""
+    limit = self.settings.get("max_new_tokens")
+    return dataclasses.replace(configured, max_new_tokens=limit) if limit else configured
+
+  def tokens_needed(self, question: str, solution: str, max_new_tokens: int) -> int:
+    """How many tokens of context scoring takes: the prompt, and what is sampled after it."""
+    return len(self.prompt(question, solution)) + (max_new_tokens if self.samples_rationales else 0)
+
+  # The gate.
+
+  def scored(self, item: Any) -> list[Scored]:
+    """Where scoring would read the verdicts that `example(item)` supervises."""
+    context = self.prompt(item.problem.question, item.candidate.text)
+    return [Scored(item.name, context, self.prompter.verdict_id(item.candidate.correct))]
+
+  def supervised(self, rows: Rows) -> dict[tuple[int, ...], int]:
+    """Context -> target of every verification target in packed rows that is a verdict token."""
+    return supervised_targets(rows, (self.prompter.yes_id, self.prompter.no_id))
+
+  def check_gate(self, items: Sequence[Any]) -> None:
+    """Proves on a sample of each label that scoring reads verdicts with the token ids that training supervises.
+
+    Raises:
+      UserError: shows both id sequences.
+    """
+    sample = gate_sample(items)
+    if not sample:
+      return
+    examples = [self.example(item) for item in sample]
+    supervised = self.supervised(packing.pack(examples, max(len(e.tokens) for e in examples)))
+    for scored in (s for item in sample for s in self.scored(item)):
+      found = supervised.get(tuple(scored.context))
+      if found != scored.target:
+        near = max(supervised, key=lambda ids: _common_prefix(ids, scored.context), default=())
+        raise UserError(
+          f"{self.name}, {scored.name}: the verdict is not scored where it was trained.\n"
+          f"  scored:  {scored.context} -> {scored.target}\n  trained: {list(near)} -> {supervised.get(near)}"
+        )
+
+  # Export.
+
+  def how_to_score(self, num_votes: int) -> str:
+    """A sentence for a model card: how other programs compute the score."""
+    del num_votes
+    return "A verifier of the user's own; its module says how a score is computed."
+
+  def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(the text asked after a solution, Python that computes the score with transformers); None if there is none."""
+    del scoring
+    return None
+
+
+def verifier_class(kind: str) -> type[Verifier]:
+  """The class of a kind: one of VERIFIERS, or an import path "package.module:Class".
+
+  Raises:
+    UserError: the kind is unknown, does not import, or is no Verifier.
+  """
+  cls = plugins.load_class(kind, VERIFIERS, "verifier")
+  if not issubclass(cls, Verifier):
+    raise UserError(f"verifier {kind!r}: {cls.__name__} is no subclass of genrm_jax.verifiers.base.Verifier")
+  missing = sorted(getattr(cls, "__abstractmethods__", ()))
+  if cls.is_trained and cls.example is Verifier.example and cls.examples is Verifier.examples:
+    missing.append("example")
+  if missing:
+    raise UserError(f"verifier {kind!r}: {cls.__name__} lacks {', '.join(missing)}; see docs/extending.md")
+  return cls
+
+
+def make_verifier(name: str, prompter: Prompter, settings: Mapping[str, Any]) -> Verifier:
+  """The verifier called `name`, of the kind that its settings give (its name, if they give none)."""
+  return verifier_class(settings.get("kind", name))(name, prompter, settings)
+
+
+def solve_example(prompter: Prompter, problem: Problem, solution: str) -> Example:
+  """The training example for generating a (correct) solution."""
+  ids = prompter.solve(problem.question), prompter.solution(solution)
+  return packing.sft_example(f"a solution of {problem.id}", *ids, KIND_SOLVE)
+
+
+def sft_loss(model: ModelConfig, max_targets: int, solve_weight: float, remat: gemma.Remat = "none") -> losses.LossFn:
+  """L_SFT(verify) + lambda L_SFT(solve) (paper, equations 4 and 5)."""
+
+  def loss(params, batch, counts=None):
+    logits_BMV, at = logits_at_targets(params, model, batch, max_targets, remat)
+    nll_BM = losses.cross_entropy(logits_BMV, at.targets)
+    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts)
+
+  return loss
+
+
+def logits_at_targets(params, model: ModelConfig, batch, max_targets: int, remat: gemma.Remat = "none", ids=None):
+  """Logits f32[B, M, V] at the targets of each row (with `ids`: of those tokens only), and the batch there."""
+  x_BTD, _ = gemma.forward(params, model, batch.tokens, batch.positions, batch.segments, remat=remat)
+  x_BMD, at = losses.gather_targets(x_BTD, batch, max_targets)
+  return gemma.unembed(params, model, x_BMD, ids), at
+
+
+def supervised_targets(rows: Rows, ids: tuple[int, ...] = ()) -> dict[tuple[int, ...], int]:
+  """Context -> target of every verification target in packed rows, or of those that are among `ids`."""
+  data, out = rows.data, {}
+  wanted = np.isin(data.targets, ids) if ids else True
+  for r, t in np.argwhere((data.weights > 0) & (data.kind == KIND_VERIFY) & wanted):
+    start = int(np.argmax(data.segments[r] == data.segments[r, t]))
+    out[tuple(data.tokens[r, start : t + 1].tolist())] = int(data.targets[r, t])
+  return out
+
+
+def gate_sample(items: Sequence[Any]) -> list[Any]:
+  """Up to `_GATE_SAMPLE` items of each label, spread evenly over the data."""
+  by_label: dict[Any, list[Any]] = {}
+  for item in items:
+    by_label.setdefault(item.candidate.correct if isinstance(item, Item) else None, []).append(item)
+  return [x for group in by_label.values() for x in group[:: max(1, len(group) // _GATE_SAMPLE)]]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+  return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,45 @@
+"""GenRM: next-token prediction of the verdict (paper, section 3.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genrm_jax.data.packing import Example, sft_example
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig
+from genrm_jax.pytrees import KIND_VERIFY
+from genrm_jax.records import Vote
+from genrm_jax.verifiers import snippets
+from genrm_jax.verifiers import votes as voting
+from genrm_jax.verifiers.base import Item, Verifier
+
+
+class GenRM(Verifier):
+  """Score: p(Yes | x, y, I) over the full vocabulary (paper, equation 3)."""
+
+  def prompt(self, question: str, solution: str) -> list[int]:
+    return self.prompter.direct(question, solution)
+
+  def example(self, item: Item) -> Example:
+    prompt = self.prompt(item.problem.question, item.candidate.text)
+    return sft_example(item.name, prompt, [self.prompter.verdict_id(item.candidate.correct)], KIND_VERIFY)
+
+  def votes(
+    self,
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    num_votes: int,
+    seed: int,
+    sample: SampleConfig,
+    label: str,
+  ) -> list[list[Vote]]:
+    del num_votes, seed, sample
+    return voting.direct_votes(engine, self.prompter, [self.prompt(*pair) for pair in pairs], label)
+
+  def how_to_score(self, num_votes: int) -> str:
+    return "A generative verifier: the score is p(yes), over the full vocabulary, after `solve`, solution, `verify`."
+
+  def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
+    return self.prompter.format.texts["verify"], snippets.READ_LOGITS.format(
+      value=f"logits.softmax(-1)[{self.prompter.yes_id}].item()"
+    )

@@ -1,0 +1,107 @@
+"""GenRM-CoT: a rationale, then the verdict (paper, section 3.2)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genrm_jax.data.packing import Example, sft_example
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig
+from genrm_jax.pytrees import KIND_VERIFY
+from genrm_jax.records import Rationale, Vote
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.verdicts import locate_verdict
+from genrm_jax.verifiers import snippets
+from genrm_jax.verifiers import votes as voting
+from genrm_jax.verifiers.base import Item, LabelledData, Scored, Verifier
+
+
+class CoTVotes(Verifier):
+  """Score: p(Yes) averaged over K sampled rationales (paper, equation 6)."""
+
+  samples_rationales = True
+
+  def prompt(self, question: str, solution: str) -> list[int]:
+    return self.prompter.cot(question, solution)
+
+  def votes(
+    self,
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    num_votes: int,
+    seed: int,
+    sample: SampleConfig,
+    label: str,
+  ) -> list[list[Vote]]:
+    keys = voting.vote_keys(seed, pairs, num_votes)
+    prompts = [self.prompt(*pair) for pair in pairs]
+    return voting.rationale_votes(engine, self.prompter, prompts, keys, sample, label)
+
+  def how_to_score(self, num_votes: int) -> str:
+    return (
+      "A generative verifier: after `solve`, solution, `verify_cot` it writes a rationale that ends with `conclude` and "
+      f"the verdict. The score is p(yes) there, over the full vocabulary, averaged over {num_votes} sampled rationales."
+    )
+
+  def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
+    sample = scoring["sample"]
+    how = f"temperature={sample['temperature']}, top_k={sample['top_k']}, top_p={sample['top_p']},"
+    return self.prompter.format.texts["verify_cot"], snippets.SAMPLE_VOTES.format(
+      num_votes=scoring["num_votes"],
+      max_new_tokens=sample["max_new_tokens"],
+      do_sample=sample["temperature"] > 0,
+      sampling=how if sample["temperature"] > 0 else "",
+      asked=self.prompter.format.verdict_question,
+      yes=self.prompter.yes_id,
+    )
+
+
+class GenRMCoT(CoTVotes):
+  """SFT on rationale, verdict question and verdict."""
+
+  needs_rationales = True
+  compared_as_solver = True
+
+  def select(self, data: LabelledData) -> list[Item]:
+    """One item per kept rationale, at most `max_rationales` per solution; 0 keeps none, for training on solutions alone."""
+    written: dict[tuple[str, int], list[Rationale]] = {}
+    pool, limit = data.candidates, self.settings["max_rationales"]
+    if limit:
+      for r in data.rationales:
+        kept = written.setdefault((r.problem_id, r.candidate_index), []) if r.kept else []
+        if len(kept) < limit:
+          kept.append(r)
+      pool = [c for c in pool if (c.problem_id, c.index) in written]
+    problem_of = {p.id: p for p in data.problems}
+    return [
+      Item(problem_of[c.problem_id], c, rationale)
+      for c in self._chosen(pool, data.seed)
+      for rationale in (written[c.problem_id, c.index] if limit else [None])
+    ]
+
+  def has_verdict(self, item: Item) -> bool:
+    return item.rationale is not None
+
+  def example(self, item: Item) -> Example:
+    prompt, rationale = self.prompt(item.problem.question, item.candidate.text), item.rationale
+    assert rationale is not None
+    return sft_example(item.name, prompt, self.prompter.rationale(rationale.text, item.candidate.correct), KIND_VERIFY)
+
+  def scored(self, item: Item) -> list[Scored]:
+    """The context after the rationale; a forced verdict must be asked for with the same tokens as a sampled one."""
+    rationale, prompter = item.rationale, self.prompter
+    assert rationale is not None
+    written = prompter.rationale(rationale.text, item.candidate.correct)
+    location = locate_verdict(written, prompter, room=0)
+    if location.verdict_index is None:
+      raise UserError(f"the rationale for {item.name} reads as {location.state!r}")
+    sampled = written[: location.verdict_index]
+    cut = prompter.tokenizer.encode(rationale.text)
+    forced = [*cut, *locate_verdict(cut, prompter, room=len(written)).suffix]
+    if forced != sampled:
+      raise UserError(
+        f"{item.name}: a forced verdict would be asked for with other tokens than a sampled one.\n"
+        f"  sampled: {sampled}\n  forced:  {forced}"
+      )
+    (direct,) = super().scored(item)
+    return [direct._replace(context=[*direct.context, *sampled])]

@@ -1,0 +1,68 @@
+"""ORM: a binary classifier on the logit of a class token (paper, section 2)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genrm_jax.data.packing import Example, Rows, label_example
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig
+from genrm_jax.model import gemma
+from genrm_jax.model.config import ModelConfig
+from genrm_jax.records import Vote
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.train import losses
+from genrm_jax.verifiers import snippets
+from genrm_jax.verifiers import votes as voting
+from genrm_jax.verifiers.base import Item, Scored, TargetCounts, Verifier, logits_at_targets, supervised_targets
+
+
+class ORM(Verifier):
+  """Score: sigmoid(z_cls) at the last token of the prompt (paper, equation 1). Only that logit is computed."""
+
+  def prompt(self, question: str, solution: str) -> list[int]:
+    return self.prompter.direct(question, solution)
+
+  def example(self, item: Item) -> Example:
+    prompt = self.prompt(item.problem.question, item.candidate.text)
+    return label_example(item.name, prompt, item.candidate.correct)
+
+  def loss(self, model: ModelConfig, counts: TargetCounts, remat: gemma.Remat) -> losses.LossFn:
+    """Binary cross-entropy (paper, equation 2)."""
+    if self.solve_weight:
+      raise UserError(f"{self.name} is a classifier: solve_weight must be 0, not {self.solve_weight}")
+    ids = (self.prompter.tokenizer.cls_id,)
+
+    def loss(params, batch, counts_of_batch=None):
+      logits_BM1, at = logits_at_targets(params, model, batch, counts.max_targets, remat, ids)
+      nll_BM = losses.binary_cross_entropy(logits_BM1[..., 0], at.targets)
+      return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), 0.0, counts_of_batch)
+
+    return loss
+
+  def votes(
+    self,
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    num_votes: int,
+    seed: int,
+    sample: SampleConfig,
+    label: str,
+  ) -> list[list[Vote]]:
+    del num_votes, seed, sample
+    return voting.classifier_votes(engine, self.prompter, [self.prompt(*pair) for pair in pairs], label)
+
+  def scored(self, item: Item) -> list[Scored]:
+    context = self.prompt(item.problem.question, item.candidate.text)
+    return [Scored(item.name, context, int(item.candidate.correct))]
+
+  def supervised(self, rows: Rows) -> dict[tuple[int, ...], int]:
+    return supervised_targets(rows)
+
+  def how_to_score(self, num_votes: int) -> str:
+    return "A verifier: the score of a solution is the sigmoid of the logit of `cls` after `solve`, solution, `verify`."
+
+  def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
+    return self.prompter.format.texts["verify"], snippets.READ_LOGITS.format(
+      value=f"logits[{self.prompter.tokenizer.cls_id}].sigmoid().item()"
+    )

@@ -1,0 +1,73 @@
+"""The one scoring path: equal texts are scored once, and a solution that is too long gets truncated votes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.sampling import SampleConfig
+from genrm_jax.records import Candidate, Problem, Score, Vote
+from genrm_jax.runtime.progress import say
+from genrm_jax.verifiers.base import Verifier
+
+
+def score_pairs(
+  verifier: Verifier,
+  engine: Engine,
+  pairs: Sequence[tuple[str, str]],
+  *,
+  num_votes: int,
+  seed: int,
+  sample: SampleConfig,
+) -> list[list[Vote]]:
+  """The votes on (question, solution) pairs, in their order.
+
+  Votes are a function of the texts, the seed and the settings: not of the order, of what else is scored, or of how
+  often a pair occurs. Where prompt and rationale do not fit into the context, all votes are `truncated`.
+
+  Args:
+    verifier: what asks and reads.
+    engine: runs its model.
+    pairs: any number, repeated or not.
+    num_votes: K, for a verifier that samples rationales.
+    seed: of the sampled rationales.
+    sample: how they are sampled.
+  """
+  distinct = list(dict.fromkeys(pairs))
+  room = engine.max_tokens
+  fitting = [pair for pair in distinct if verifier.tokens_needed(*pair, sample.max_new_tokens) <= room]
+  if len(fitting) < len(distinct):
+    say(
+      f"{verifier.name}: {len(distinct) - len(fitting)} of {len(distinct)} solutions exceed the context of {room} tokens"
+    )
+  label = f"score {verifier.name}"
+  found = verifier.votes(engine, fitting, num_votes=num_votes, seed=seed, sample=sample, label=label) if fitting else []
+  votes = dict(zip(fitting, found, strict=True))
+  truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(num_votes)
+  return [votes.get(pair, truncated) for pair in pairs]
+
+
+def score_candidates(
+  verifier: Verifier,
+  engine: Engine,
+  problems: Sequence[Problem],
+  candidates: Sequence[Candidate],
+  *,
+  step: int,
+  num_votes: int,
+  seed: int,
+  sample: SampleConfig,
+) -> list[Score]:
+  """A score for each candidate (arguments as of `score_pairs`); `step` is the checkpoint's, for the record."""
+  question = {p.id: p.question for p in problems}
+  pairs = [(question[c.problem_id], c.text) for c in candidates]
+  votes = score_pairs(verifier, engine, pairs, num_votes=num_votes, seed=seed, sample=sample)
+  return [
+    Score(c.problem_id, c.index, verifier.name, step, verifier.value(v), tuple(v))
+    for c, v in zip(candidates, votes, strict=True)
+  ]
+
+
+def for_equal_texts(scores: Sequence[Score], scored: Sequence[Candidate], pool: Sequence[Candidate]) -> list[Score]:
+  """Scores of a whole pool, from those of its distinct solutions."""
+  of_text = {(c.problem_id, c.text): score for c, score in zip(scored, scores, strict=True)}
+  return [dataclasses.replace(of_text[c.problem_id, c.text], candidate_index=c.index) for c in pool]
