@@ -30,6 +30,7 @@ from genrm_jax.runtime.progress import progress, say
 from genrm_jax.tasks.math500 import equality
 from genrm_jax.tasks.math500 import problems as math500
 from genrm_jax.train import saved
+from genrm_jax.verifiers.base import VoteConfig
 
 _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"
 
@@ -164,9 +165,7 @@ def score(run: Run, given: Given) -> None:
     trained,
     verifier=verifier,
     engine=dataclasses.replace(trained.engine, max_tokens=c.engine.max_tokens),
-    num_votes=verifier.num_votes(c.votes.num_votes),
-    seed=c.seed,
-    sample=run.sample_config("votes"),
+    how=VoteConfig(verifier.num_votes(c.votes.num_votes), c.seed, run.sample_config("votes")),
   )
   try:
     file = run.scores_file(given.name, "eval")

@@ -52,13 +52,14 @@ def training(
   The rows of a batch go through the model in `num_micro_batches` parts, one after another. Each step is that of the
   whole batch; memory is that of a part. `remat` (none, dots or layer) is what the backward pass recomputes.
 
-  It is evaluated on at most `max_eval_rows` held-out rows (0: all) every `eval_every` steps and saved every `save_every`
-  (0: as often as suits `num_steps` of a small model). The saved step with the least `best_by` ("loss", "loss_verify" or
-  "loss_solve", on held-out rows) is the one that is used; training ends where that is not above `stop_at_loss`.
+  It is evaluated on at most `max_eval_rows` held-out rows (0: all) every `eval_every` steps and saved every
+  `save_every` (0: as often as suits `num_steps` of a small model). The saved step with the least `best_by` ("loss",
+  "loss_verify" or "loss_solve", on held-out rows) is the one that is used; training ends where that is not above
+  `stop_at_loss`.
 
   `init_from` names the training whose best parameters it starts from ("": `model.checkpoint`, or random numbers). An
-  example longer than a row is an error, or with `drop_long` left out and counted. With `lora.rank` above 0 only low-rank
-  adapters are trained.
+  example longer than a row is an error, or with `drop_long` left out and counted. With `lora.rank` above 0 only
+  low-rank adapters are trained.
   """
   eval_every = 2 if smoke else eval_every or (100 if num_steps >= 200 else 20)
   save_every = 2 if smoke else save_every or eval_every
@@ -135,8 +136,8 @@ def engine(*, rows_per_batch: int, max_tokens: int, tensor: int = 1) -> dict[str
 def model(*, size: str, dtype: str = "float32", checkpoint: str = "", **overrides: Any) -> dict[str, Any]:
   """A Gemma of a size of genrm_jax/model/config.py, `overrides` in place of its fields.
 
-  Where `checkpoint` names the folder of a Gemma checkpoint (released or Hugging Face), the model is that one, and `size`
-  and `overrides` do not count. Activations are of `dtype`; parameters that are trained must be float32. `sharding` lays
+  Where `checkpoint` names the folder of a Gemma checkpoint (released or Hugging Face), the model is that one, and
+  `size` and `overrides` do not count. Activations are of `dtype`; parameters that are trained must be float32. `sharding` lays
   logical axes on mesh axes, activations' axes included.
   """
   rules = dict(get_config(size).rules)

@@ -61,7 +61,7 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax TASK ...`: runs experiments.TASK, with the current folder importable as `python -m` has it."""
+  """The command `genrm-jax TASK ...`: runs experiments.TASK; the current folder can be imported from."""
   import experiments
 
   names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__) if m.name not in ("configs", "studies"))

@@ -169,8 +169,8 @@ def _notes(run: Run) -> list[str]:
   if "base" in c:
     notes.insert(
       0,
-      "No pretrained model: a small Gemma trained from scratch on the training texts stands in for one; its figures show "
-      "that the code works, not how well a pretrained verifier does.",
+      "No pretrained model: a small Gemma trained from scratch on the training texts stands in for one; its figures "
+      "show that the code works, not how well a pretrained verifier does.",
     )
   elif c.tokenizer.type == "char" and c.model.checkpoint:
     notes.insert(0, "No pretrained model: a small base trained from scratch on generic string tasks stands in for one.")

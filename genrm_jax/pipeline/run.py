@@ -28,7 +28,7 @@ from genrm_jax.tasks.base import Task, load_task
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
 from genrm_jax.train import loop, optim
-from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, make_verifier, verifier_class
+from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, VoteConfig, make_verifier, verifier_class
 
 # Each purpose draws from a stream of its own, so that changing one leaves the others as they were.
 _STREAMS = {"train": 1, "val": 2, "eval": 3, "in_distribution": 4, "generator": 5, "gaps": 6}
@@ -207,11 +207,7 @@ class Run:
     """The verifier as its training left it; one that is not trained, as it starts."""
     verifier, mesh = self.verifier(name), self.engine_mesh
     params, step = self.load_params(name, mesh) if verifier.is_trained else (self.init_params(name, mesh), 0)
-    scoring = self.scoring(name)
-    sample = SampleConfig(**scoring["sample"])
-    return TrainedVerifier(
-      verifier, self.engine(params), scoring["num_votes"], scoring["seed"], sample, step, self.manifest(name)
-    )
+    return TrainedVerifier(verifier, self.engine(params), self.vote_config(name), step, self.manifest(name))
 
   # What a checkpoint says of itself.
 
@@ -224,15 +220,10 @@ class Run:
       "tokenizer": {"digest": self.tokenizer.digest},
     }
 
-  def scoring(self, name: str) -> dict[str, Any]:
-    """How a verifier scores: votes, seed, sampling, context."""
-    verifier = self.verifier(name)
-    return {
-      "num_votes": verifier.num_votes(self.config.votes.num_votes),
-      "seed": self.config.seed,
-      "sample": dataclasses.asdict(verifier.sample_config(self.sample_config("votes"))),
-      "max_tokens": self.config.engine.max_tokens,
-    }
+  def vote_config(self, name: str) -> VoteConfig:
+    """How a verifier votes."""
+    votes = self.config.votes
+    return self.verifier(name).vote_config(VoteConfig(votes.num_votes, self.config.seed, self.sample_config("votes")))
 
   def manifest(self, name: str) -> dict[str, Any]:
     """What a checkpoint of `name` says of itself. It names content, never a location: files may move."""
@@ -242,6 +233,9 @@ class Run:
     adapters = self.adapters(name)
     is_verifier = name in self.config.verifiers
     settings = self.config.verifiers[name].to_dict() if is_verifier else {}
+    scoring = None
+    if is_verifier:
+      scoring = {**dataclasses.asdict(self.vote_config(name)), "max_tokens": self.config.engine.max_tokens}
     fields = {
       **self.identity(),
       "code_version": genrm_jax.__version__,
@@ -251,7 +245,7 @@ class Run:
       "lora": adapters and dataclasses.asdict(adapters),
       "verifier": {"name": name, "kind": settings.get("kind", name), "settings": settings} if is_verifier else None,
       "tokenizer": tokenizer,
-      "scoring": self.scoring(name) if is_verifier else None,
+      "scoring": scoring,
     }
     return json.loads(json.dumps(fields))
 
@@ -281,7 +275,7 @@ class Run:
         frozen_is_saved = self.training(name).lora.save_frozen or self.training(name).init_from or self.checkpoint_path
         if self.adapters(name) and not frozen_is_saved:
           raise UserError(
-            f"{name}: lora.save_frozen is false, but it starts from random numbers, which are saved nowhere; set it true"
+            f"{name}: lora.save_frozen is false, but it starts from random numbers, which nothing saves; set it true"
           )
     for name in ("grader", "candidates", "votes"):
       if name in self.config:

@@ -29,7 +29,7 @@ from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import check_vocab, load_tokenizer
 from genrm_jax.train import saved
 from genrm_jax.verifiers import scoring
-from genrm_jax.verifiers.base import Verifier, make_verifier
+from genrm_jax.verifiers.base import Verifier, VoteConfig, make_verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +39,14 @@ class TrainedVerifier:
   Attributes:
     verifier: what it asks and how it votes.
     engine: its model on devices.
-    num_votes: K, the votes per score where a call does not say otherwise; 1 without rationales.
-    seed: of the sampled rationales, where a call does not say otherwise.
-    sample: how rationales are sampled.
+    how: number of votes, seed and sampling, where a call does not say otherwise.
     step: of the checkpoint; 0 for a model that was not trained.
     manifest: all that the checkpoint says of itself.
   """
 
   verifier: Verifier
   engine: Engine
-  num_votes: int
-  seed: int
-  sample: SampleConfig
+  how: VoteConfig
   step: int
   manifest: Mapping[str, Any]
 
@@ -66,7 +62,7 @@ class TrainedVerifier:
   def score_many(
     self, pairs: Sequence[tuple[str, str]], *, num_votes: int | None = None, seed: int | None = None
   ) -> list[float | None]:
-    """The scores of (question, solution) pairs, each as `score` gives it: whatever else is scored does not matter.
+    """The scores of (question, solution) pairs, each as `score` gives it, whatever else is scored.
 
     Raises:
       UserError: the tokenizer cannot express a text.
@@ -83,23 +79,12 @@ class TrainedVerifier:
 
   def score_candidates(self, problems: Sequence[Problem], candidates: Sequence[Candidate]) -> list[Score]:
     """A score with all its votes for each candidate, as a run writes them to scores/; `problems` hold the questions."""
-    return scoring.score_candidates(
-      self.verifier,
-      self.engine,
-      problems,
-      candidates,
-      step=self.step,
-      num_votes=self.num_votes,
-      seed=self.seed,
-      sample=self.sample,
-    )
+    return scoring.score_candidates(self.verifier, self.engine, problems, candidates, self.how, self.step)
 
   def _votes(self, pairs: Sequence[tuple[str, str]], num_votes: int | None, seed: int | None) -> list[list[Vote]]:
-    num_votes = self.num_votes if num_votes is None else num_votes
-    if num_votes < 1:
-      raise UserError(f"num_votes must be 1 or more, not {num_votes}")
-    seed = self.seed if seed is None else seed
-    return scoring.score_pairs(self.verifier, self.engine, pairs, num_votes=num_votes, seed=seed, sample=self.sample)
+    changes = {"num_votes": num_votes, "seed": seed}
+    how = dataclasses.replace(self.how, **{name: value for name, value in changes.items() if value is not None})
+    return scoring.score_pairs(self.verifier, self.engine, pairs, how)
 
 
 class LoadedStep(NamedTuple):
@@ -142,9 +127,7 @@ def load(
   return TrainedVerifier(
     verifier_of(manifest, loaded.prompter),
     make_engine(params, config, mesh, loaded.prompter.end_id, rows_per_batch, how["max_tokens"]),
-    how["num_votes"],
-    how["seed"],
-    SampleConfig(**how["sample"]),
+    VoteConfig(how["num_votes"], how["seed"], SampleConfig(**how["sample"])),
     manifest["step"],
     manifest,
   )

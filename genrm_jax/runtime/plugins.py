@@ -21,7 +21,8 @@ def load_class(spec: str, built_in: Mapping[str, str], what: str) -> type:
   module_name, _, class_name = path.partition(":")
   if not module_name or not class_name:
     raise UserError(
-      f'unknown {what} {spec!r}; there are: {", ".join(built_in)}, or the import path of your own, "package.module:Class"'
+      f"unknown {what} {spec!r}; there are: {', '.join(built_in)}, or the import path of your own, "
+      '"package.module:Class"'
     )
   try:
     module = importlib.import_module(module_name)

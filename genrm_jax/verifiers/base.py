@@ -76,6 +76,19 @@ class Scored(NamedTuple):
   target: int
 
 
+@dataclasses.dataclass(frozen=True)
+class VoteConfig:
+  """How votes are taken: K, the seed of the sampled rationales, and how they are sampled."""
+
+  num_votes: int
+  seed: int
+  sample: SampleConfig
+
+  def __post_init__(self):
+    if self.num_votes < 1:
+      raise UserError(f"num_votes must be 1 or more, not {self.num_votes}")
+
+
 class TargetCounts(NamedTuple):
   """The most targets and the most pairs of a packed row: a loss computes logits for so many and no more."""
 
@@ -113,7 +126,7 @@ class Verifier(abc.ABC):
     return self.settings.get("solve_weight", 0.0)
 
   def select(self, data: LabelledData) -> list[Any]:
-    """The training items of a split: at most `max_per_label` solutions of each label per problem (paper, appendix A)."""
+    """A split's training items: at most `max_per_label` solutions of each label per problem (paper, appendix A)."""
     problem_of = {p.id: p for p in data.problems}
     return [Item(problem_of[c.problem_id], c) for c in self._chosen(data.candidates, data.seed)]
 
@@ -161,24 +174,13 @@ class Verifier(abc.ABC):
     """The ids in front of a verdict, or in front of a rationale."""
 
   @abc.abstractmethod
-  def votes(
-    self,
-    engine: Engine,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    num_votes: int,
-    seed: int,
-    sample: SampleConfig,
-    label: str,
-  ) -> list[list[Vote]]:
+  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
     """The votes on (question, solution) pairs; each fits into the engine's context.
 
     Args:
       engine: runs the verifier's model.
       pairs: distinct.
-      num_votes: K, for a verifier that samples rationales.
-      seed: of the sampled rationales.
-      sample: how they are sampled.
+      how: number of rationales, seed and sampling, for a verifier that samples them.
       label: of the progress bar.
     """
 
@@ -187,13 +189,14 @@ class Verifier(abc.ABC):
     return voting.mean_p_yes(votes)
 
   def num_votes(self, configured: int) -> int:
-    """How many votes a score has, with so many configured."""
+    """How many votes a score has, where so many are configured."""
     return configured if self.samples_rationales else 1
 
-  def sample_config(self, configured: SampleConfig) -> SampleConfig:
-    """How rationales are sampled; an entry of `settings` takes precedence over the config's."""
-    limit = self.settings.get("max_new_tokens")
-    return dataclasses.replace(configured, max_new_tokens=limit) if limit else configured
+  def vote_config(self, configured: VoteConfig) -> VoteConfig:
+    """How this verifier votes; `max_new_tokens` of its own settings takes precedence over the run's."""
+    limit = self.settings.get("max_new_tokens", configured.sample.max_new_tokens)
+    sample = dataclasses.replace(configured.sample, max_new_tokens=limit)
+    return VoteConfig(self.num_votes(configured.num_votes), configured.seed, sample)
 
   def tokens_needed(self, question: str, solution: str, max_new_tokens: int) -> int:
     """How many tokens of context scoring takes: the prompt, and what is sampled after it."""

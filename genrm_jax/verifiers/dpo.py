@@ -13,7 +13,6 @@ from genrm_jax.data import candidates
 from genrm_jax.data.packing import Example, Rows, pack, pair, sft_example
 from genrm_jax.data.row_file import RowFile
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.pytrees import KIND_VERIFY, PairBatch
@@ -24,7 +23,7 @@ from genrm_jax.runtime.progress import progress
 from genrm_jax.train import losses
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
-from genrm_jax.verifiers.base import LabelledData, TargetCounts, Verifier, gate_sample, logits_at_targets
+from genrm_jax.verifiers.base import LabelledData, TargetCounts, Verifier, VoteConfig, gate_sample, logits_at_targets
 
 
 class Pair(NamedTuple):
@@ -102,17 +101,8 @@ class DPO(Verifier):
         advance(len(out[-1]))
     return rows.with_reference(np.concatenate(out))
 
-  def votes(
-    self,
-    engine: Engine,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    num_votes: int,
-    seed: int,
-    sample: SampleConfig,
-    label: str,
-  ) -> list[list[Vote]]:
-    del num_votes, seed, sample
+  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
+    del how
     solutions = [self.prompter.solution(solution) for _, solution in pairs]
     return voting.likelihood_votes(engine, [self.prompt(*p) for p in pairs], solutions, label)
 

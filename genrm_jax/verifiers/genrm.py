@@ -5,12 +5,11 @@ from typing import Any
 
 from genrm_jax.data.packing import Example, sft_example
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.pytrees import KIND_VERIFY
 from genrm_jax.records import Vote
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
-from genrm_jax.verifiers.base import Item, Verifier
+from genrm_jax.verifiers.base import Item, Verifier, VoteConfig
 
 
 class GenRM(Verifier):
@@ -23,17 +22,8 @@ class GenRM(Verifier):
     prompt = self.prompt(item.problem.question, item.candidate.text)
     return sft_example(item.name, prompt, [self.prompter.verdict_id(item.candidate.correct)], KIND_VERIFY)
 
-  def votes(
-    self,
-    engine: Engine,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    num_votes: int,
-    seed: int,
-    sample: SampleConfig,
-    label: str,
-  ) -> list[list[Vote]]:
-    del num_votes, seed, sample
+  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
+    del how
     return voting.direct_votes(engine, self.prompter, [self.prompt(*pair) for pair in pairs], label)
 
   def how_to_score(self, num_votes: int) -> str:

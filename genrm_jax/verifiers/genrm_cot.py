@@ -5,14 +5,13 @@ from typing import Any
 
 from genrm_jax.data.packing import Example, sft_example
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.pytrees import KIND_VERIFY
 from genrm_jax.records import Rationale, Vote
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.verdicts import locate_verdict
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
-from genrm_jax.verifiers.base import Item, LabelledData, Scored, Verifier
+from genrm_jax.verifiers.base import Item, LabelledData, Scored, Verifier, VoteConfig
 
 
 class CoTVotes(Verifier):
@@ -23,24 +22,15 @@ class CoTVotes(Verifier):
   def prompt(self, question: str, solution: str) -> list[int]:
     return self.prompter.cot(question, solution)
 
-  def votes(
-    self,
-    engine: Engine,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    num_votes: int,
-    seed: int,
-    sample: SampleConfig,
-    label: str,
-  ) -> list[list[Vote]]:
-    keys = voting.vote_keys(seed, pairs, num_votes)
+  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
+    keys = voting.vote_keys(how.seed, pairs, how.num_votes)
     prompts = [self.prompt(*pair) for pair in pairs]
-    return voting.rationale_votes(engine, self.prompter, prompts, keys, sample, label)
+    return voting.rationale_votes(engine, self.prompter, prompts, keys, how.sample, label)
 
   def how_to_score(self, num_votes: int) -> str:
     return (
-      "A generative verifier: after `solve`, solution, `verify_cot` it writes a rationale that ends with `conclude` and "
-      f"the verdict. The score is p(yes) there, over the full vocabulary, averaged over {num_votes} sampled rationales."
+      "A generative verifier: after `solve`, solution, `verify_cot` it writes a rationale that ends with `conclude` "
+      f"and the verdict. The score is p(yes) there, over the full vocabulary, averaged over {num_votes} sampled rationales."
     )
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
@@ -63,7 +53,7 @@ class GenRMCoT(CoTVotes):
   compared_as_solver = True
 
   def select(self, data: LabelledData) -> list[Item]:
-    """One item per kept rationale, at most `max_rationales` per solution; 0 keeps none, for training on solutions alone."""
+    """One item per kept rationale, at most `max_rationales` per solution. 0: none, to train on solutions alone."""
     written: dict[tuple[str, int], list[Rationale]] = {}
     pool, limit = data.candidates, self.settings["max_rationales"]
     if limit:

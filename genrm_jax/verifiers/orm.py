@@ -5,7 +5,6 @@ from typing import Any
 
 from genrm_jax.data.packing import Example, Rows, label_example
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.records import Vote
@@ -13,7 +12,15 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.train import losses
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
-from genrm_jax.verifiers.base import Item, Scored, TargetCounts, Verifier, logits_at_targets, supervised_targets
+from genrm_jax.verifiers.base import (
+  Item,
+  Scored,
+  TargetCounts,
+  Verifier,
+  VoteConfig,
+  logits_at_targets,
+  supervised_targets,
+)
 
 
 class ORM(Verifier):
@@ -39,17 +46,8 @@ class ORM(Verifier):
 
     return loss
 
-  def votes(
-    self,
-    engine: Engine,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    num_votes: int,
-    seed: int,
-    sample: SampleConfig,
-    label: str,
-  ) -> list[list[Vote]]:
-    del num_votes, seed, sample
+  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
+    del how
     return voting.classifier_votes(engine, self.prompter, [self.prompt(*pair) for pair in pairs], label)
 
   def scored(self, item: Item) -> list[Scored]:

@@ -4,20 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime.progress import say
-from genrm_jax.verifiers.base import Verifier
+from genrm_jax.verifiers.base import Verifier, VoteConfig
 
 
 def score_pairs(
   verifier: Verifier,
   engine: Engine,
   pairs: Sequence[tuple[str, str]],
-  *,
-  num_votes: int,
-  seed: int,
-  sample: SampleConfig,
+  how: VoteConfig,
 ) -> list[list[Vote]]:
   """The votes on (question, solution) pairs, in their order.
 
@@ -28,21 +24,18 @@ def score_pairs(
     verifier: what asks and reads.
     engine: runs its model.
     pairs: any number, repeated or not.
-    num_votes: K, for a verifier that samples rationales.
-    seed: of the sampled rationales.
-    sample: how they are sampled.
+    how: number of votes, seed and sampling.
   """
   distinct = list(dict.fromkeys(pairs))
   room = engine.max_tokens
-  fitting = [pair for pair in distinct if verifier.tokens_needed(*pair, sample.max_new_tokens) <= room]
+  fitting = [pair for pair in distinct if verifier.tokens_needed(*pair, how.sample.max_new_tokens) <= room]
   if len(fitting) < len(distinct):
     say(
       f"{verifier.name}: {len(distinct) - len(fitting)} of {len(distinct)} solutions exceed the context of {room} tokens"
     )
-  label = f"score {verifier.name}"
-  found = verifier.votes(engine, fitting, num_votes=num_votes, seed=seed, sample=sample, label=label) if fitting else []
+  found = verifier.votes(engine, fitting, how, f"score {verifier.name}") if fitting else []
   votes = dict(zip(fitting, found, strict=True))
-  truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(num_votes)
+  truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(how.num_votes)
   return [votes.get(pair, truncated) for pair in pairs]
 
 
@@ -51,16 +44,13 @@ def score_candidates(
   engine: Engine,
   problems: Sequence[Problem],
   candidates: Sequence[Candidate],
-  *,
+  how: VoteConfig,
   step: int,
-  num_votes: int,
-  seed: int,
-  sample: SampleConfig,
 ) -> list[Score]:
   """A score for each candidate (arguments as of `score_pairs`); `step` is the checkpoint's, for the record."""
   question = {p.id: p.question for p in problems}
   pairs = [(question[c.problem_id], c.text) for c in candidates]
-  votes = score_pairs(verifier, engine, pairs, num_votes=num_votes, seed=seed, sample=sample)
+  votes = score_pairs(verifier, engine, pairs, how)
   return [
     Score(c.problem_id, c.index, verifier.name, step, verifier.value(v), tuple(v))
     for c, v in zip(candidates, votes, strict=True)

@@ -1,4 +1,4 @@
-"""Python that scores an exported verifier with transformers alone, for model cards. Bodies of `score`; see export.py."""
+"""Python that scores an exported verifier with transformers alone: bodies of `score` for model cards (export.py)."""
 
 READ_LOGITS = """\
   logits = model(torch.tensor([prompt(question, solution)])).logits[0, -1].float()

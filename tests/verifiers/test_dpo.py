@@ -20,7 +20,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter
 from genrm_jax.train import loop, losses, optim, step
 from genrm_jax.verifiers import scoring
-from genrm_jax.verifiers.base import TargetCounts
+from genrm_jax.verifiers.base import TargetCounts, VoteConfig
 
 DPO, BETA = verifier("dpo"), 0.3
 REFERENCE, POLICY = 4, 2  # keys of parameters
@@ -207,10 +207,8 @@ def _score(params, rows_per_batch=8):
     engine(params, rows_per_batch=rows_per_batch),
     PROBLEMS,
     CANDIDATES,
+    VoteConfig(3, 0, SampleConfig(8)),
     step=40,
-    num_votes=3,
-    seed=0,
-    sample=SampleConfig(8),
   )
 
 

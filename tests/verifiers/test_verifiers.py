@@ -19,7 +19,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.train import optim, step
 from genrm_jax.verifiers import base, scoring
-from genrm_jax.verifiers.base import VERIFIERS, TargetCounts, make_verifier, verifier_class
+from genrm_jax.verifiers.base import VERIFIERS, TargetCounts, VoteConfig, make_verifier, verifier_class
 
 TRAINED = ("orm", "genrm", "genrm_cot")
 QUESTION = {p.id: p.question for p in PROBLEMS}
@@ -198,10 +198,8 @@ def _score(name, candidates=CANDIDATES, *, num_votes=3, rows_per_batch=8, max_to
     engine(rows_per_batch=rows_per_batch, max_tokens=max_tokens),
     PROBLEMS,
     candidates,
+    VoteConfig(num_votes, 0, SampleConfig(8, temperature=1.2)),
     step=40,
-    num_votes=num_votes,
-    seed=0,
-    sample=SampleConfig(8, temperature=1.2),
   )
 
 
@@ -253,7 +251,7 @@ def test_equal_texts_are_scored_once(monkeypatch):
     v, "votes", lambda e, pairs, votes=v.votes, **kw: sizes.append(len(pairs)) or votes(e, pairs, **kw)
   )
   pairs = [("1ab2cd;", "BbCd;"), ("1ab2cd;", "Bb;"), ("1ab2cd;", "BbCd;")]
-  votes = scoring.score_pairs(v, engine(), pairs, num_votes=1, seed=0, sample=SampleConfig(8))
+  votes = scoring.score_pairs(v, engine(), pairs, VoteConfig(1, 0, SampleConfig(8)))
   assert sizes == [2] and votes[0] == votes[2] != votes[1]
 
 
