@@ -3,7 +3,8 @@
     python -m experiments.base --config=experiments/configs/base.py:medium --workdir=DIR
 
 Stage `base` trains it (tasks/string_base.py: never a task of the paper), stage `export` writes DIR/asset, a folder in
-Hugging Face's layout. Those in experiments/assets were made this way; a list task starts from one by `--config.model.checkpoint`.
+Hugging Face's layout. Those in experiments/assets were made this way; a list task starts from one by
+`--config.model.checkpoint`.
 """
 
 import dataclasses

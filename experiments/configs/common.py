@@ -137,8 +137,8 @@ def model(*, size: str, dtype: str = "float32", checkpoint: str = "", **override
   """A Gemma of a size of genrm_jax/model/config.py, `overrides` in place of its fields.
 
   Where `checkpoint` names the folder of a Gemma checkpoint (released or Hugging Face), the model is that one, and
-  `size` and `overrides` do not count. Activations are of `dtype`; parameters that are trained must be float32. `sharding` lays
-  logical axes on mesh axes, activations' axes included.
+  `size` and `overrides` do not count. Activations are of `dtype`; parameters that are trained must be float32.
+  `sharding` lays logical axes on mesh axes, activations' axes included.
   """
   rules = dict(get_config(size).rules)
   return dict(checkpoint=checkpoint, size=size, overrides=overrides, dtype=dtype, param_dtype="float32", sharding=rules)

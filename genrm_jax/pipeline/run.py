@@ -280,6 +280,8 @@ class Run:
     for name in ("grader", "candidates", "votes"):
       if name in self.config:
         self.sample_config(name)
+    if self.verifier_names:
+      VoteConfig(self.config.votes.num_votes, self.config.seed, self.sample_config("votes"))
     prompt_format = make_format(self.config.prompts.to_dict())
     if self.config.tokenizer.type == "sentencepiece" and self.config.tokenizer.path:
       tokenizer = SentencePieceTokenizer(self.config.tokenizer.path)

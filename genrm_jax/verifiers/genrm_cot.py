@@ -30,7 +30,8 @@ class CoTVotes(Verifier):
   def how_to_score(self, num_votes: int) -> str:
     return (
       "A generative verifier: after `solve`, solution, `verify_cot` it writes a rationale that ends with `conclude` "
-      f"and the verdict. The score is p(yes) there, over the full vocabulary, averaged over {num_votes} sampled rationales."
+      "and the verdict. The score is p(yes) there, over the full vocabulary, averaged over "
+      f"{num_votes} sampled rationales."
     )
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:

@@ -30,9 +30,8 @@ def score_pairs(
   room = engine.max_tokens
   fitting = [pair for pair in distinct if verifier.tokens_needed(*pair, how.sample.max_new_tokens) <= room]
   if len(fitting) < len(distinct):
-    say(
-      f"{verifier.name}: {len(distinct) - len(fitting)} of {len(distinct)} solutions exceed the context of {room} tokens"
-    )
+    num_long = len(distinct) - len(fitting)
+    say(f"{verifier.name}: {num_long} of {len(distinct)} solutions exceed the context of {room} tokens")
   found = verifier.votes(engine, fitting, how, f"score {verifier.name}") if fitting else []
   votes = dict(zip(fitting, found, strict=True))
   truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(how.num_votes)
