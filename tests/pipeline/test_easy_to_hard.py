@@ -116,7 +116,7 @@ def test_problems_of_files_are_graded_scored_and_reported(checkpoints, tmp_path)
   for name, votes in (("genrm_cot", 3), ("orm", 1)):
     scores = {(s.problem_id, s.candidate_index): s for s in jsonl.read_records(run.path(f"scores/{name}.jsonl"), Score)}
     unread = scores.pop(("test/b.json", 1))
-    assert unread.value is None and [v.state for v in unread.votes] == ["truncated"] * votes, "too long for the model"
+    assert unread.value is None and [v.state for v in unread.votes] == ["truncated"] * votes, "too long"
     assert all(len(s.votes) == votes and s.step == 4 for s in scores.values()) and len(scores) == 7
     assert all(vote.num_tokens <= 4 for s in scores.values() for vote in s.votes)
     assert scores["test/b.json", 3].votes == scores["test/b.json", 0].votes != scores["test/b.json", 2].votes
@@ -130,17 +130,17 @@ def test_problems_of_files_are_graded_scored_and_reported(checkpoints, tmp_path)
   staging.run_stages(run.workdir, stages, [], said.append)
   assert said[-1].endswith("nothing was run")
   _file(tmp_path / "solutions", SOLUTIONS[:-1])
-  with pytest.raises(UserError, match=rf"stage candidates was done with another {tmp_path}/solutions"):
+  with pytest.raises(UserError, match="stage candidates was done with another solutions"):
     staging.run_stages(run.workdir, stages, [], said.append)
 
 
-def test_verifiers_of_one_kind_are_numbered(checkpoints, tmp_path):
+def test_verifiers_of_one_name_are_numbered(checkpoints, tmp_path):
   both = ",".join(str(checkpoints[name]) for name in ("orm", "letters", "orm"))
   stages = experiment.make_stages(_run(tmp_path, verifier=both))
   assert [s.name for s in stages] == ["problems", "candidates", "score_orm_1", "score_genrm", "score_orm_2", "report"]
   made: set[str] = set()
   for stage in stages:
-    assert {path for path in stage.reads if not path.startswith("/")} <= made, stage.name
+    assert set(stage.reads) <= made, stage.name
     assert stage.writes and not made & set(stage.writes)
     made |= set(stage.writes)
   assert not any(tmp_path.iterdir())
@@ -188,7 +188,7 @@ def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, t
   with pytest.raises(UserError, match=r"/checkpoints/genrm cannot read these problems: the char tokenizer has no"):
     experiment.score(run, experiment.given_verifiers(run)[0])
   run = _with_files(tmp_path, checkpoints["orm"], task__num_candidates=2, engine__max_tokens=8)
-  with pytest.raises(UserError, match=r"no solution fits into the context of 8 tokens, the shortest needs \d+; raise"):
+  with pytest.raises(UserError, match=r"no solution fits into the context of 8 tokens"):
     experiment.score(run, experiment.given_verifiers(run)[0])
 
 

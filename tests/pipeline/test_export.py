@@ -74,7 +74,7 @@ def test_the_card_says_what_a_score_is(exported, runs):
   assert "likelihood after `solve`" in texts["dpo"] and "p(yes)" not in texts["dpo"]
   verifier = genrm_jax.load(runs["genrm_cot"], mesh=_mesh())
   said = json.loads(re.search(r"```json\n(.*?)\n```", texts["genrm_cot"], re.DOTALL)[1])
-  assert said["ids"]["yes"] == verifier.prompter.yes_id and said["templates"]["yes"] == " Yes"
+  assert said["ids"]["yes"] == verifier.verifier.prompter.yes_id and said["templates"]["yes"] == " Yes"
   assert said["scoring"] == verifier.manifest["scoring"]
   for name, text in texts.items():
     assert "smoke" not in text and "gemma" in text and "0123456789abcdef" in text
@@ -90,8 +90,8 @@ def test_transformers_gives_the_same_score_by_the_cards_own_lines(name, runs, ex
   theirs: dict = {}
   exec(code, theirs)
   verifier = genrm_jax.load(runs[name], mesh=_mesh())
-  prompter = verifier.prompter
-  ids = verifier.verifier.prompt(prompter, *PAIR)
+  prompter = verifier.verifier.prompter
+  ids = verifier.verifier.prompt(*PAIR)
   assert theirs["prompt"](PAIR[0], "" if name == "dpo" else PAIR[1]) == ids
   if name != "genrm_cot":
     assert theirs["score"](*PAIR) == pytest.approx(verifier.score(*PAIR), rel=1e-4, abs=0)  # a likelihood is tiny
@@ -99,7 +99,7 @@ def test_transformers_gives_the_same_score_by_the_cards_own_lines(name, runs, ex
   # Greedy: the same rationale, token by token. Then the verdict is read where it was asked for, if it was.
   out = theirs["model"].generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
   assert prompter.tokenizer.decode(out) == verifier.rationales(*PAIR)[0].text
-  said = prompter.tokenizer.encode(prompter.format.verdict_question.strip())
+  said = prompter.tokenizer.encode(prompter.format.verdict_question)
   logits = torch.zeros(2, verifier.engine.config.vocab_size)
   logits[0, prompter.yes_id], logits[1, prompter.yes_id] = 1.0, 3.0
 

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import processes
 import quick_compiles
-from char_model import CONFIG
+from char_model import CONFIG, verifier
 
-from genrm_jax import verifiers
 from genrm_jax.data import packing, row_file
 from genrm_jax.model import gemma
 from genrm_jax.pytrees import KIND_VERIFY
 from genrm_jax.runtime import sharding
+from genrm_jax.verifiers.base import TargetCounts
 
 _READ = """
 import json
@@ -20,11 +20,12 @@ import sys
 
 import jax
 import numpy as np
-from char_model import CONFIG
+from char_model import CONFIG, verifier
 
-from genrm_jax import distributed, sharding, verifiers
 from genrm_jax.data import row_file
 from genrm_jax.model import gemma
+from genrm_jax.runtime import distributed, sharding
+from genrm_jax.verifiers.base import TargetCounts
 
 port, me, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 distributed.start(distributed.Settings(False, f"localhost:{port}", 2, me, 30))
@@ -40,11 +41,11 @@ def recorded(index):
 
 rows.take = recorded
 order = rows.order(0, 0, 8)
-batch = sharding.read_to_global(rows.take, order, mesh)
+batch = sharding.read_to_global(rows.take, order, sharding.batch_sharding(mesh))
 whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(batch)
 jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), row_file.RowFile.take(rows, order))
 params = jax.jit(lambda: gemma.init(CONFIG, jax.random.key(0)), out_shardings=everywhere)()
-verifiers.with_reference(rows, int(sys.argv[4]), params, CONFIG, mesh, 4)
+verifier("dpo").with_reference(rows, TargetCounts(int(sys.argv[4]), 1), params, CONFIG, mesh, 4)
 print(json.dumps([order.tolist(), read]))
 distributed.barrier()
 """
@@ -64,21 +65,21 @@ def test_each_process_reads_the_rows_of_its_own_devices(tmp_path):
   assert rows.num_rows == 10
   env = quick_compiles.environ(tmp_path / "compiled")
   env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
-  env["PYTHONPATH"] = f"{processes.ROOT}:{processes.ROOT / 'tests'}"
+  env["PYTHONPATH"] = f"{processes.ROOT}:{processes.ROOT / 'tests' / 'helpers'}"
   port = processes.free_port()
   started = processes.start([["-c", _READ, port, i, path, rows.max_targets] for i in range(2)], **env)
-  told = []
+  found = []
   for code, out, error in processes.finish(started, timeout=120):
     assert code == 0, error
-    told.append(json.loads(out.splitlines()[-1]))
-  (order, (first, *others)), (same_order, (second, *more)) = told
+    found.append(json.loads(out.splitlines()[-1]))
+  (order, (first, *others)), (same_order, (second, *more)) = found
   assert order == same_order == first + second and len(first) == 4
   assert others[:3] == [[0, 1], [4, 5], [8, 9]] and more == [[2, 3], [6, 7], [-1, -1]], "of a pass over all rows"
   assert [i for index in others[3:] for i in index] == list(range(10)), "the first writes the file anew"
 
   params = jax.jit(gemma.init, static_argnums=0)(CONFIG, jax.random.key(0))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  want = verifiers.with_reference(rows, rows.max_targets, params, CONFIG, mesh, 4)
+  want = verifier("dpo").with_reference(rows, TargetCounts(rows.max_targets, 1), params, CONFIG, mesh, 4)
   got = row_file.RowFile(path).take(np.arange(10))
   np.testing.assert_allclose(got.reference, want.data.reference, rtol=1e-5, atol=1e-6)
   assert (got.reference != 0).any() and not got.reference[rows.data.weights == 0].any()

@@ -13,11 +13,9 @@ import saved_runs
 import genrm_jax
 from genrm_jax.model import gemma, lora
 from genrm_jax.pipeline import trained
-from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.train import saved
-from genrm_jax.verifiers import get_verifier, score_candidates
 
 PAIRS = [("mike dan", "ee+n"), ("mike dan", "en"), ("a bc def", "xyz" * 9)]
 
@@ -45,7 +43,7 @@ def _one_device():
 def test_a_direct_score_is_what_the_model_says_after_the_prompt(name, runs):
   _, path = runs[name]
   verifier = genrm_jax.load(path, mesh=_one_device())
-  config, prompter = verifier.engine.config, verifier.prompter
+  config, prompter = verifier.engine.config, verifier.verifier.prompter
   for question, solution in PAIRS[:2]:
     ids = np.array([prompter.direct(question, solution)])
     ones = np.ones_like(ids)
@@ -61,7 +59,7 @@ def test_a_direct_score_is_what_the_model_says_after_the_prompt(name, runs):
 def test_a_score_by_votes_is_their_mean_and_depends_on_its_texts_alone(runs):
   _, path = runs["genrm_cot"]
   verifier = genrm_jax.load(path, mesh=_one_device())
-  assert (verifier.num_votes, verifier.settings.max_new_tokens) == (2, 8) and verifier.step == 4
+  assert (verifier.how.num_votes, verifier.how.sample.max_new_tokens) == (2, 8) and verifier.step == 4
   scores = verifier.score_many(PAIRS)
   assert scores == verifier.score_many(PAIRS[::-1])[::-1], "not on the order"
   votes = verifier.rationales(*PAIRS[1])
@@ -79,10 +77,10 @@ def test_a_dpo_verifier_scores_by_itself_without_its_reference(runs, tmp_path):
   path = tmp_path / "dpo"
   shutil.copytree(runs["genrm"][1], path)
   file = path / "manifest" / "metadata"
-  manifest = json.loads(file.read_text()) | {"verifier": "dpo"}
+  manifest = json.loads(file.read_text()) | {"verifier": {"name": "dpo", "kind": "dpo", "settings": {}}}
   file.write_text(json.dumps({**manifest, "digest": saved.manifest_digest(manifest)}))
   verifier = genrm_jax.load(path, mesh=_one_device())
-  prompter, scores = verifier.prompter, verifier.score_many(PAIRS)
+  prompter, scores = verifier.verifier.prompter, verifier.score_many(PAIRS)
   for (question, solution), score in zip(PAIRS, scores, strict=True):
     prompt, target = prompter.solve(question), [*prompter.tokenizer.encode(solution), prompter.end_id]
     ids = np.array([[*prompt, *target]])
@@ -94,26 +92,6 @@ def test_a_dpo_verifier_scores_by_itself_without_its_reference(runs, tmp_path):
   assert 0 < scores[2] < scores[0] < 1
   with pytest.raises(UserError, match="dpo writes no rationale; use score"):
     verifier.rationales(*PAIRS[0])
-
-
-def test_the_run_scores_the_same(runs):
-  """What a run's own stage would write, for the same text."""
-  run, path = runs["genrm"]
-  verifier = genrm_jax.load(path, mesh=run.mesh)
-  problem = Problem("p", "last_letter", "eval", PAIRS[0][0], "en")
-  engine = run.engine(genrm_jax.load(path, mesh=run.engine_mesh).engine.params)
-  (score,) = score_candidates(
-    get_verifier("genrm"),
-    engine,
-    run.prompter,
-    [problem],
-    [Candidate("p", 0, PAIRS[0][1], None, False, "")],
-    step=4,
-    seed=0,
-    num_votes=1,
-    settings=run.sample_config("votes"),
-  )
-  assert score.value == pytest.approx(verifier.score(*PAIRS[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
@@ -146,7 +124,7 @@ def test_three_lines_in_a_fresh_process(runs):
 def test_parameters_alone_are_numpy(runs):
   _, path = runs["orm"]
   params, manifest = genrm_jax.load_params(path)
-  assert manifest["verifier"] == manifest["run"] == "orm"
+  assert manifest["verifier"]["kind"] == manifest["run"] == "orm"
   assert {type(leaf) for leaf in jax.tree.leaves(params)} == {np.ndarray}
   loaded = genrm_jax.load(path, mesh=_one_device()).engine.params
   jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(loaded))

@@ -1,0 +1,329 @@
+"""Problems, solutions and rationales of every task, what verifiers are trained on, and runs on another run's bank."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+import saved_runs
+
+from genrm_jax.data import jsonl
+from genrm_jax.infer.engine import Rollout
+from genrm_jax.pipeline import data_stages, stages, training, verifier_stages
+from genrm_jax.pipeline.experiment import make_stages
+from genrm_jax.pipeline.run import Run
+from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
+from genrm_jax.records import Rationale
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k import released
+from genrm_jax.tasks.gsm8k.sample import write as write_release
+from genrm_jax.tasks.last_letter import LastLetter, read_list, write_placed
+from genrm_jax.text.tokenizer import CharTokenizer
+
+SPLITS = ("train", "val", "eval", "in_distribution")
+
+
+def _run(workdir, task="last_letter", variant="smoke", **changes):
+  if task != "gsm8k":
+    small = {f"task__{split}__num_problems": 12 for split in ("train", "val", "eval") if variant != "smoke"}
+    changes = {"model__checkpoint": "", "candidates__num_train": 4, "candidates__num_eval": 4, **small, **changes}
+  return saved_runs.run_of(workdir, task, variant, **changes)
+
+
+def _do(run, *names):
+  stages.run_stages(run.workdir, make_stages(run), names, lambda line: None)
+
+
+class Scripted:
+  """An engine that answers each prompt with what `write` makes of its text; it remembers the prompts."""
+
+  def __init__(self, write, tokenizer=None):
+    self.tokenizer, self.write, self.prompts, self.max_tokens = tokenizer or CharTokenizer(), write, [], 4096
+
+  def generate(self, prompts, keys, settings, tracked, label):
+    assert keys.shape[0] == len(prompts)
+    texts = [self.tokenizer.decode(ids) for ids in prompts]
+    self.prompts += texts
+    none = np.zeros((0, 0))
+    return [[Rollout(self.tokenizer.encode(self.write(t, i)), none) for i in range(keys.shape[1])] for t in texts]
+
+
+def _use(monkeypatch, engine, step=4):
+  monkeypatch.setattr(Run, "load_params", lambda self, name, mesh: ({}, step))
+  monkeypatch.setattr(Run, "init_params", lambda self, name, mesh: {})
+  monkeypatch.setattr(Run, "engine", lambda self, params: engine)
+  return engine
+
+
+def _letters(prompt, i):
+  """A correct solution for an even index, an incorrect one for an odd index."""
+  words, first = read_list(prompt.removeprefix("S").removesuffix("="))
+  return write_placed([w[-1] if i % 2 == 0 else "z" if w[-1] != "z" else "a" for w in words], first)
+
+
+@pytest.fixture
+def bank(tmp_path, monkeypatch):
+  """A run with problems and solutions, half of them correct."""
+  run = _run(tmp_path / "bank", candidates__add_reference=False)
+  _use(monkeypatch, Scripted(_letters))
+  data_stages.make_problems(run)
+  data_stages.make_candidates(run)
+  return run
+
+
+def _study(bank, variant, **changes):
+  return _run(bank.workdir.parent / variant, variant=variant, bank=str(bank.workdir), **changes)
+
+
+# Problems.
+
+
+@pytest.mark.parametrize("task", ["last_letter", "word_sorting", "gsm8k"])
+def test_problems_are_a_function_of_the_seed_and_splits_are_disjoint(task, tmp_path):
+  texts = []
+  for i, seed in enumerate((0, 0, 1)):
+    run = _run(tmp_path / str(i), task, seed=seed)
+    (data_stages.read_release if task == "gsm8k" else data_stages.make_problems)(run)
+    texts.append([run.path("problems", f"{split}.jsonl").read_text() for split in run.splits])
+  assert texts[0] == texts[1] and all(a != b for a, b in zip(texts[0], texts[2], strict=True))
+  problems = [p for split in run.splits for p in run.problems(split)]
+  assert len({p.id for p in problems}) == len({p.question for p in problems}) == len(problems)
+  if task == "gsm8k":
+    for split in ("train", "val"):
+      assert {r.problem_id for r in run.rationales(split)} == {p.id for p in run.problems(split)}
+    assert not run.path("rationales", "eval.jsonl").exists(), "the graders of rationales saw the reference"
+  else:
+    lengths = {
+      split: {len(p.answer.split() if " " in p.answer else p.answer) for p in run.problems(split)} for split in SPLITS
+    }
+    assert min(lengths["eval"]) > max(lengths["train"]) or task == "word_sorting"
+
+
+def test_a_problem_of_an_earlier_split_is_left_out(tmp_path, monkeypatch, capsys):
+  run = _run(tmp_path)
+  fixed = run.task.problems("train", run.rng("train"))
+  monkeypatch.setattr(LastLetter, "problems", lambda self, split, rng: fixed[: 3 if split == "train" else 5])
+  data_stages.make_problems(run)
+  assert [len(run.problems(split)) for split in ("train", "val", "eval")] == [3, 2, 0]
+  assert "left out 3 problems" in capsys.readouterr().err
+
+
+def test_word_sorting_is_evaluated_on_big_bench_hard(data_dir, tmp_path):
+  splits = {f"task__{split}__num_problems": 3 for split in ("train", "val", "in_distribution")}
+  files = dict(model__checkpoint="gemma", tokenizer__path="tokenizer.model")
+  run = _run(tmp_path, "word_sorting", "paper", task__eval__bbh=str(data_dir), **splits, **files)
+  data_stages.make_problems(run)
+  assert [len(run.problems(split)) for split in run.splits] == [3, 3, 250, 3]
+
+
+# Candidates.
+
+
+def test_solutions_are_graded_and_name_their_source(bank):
+  for split in SPLITS:
+    pool = bank.candidates(split)
+    assert [(c.problem_id, c.index) for c in pool] == [(p.id, i) for p in bank.problems(split) for i in range(4)]
+    assert [c.correct for c in pool] == [True, False] * (len(pool) // 2)
+    assert {c.source for c in pool} == {"generator/4"}
+
+
+def test_a_pretrained_model_is_prompted_with_worked_examples(tmp_path):
+  answer = "The last letters are e, h. The answer is eh."
+  run = _run(tmp_path, task__style="natural")
+  problem = run.task.problems("train", np.random.default_rng(0))[0]
+  engine = Scripted(lambda prompt, i: f"{answer}\n\nQ: And of these?\nA: The answer is no.")
+  for few_shot, kept in ((False, engine.write("", 0)), (True, answer)):
+    pool = data_stages.sample_solutions(run, engine, "s", [problem], 2, few_shot)
+    assert [c.text for c in pool] == [kept] * 2, "after worked examples a model goes on to a question of its own"
+  alone = f"S{problem.question}="
+  assert engine.prompts == [alone, run.task.few_shot("S{question}=") + alone]
+
+
+def test_a_verifiers_own_solutions_are_kept_apart(bank):
+  run = _study(bank, "lambda_0.3")
+  _do(run, "bank")
+  pool = run.path("candidates/eval.jsonl").read_bytes()
+  verifier_stages.solve_again(run, "genrm_cot")
+  own = run.candidates("by_genrm_cot")
+  assert {c.source for c in own} == {"genrm_cot/4"} and len(own) == 48
+  assert run.path("candidates/eval.jsonl").read_bytes() == pool
+
+
+# A bank.
+
+
+def test_a_study_takes_the_problems_and_solutions_of_another_run(bank):
+  run = _study(bank, "size_small")
+  _do(run, "bank")
+  for kind in ("problems", "candidates"):
+    assert sorted(p.stem for p in run.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
+    for file in run.path(kind).iterdir():
+      assert file.read_bytes() == bank.path(kind, file.name).read_bytes()
+  jsonl.write_json(run.path("config.json"), {"hash": "h"})
+  jsonl.write_json(bank.path("config.json"), {"hash": "h"})
+  assert verifier_stages.identity(run)["bank"] == verifier_stages.identity(bank)["bank"]
+
+
+def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank):
+  run = _study(bank, "no_shift")
+  _do(run, "bank", "rationales")
+  for split in ("train", "val"):
+    before, after = bank.problems(split), run.problems(split)
+    assert {p.question[0] for p in before} != {"0"} == {p.question[0] for p in after}
+    assert [(p.id, p.answer) for p in after] == [(p.id, p.answer) for p in before]
+    labels = [(c.problem_id, c.index, c.correct) for c in run.candidates(split)]
+    assert labels == [(c.problem_id, c.index, c.correct) for c in bank.candidates(split)]
+    assert all(r.kept for r in run.rationales(split)), "the program agrees with the label"
+
+
+def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
+  with pytest.raises(UserError, match=r"dpo: init_from is the generator, but with config\.bank none is trained"):
+    make_stages(_run(tmp_path / "x", variant="tiny", bank="somewhere"))
+  path = bank.path("candidates/eval.jsonl")
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join([*lines[:2], lines[2][: len(lines[2]) // 2] + "\n", *lines[3:]]))
+  with pytest.raises(UserError, match=r"bank/candidates/eval\.jsonl:3: not JSON"):
+    _do(_study(bank, "no_gaps"), "bank")
+  path.unlink()
+  with pytest.raises(UserError, match=r"candidates/eval\.jsonl"):
+    _do(_study(bank, "no_gaps"), "bank")
+
+
+# What verifiers are trained on.
+
+
+def _examples(run, name):
+  verifier = run.verifier(name)
+  return [list(training._verifier_examples(run, verifier, split)) for split in ("train", "val")]
+
+
+def test_max_problems_keeps_the_first_problems_of_the_training_split(bank):
+  run = _study(bank, "train_3")
+  _do(run, "bank", "rationales")
+  first = {p.id for p in run.problems("train")[:3]}
+  assert run.verifier_names == ["orm", "genrm", "genrm_cot"]
+  for name in run.verifier_names:
+    train, val = _examples(run, name)
+    assert {e.name.split(" of ")[-1] for e in train} == first
+    assert len({e.name.split(" of ")[-1] for e in val}) == 12
+
+
+@pytest.mark.parametrize("variant", ["no_gaps", "lambda_0.3", "lambda_only"])
+def test_lambda_decides_what_is_learnt(variant, bank):
+  run = _study(bank, variant)
+  _do(run, "bank", "rationales")
+  train, val = _examples(run, "genrm_cot")
+  kinds = {KIND_VERIFY: "lambda_only" not in variant, KIND_SOLVE: "lambda" in variant}
+  for examples in (train, val):
+    found = {int(k) for e in examples for k in np.unique(e.kind[e.weights > 0])}
+    assert found == {kind for kind, is_in in kinds.items() if is_in}
+  solved = [e for e in train if KIND_SOLVE in e.kind]
+  texts = {(e.name.split(" of ")[-1], run.tokenizer.decode(e.targets[e.weights > 0][:-1].tolist())) for e in solved}
+  right = {(c.problem_id, c.text) for c in run.candidates("train") if c.correct}
+  assert texts == (right if "lambda" in variant else set()) and len(solved) == len(texts)
+
+
+def test_gaps_are_of_training_alone_and_deterministic(tmp_path):
+  run = _run(tmp_path)
+  example = training.packing.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("DeEh;"), 2)
+  got = [[e.positions.tolist() for e in training.with_gaps(run, [example] * 20)] for _ in range(2)]
+  assert got[0] == got[1] and any(positions[-1] > example.positions[-1] for positions in got[0])
+  rows = training.held_out(run, "generator", training.with_gaps(run, [example] * 60))
+  assert (len(list(rows["train"])), len(list(rows["val"]))) == (10, 50)
+
+
+# GSM8K's release.
+
+
+def test_evaluation_has_a_draw_from_the_pool_alone(tmp_path):
+  """The direct set was chosen by label, so it is trained on and not drawn from."""
+  drawn = []
+  for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
+    run = _run(tmp_path / str(len(drawn)), "gsm8k", seed=seed, task__eval_candidates=num)
+    data_stages.read_release(run)
+    drawn.append({(c.problem_id, c.index) for c in run.candidates("eval")})
+    assert {c.source for c in run.candidates("eval") + run.candidates("val")} == {released.SOURCE}
+    assert {c.source for c in run.candidates("train")} == {released.SOURCE, released.DIRECT_SOURCE}
+    assert len(drawn[-1]) == 6 * min(num, 4)
+  assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_few_bad_rows_are_counted_and_the_rest_is_read(tmp_path):
+  folder = write_release(tmp_path / "data", 60, 0)
+  path = folder / "genrm-critiques/critiques/data_collection/critique_gen_correct_solutions_round_0_shard_0.jsonl.gz"
+  with gzip.open(path, "rt") as f:
+    lines = f.readlines()
+  lines[7] = "{broken\n"
+  lines[20] = json.dumps(json.loads(lines[20]) | {"verifier_output": ""}) + "\n"
+  with gzip.open(path, "wt") as f:
+    f.writelines(lines)
+  run = _run(tmp_path / "run", "gsm8k", data_dir=str(folder), task__num_train=0, task__made_up=0)
+  data_stages.read_release(run)
+  left_out = jsonl.read_json(run.path("problems/left_out.json"))
+  assert left_out["left_out"] == 2 and left_out["rows"] == 60 * 6
+  reasons = left_out["files"][str(path)]["left_out"]
+  assert {reason: row["first_lines"] for reason, row in reasons.items()} == {"empty rationale": [21], "not JSON": [8]}
+  ledger = jsonl.read_json(run.path("rationales/ledger.json"))
+  read = sum(ledger[split][label]["all"] for split in ("train", "val") for label in ("correct", "incorrect"))
+  assert read == 60 * 4 - 2 - len(run.candidates("eval"))
+
+
+def test_solutions_of_ones_own_are_evaluated(tmp_path):
+  folder = write_release(tmp_path / "data", 40, 0)
+  tests = [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(3)]
+  gsm8k_dir = folder / "grade-school-math/grade_school_math/data"
+  (gsm8k_dir / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
+  own = tmp_path / "own.jsonl"
+  rows = [{"question": "What is 1 + 1?", "solution": f"The answer is {n}."} for n in (2, 3)]
+  own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  changes = dict(data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own))
+  run = _run(tmp_path / "run", "gsm8k", **changes)
+  data_stages.read_release(run)
+  assert [p.question for p in run.problems("eval")] == ["What is 1 + 1?"]
+  assert [c.correct for c in run.candidates("eval")] == [True, False]
+  assert len(run.problems("train")) == 40 - 6, "no problem of the pool is held out in vain"
+
+
+def test_missing_or_too_little_data_is_named(tmp_path):
+  (tmp_path / "empty").mkdir()
+  five = write_release(tmp_path / "data", 5, 0)
+  for folder, message in (
+    ("", r"--config\.data_dir=DIR"),
+    (tmp_path / "empty", rf"no GSM8K train problems; looked for {tmp_path}/empty/.*git clone"),
+    (five, r"hold 5"),
+  ):
+    run = _run(tmp_path / "work", "gsm8k", "tiny", data_dir=str(folder), task__rounds=(0,))
+    with pytest.raises(UserError, match=message):
+      data_stages.read_release(run)
+  assert not (tmp_path / "work").exists()
+
+
+# Graders.
+
+
+@pytest.mark.parametrize("way", ["reference", "plain"])
+def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
+  run = _run(tmp_path, "gsm8k", grader__way=way, grader__num_rationales=2, grader__max_per_label=1)
+  names = [stage.name for stage in make_stages(run)]
+  assert names.index("base") < names.index("grade") < names.index("train_genrm_cot")
+  question = run.config.prompts.verdict_question
+  grader = _use(monkeypatch, Scripted(lambda prompt, i: f"It adds up.\n\n{question} Yes"))
+  monkeypatch.setattr(Run, "tokenizer", CharTokenizer())
+  data_stages.read_release(run)
+  assert not run.path("rationales").exists(), "the released ones are not used"
+  data_stages.grade(run)
+  written: list[Rationale] = list(run.rationales("train"))
+  label = {(c.problem_id, c.index): c.correct for c in run.candidates("train")}
+  assert {r.source for r in written} == {f"base/{way}"} and {r.text for r in written} == {"It adds up."}
+  assert len(written) == 12 * 2 * 2 and {r.index for r in written} == {0, 1}
+  assert all(r.kept == label[r.problem_id, r.candidate_index] for r in written), "it says Yes to all"
+  assert ("Expected Answer: " in grader.prompts[0]) == (way == "reference")
+  if way == "reference":
+    solution, reference = re.search(r"\nSolution: (.*)\nExpected Answer: (.*)", grader.prompts[0]).groups()
+    assert solution != reference
+
+
+def test_an_unknown_way_of_grading_is_refused_before_anything_runs(tmp_path):
+  with pytest.raises(UserError, match=r"config\.grader\.way is 'mine'; it is program, released, reference, plain"):
+    make_stages(_run(tmp_path, "gsm8k", grader__way="mine"))

@@ -1,0 +1,132 @@
+"""The four functions do what the commands do, and `load` scores as the run did."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import saved_runs
+
+import genrm_jax
+from genrm_jax.data import jsonl
+from genrm_jax.pipeline import api
+from genrm_jax.records import Candidate, Problem, Score
+from genrm_jax.runtime import sharding
+from genrm_jax.runtime.errors import UserError
+
+VERIFIERS = ("judge", "dpo", "orm", "genrm", "genrm_cot")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+  """A workdir after `evaluate`, and what the functions returned on the way."""
+  folder = tmp_path_factory.mktemp("library") / "work"
+  config = genrm_jax.get_config("last_letter:smoke")
+  trained = genrm_jax.train(config, folder, ["genrm_cot", "judge"])
+  stages = {p.stem for p in (folder / "stages").iterdir()}
+  scores = genrm_jax.score("last_letter:smoke", folder, ["genrm_cot"])
+  results = genrm_jax.evaluate("last_letter:smoke", folder)
+  return folder, trained, stages, scores, results
+
+
+def test_each_function_does_what_it_needs_and_no_more(work):
+  folder, trained, stages, scores, results = work
+  assert set(trained) == {"genrm_cot", "judge"}
+  assert stages == {"problems", "generator", "candidates", "rationales", "train_genrm_cot"}
+  assert scores == {"genrm_cot": jsonl.read_records(folder / "scores/genrm_cot.jsonl", Score)}
+  assert list(results["verifiers"]) == list(VERIFIERS)
+  assert results == json.loads((folder / "report/results.json").read_text())
+  assert set(results["meta"]["best_by"].values()) == {"loss_verify"}
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+  assert genrm_jax.evaluate("last_letter:smoke", folder) == results
+  assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_what_is_loaded_scores_as_the_run_did(name, work):
+  folder, trained, *_ = work
+  wanted = jsonl.read_records(folder / f"scores/{name}.jsonl", Score)
+  problems = jsonl.read_records(folder / "problems/eval.jsonl", Problem)
+  pool = jsonl.read_records(folder / "candidates/eval.jsonl", Candidate)
+  mesh = sharding.make_mesh(data=-1, devices=jax.local_devices())
+  verifier = trained[name] if name == "judge" else genrm_jax.load(folder / "checkpoints" / name, mesh=mesh)
+  found = verifier.score_candidates(problems, pool)
+  question = {p.id: p.question for p in problems}
+  many = verifier.score_many([(question[c.problem_id], c.text) for c in pool])
+  assert [s.value for s in found] == many
+  for a, b in zip(found, wanted, strict=True):
+    assert (a.problem_id, a.candidate_index, a.verifier, a.step) == (
+      b.problem_id,
+      b.candidate_index,
+      b.verifier,
+      b.step,
+    )
+    assert [(v.state, v.text, v.num_tokens) for v in a.votes] == [(v.state, v.text, v.num_tokens) for v in b.votes]
+    np.testing.assert_allclose(
+      [v.p_yes for v in a.votes if v.p_yes is not None], [v.p_yes for v in b.votes if v.p_yes is not None], rtol=2e-5
+    )
+
+
+def test_an_over_long_solution_is_truncated_and_not_an_error(work):
+  folder, *_ = work
+  verifier = genrm_jax.load(folder / "checkpoints/genrm_cot")
+  good, long = verifier.score_many([("1ab2cd;", "BbCd;"), ("1ab2cd;", "B" * 500)])
+  assert good == verifier.score("1ab2cd;", "BbCd;") and long is None
+  assert {v.state for v in verifier.rationales("1ab2cd;", "B" * 500)} == {"truncated"}
+
+
+def test_a_run_is_its_content_wherever_that_lies(work, tmp_path):
+  folder, *_ = work
+  moved = tmp_path / "moved"
+  folder.rename(moved)
+  try:
+    before = {p.name: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()}
+    genrm_jax.evaluate("last_letter:smoke", moved)
+    assert {p.name: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()} == before
+  finally:
+    moved.rename(folder)
+
+
+def test_the_command_leaves_the_same_files(work, tmp_path):
+  """Also the determinism of a run: another process, the same bytes."""
+  folder, *_ = work
+  env = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"]}
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.last_letter",
+    "--config=last_letter:smoke",
+    f"--workdir={tmp_path / 'w'}",
+  ]
+  done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr
+  kinds = ("problems", "candidates", "rationales", "metrics", "scores")
+  files = [p.relative_to(folder) for kind in kinds for p in sorted((folder / kind).rglob("*.json*"))]
+  assert len(files) >= 26
+  assert [str(f) for f in files if (folder / f).read_bytes() != (tmp_path / "w" / f).read_bytes()] == []
+
+
+def test_what_cannot_be_used_is_one_message(work, tmp_path):
+  folder, *_ = work
+  config = genrm_jax.get_config("last_letter:smoke")
+  with pytest.raises(UserError, match="the config has no verifier prm; it has: judge"):
+    genrm_jax.train(config, folder, ["prm"])
+  config.seed = 1
+  with pytest.raises(UserError, match="made by another config; different: seed"):
+    genrm_jax.score(config, folder)
+  (tmp_path / "empty.py").write_text("x = 1\n")
+  with pytest.raises(UserError, match=r"empty\.py has no function get_config"):
+    genrm_jax.get_config(f"{tmp_path / 'empty.py'}:smoke")
+  with pytest.raises(AttributeError, match="no attribute 'nope'"):
+    _ = genrm_jax.nope
+
+
+def test_stages_that_are_not_needed_are_not_run(tmp_path, monkeypatch):
+  ran = []
+  monkeypatch.setattr(api.stages, "run_stages", lambda workdir, every, chosen, say: ran.append(chosen))
+  run = saved_runs.run_of(tmp_path)
+  api.run_up_to(run, ["score_orm"])
+  assert set(ran[0]) == {"problems", "generator", "candidates", "train_orm", "score_orm"}
