@@ -1,4 +1,4 @@
-"""The page on extending, as it stands: a task and a verifier in a user's own files run through all stages to a report."""
+"""The page on extending, as it stands: a task and a verifier in a user's own files run to a report."""
 
 import json
 import os
