@@ -55,7 +55,7 @@ def _difference(params, config, mesh, tokens, want):
   real = tokens > 0
   rows = tokens, np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32), real.astype(np.int32)
   with jax.set_mesh(mesh):
-    got = _logits(params, config, *sharding.host_to_global(rows, mesh))
+    got = _logits(params, config, *sharding.host_to_global(rows, sharding.batch_sharding(mesh)))
   return np.abs(np.asarray(got) - want)[real].max()
 
 

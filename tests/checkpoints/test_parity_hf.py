@@ -82,7 +82,7 @@ def test_golden_logits_on_eight_devices(case):
   gate = params["layers"]["gate"]
   assert gate.sharding.shard_shape(gate.shape) == (config.num_layers, config.embed_dim // 2, config.ffw_dim // 2)
   with jax.set_mesh(mesh):
-    got = _logits(params, config, sharding.host_to_global(tokens, mesh))
+    got = _logits(params, config, sharding.host_to_global(tokens, sharding.batch_sharding(mesh)))
   np.testing.assert_allclose(got[tokens > 0], want[tokens > 0], atol=TOLERANCE)
 
 

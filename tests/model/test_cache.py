@@ -180,7 +180,7 @@ def test_a_row_is_copied_to_others_of_its_shard():
   with jax.set_mesh(mesh):
     cache = kv_cache.init(get_config("tiny_gemma2"), 8, 48)
     cache = kv_cache.pin(jax.tree.map(lambda a: jnp.arange(a.size, dtype=a.dtype).reshape(a.shape), cache))
-    source = sharding.host_to_global((np.array([0, 0, 3, 3, 5, 4, 6, 7], np.int32),), mesh)[0]
+    source = sharding.host_to_global((np.array([0, 0, 3, 3, 5, 4, 6, 7], np.int32),), sharding.batch_sharding(mesh))[0]
     copy = jax.jit(kv_cache.copy_rows, static_argnames="num_shards").lower(cache, source, num_shards=4).compile()
     new = copy(cache, source)
   assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", copy.as_text()), (

@@ -179,7 +179,7 @@ def _loss(params, config, tokens, positions, segments):
 
 def _mesh_and_shardings(config):
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  rules = sharding.rules_for(config.num_kv_heads)
+  rules = config.rules
   return mesh, sharding.param_shardings(gemma.param_specs(config), mesh, rules)
 
 
@@ -192,7 +192,9 @@ def test_sharded_forward_is_the_unsharded_one(name):
   mesh, shardings = _mesh_and_shardings(config)
   with jax.set_mesh(mesh):
     placed = jax.device_put(_params(config), shardings)
-    _, got = jax.jit(_loss, static_argnums=1)(placed, config, *sharding.host_to_global(rows, mesh))
+    _, got = jax.jit(_loss, static_argnums=1)(
+      placed, config, *sharding.host_to_global(rows, sharding.batch_sharding(mesh))
+    )
   # 8 rows over data x fsdp, the vocabulary over tensor.
   assert got.sharding.shard_shape(got.shape) == (2, T, config.vocab_size // 2)
   np.testing.assert_allclose(got, want, atol=5e-5)
@@ -207,7 +209,7 @@ def test_sharded_gradient_is_the_unsharded_one():
   with jax.set_mesh(mesh):
     step = jax.jit(grad, static_argnums=1, out_shardings=(shardings, None))
     placed = jax.device_put(_params(config), shardings)
-    got, _ = step(placed, config, *sharding.host_to_global(rows, mesh))
+    got, _ = step(placed, config, *sharding.host_to_global(rows, sharding.batch_sharding(mesh)))
   scale = max(float(jnp.abs(w).max()) for w in jax.tree.leaves(want))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), got, want)
   shard = got["layers"]["down"].addressable_shards[0].data

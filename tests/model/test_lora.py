@@ -143,7 +143,7 @@ def test_adapters_of_gemma_2b_are_declared_and_split_as_its_matrices():
   sizes = (2048 + 2048) + 2 * (2048 + 256) + (2048 + 2048) + 3 * (2048 + 16_384)
   assert sum(math.prod(s.shape) for s in jax.tree.leaves(specs["lora"])) == 18 * 16 * sizes == 19_611_648
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  where = sharding.param_shardings(specs, mesh, sharding.rules_for(model.num_kv_heads))
+  where = sharding.param_shardings(specs, mesh, model.rules)
   split = {name: tuple(where["lora"][name][part].spec for part in "ab") for name in ("q", "k", "attn_out", "down")}
   assert split == {
     "q": (P(None, "fsdp", None), P(None, None, "tensor", None)),
