@@ -187,7 +187,7 @@ class Engine:
           source_of_row[row] = place
           texts.hold(row, Text(i, list(range(num_rollouts)), [], np.zeros((0, len(watch)))))
         read = slots.read(self.params, *self._put(tokens, length), config=self.config)
-        rows = slots.start(rows, read, *self._put(source_of_row))
+        rows = slots.start(rows, read, *self._put(source_of_row), config=self.config)
         continue
       rows = self._resume(rows, texts.take_up(free if len(free) >= num_ended else []), texts, prompts)
       if not texts.held:
@@ -225,11 +225,11 @@ class Engine:
       source_R[row], kept_R[row], place_R[row] = other, len(prompts[text.prompt]) + place, place
       token_R[row] = text.ids[-1]
     if any(row != other for row, other in source.items()):
-      rows = slots.copy(rows, *self._put(source_R), num_shards=self._num_shards())
+      rows = slots.copy(rows, *self._put(source_R), num_shards=self._num_shards(), config=self.config)
     return slots.resume(rows, *self._put(kept_R, place_R, token_R))
 
   def _num_shards(self) -> int:
-    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    return sharding.num_shards(sharding.batch_sharding(self.mesh, self.config.rules))
 
   def _whole_shards(self, num_rows: int) -> int:
     """The least number of rows, not below this one, that all batch shards share evenly."""
@@ -254,7 +254,7 @@ class Engine:
       yield index, *_padded(mine, size, _round_up(max(map(len, mine))))
 
   def _put(self, *arrays: np.ndarray):
-    return sharding.host_to_global(arrays, self.mesh)
+    return sharding.host_to_global(arrays, sharding.batch_sharding(self.mesh, self.config.rules))
 
 
 def _padded(prompts: Sequence[Sequence[int]], num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:

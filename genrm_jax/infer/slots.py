@@ -70,7 +70,7 @@ class Rows:
 
 # Pinned, so that each function takes the rows as the one before has left them: no second compilation, and no copy. The
 # cache sees to its keys and values itself.
-_BATCH: Any = PartitionSpec(DEFAULT_RULES["batch"])
+_BATCH: Any = PartitionSpec(DEFAULT_RULES["activation_batch"])
 _AS_IT_IS: Any = None
 _ROWS = Rows(KVCache(_AS_IT_IS, _AS_IT_IS, _BATCH, _BATCH), _BATCH, _BATCH, Rollouts(*[_BATCH] * 6))
 
@@ -119,23 +119,23 @@ def free_rows(
   )
 
 
-@functools.partial(jax.jit, donate_argnames="rows", out_shardings=_ROWS)
-def start(rows: Rows, prompts: Prompts, source_R: jax.Array) -> Rows:
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="rows", out_shardings=_ROWS)
+def start(rows: Rows, prompts: Prompts, source_R: jax.Array, *, config: ModelConfig) -> Rows:
   """Starts row r after prompt `source_R[r]`; -1 leaves it."""
   new_R = source_R >= 0
-  cache = kv_cache.replace_rows(rows.cache, prompts.cache, source_R)
+  cache = kv_cache.replace_rows(rows.cache, prompts.cache, source_R, config.rules)
   # Every shard may need every prompt. They are few, and they are all that the devices exchange here.
-  x_BD = constrain(prompts.x_BD, None, None)
+  x_BD = constrain(prompts.x_BD, (None, None), config.rules)
   x_RD = jnp.where(new_R[:, None], x_BD[source_R], rows.x_RD)
   # Nothing follows an empty prompt.
   sampled = _begin(rows.sampled, new_R, jnp.zeros_like(source_R), live_R=cache.length > 0)
   return Rows(cache, x_RD, rows.given_R, sampled)
 
 
-@functools.partial(jax.jit, static_argnames="num_shards", donate_argnames="rows", out_shardings=_ROWS)
-def copy(rows: Rows, source_R: jax.Array, *, num_shards: int) -> Rows:
+@functools.partial(jax.jit, static_argnames=("num_shards", "config"), donate_argnames="rows", out_shardings=_ROWS)
+def copy(rows: Rows, source_R: jax.Array, *, num_shards: int, config: ModelConfig) -> Rows:
   """Gives row r what row `source_R[r]`, of the same batch shard, has read and written, so that it can be resumed."""
-  return dataclasses.replace(rows, cache=kv_cache.copy_rows(rows.cache, source_R, num_shards))
+  return dataclasses.replace(rows, cache=kv_cache.copy_rows(rows.cache, source_R, num_shards, config.rules))
 
 
 @functools.partial(jax.jit, donate_argnames="rows", out_shardings=_ROWS)

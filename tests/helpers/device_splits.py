@@ -78,7 +78,7 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
   """Losses and gradient norms of training; logits after prefill, scores, sampled ids and what was watched."""
   config = MODELS[model]
   mesh = sharding.make_mesh(*split, devices=jax.devices()[: int(np.prod(split))])
-  where = sharding.param_shardings(gemma.param_specs(config), mesh, sharding.rules_for(config.num_kv_heads))
+  where = sharding.param_shardings(gemma.param_specs(config), mesh, config.rules)
   rows, optimizer = _rows(), optim.make_optimizer(optim.OptimConfig(1e-2, 50))
   loss_fn = verifiers.sft_loss(config, rows.max_targets, 0.5, "dots")
   with jax.set_mesh(mesh):
@@ -88,7 +88,9 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
     train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings)
     trained = []
     for i in range(NUM_STEPS):
-      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
+      state, sums = train_step(
+        state, sharding.read_to_global(rows.take, rows.order(0, i, 8), sharding.batch_sharding(mesh))
+      )
       trained.append([float(total) / float(count) for total, count in jax.device_get(sums).values()])
     params = jax.device_put(_params(model), where)
   engine = Engine(params, config, mesh, eos_id=2, rows_per_batch=8, max_tokens=64)

@@ -121,7 +121,7 @@ def test_decoding_stops_when_enough_rows_are_free():
   want = [rolled[p][r][0] if p >= 0 else [] for p, r in zip(source, vote, strict=True)]
   engine = tiny.engine()
   with jax.set_mesh(engine.mesh):
-    put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
+    put = functools.partial(sharding.host_to_global, sharding=sharding.batch_sharding(engine.mesh))
     sample = functools.partial(
       slots.decode, engine.params, config=engine.config, settings=SAMPLED, eos_id=END, watch=WATCH
     )
@@ -129,7 +129,7 @@ def test_decoding_stops_when_enough_rows_are_free():
       num_rows=8, num_rollouts=1, max_len=76, max_new_tokens=NEW, num_watched=2, config=engine.config
     )
     read = slots.read(engine.params, *put((tokens, length)), config=engine.config)
-    rows = slots.start(rows, read, *put((source,)))
+    rows = slots.start(rows, read, *put((source,)), config=engine.config)
     for num_free in (4, 8):
       rows, sampled = sample(rows, keys[source, vote][:, None], np.int32(num_free), NEVER)
       done = sorted(map(len, want))[num_free - 1]
@@ -141,7 +141,7 @@ def test_decoding_stops_when_enough_rows_are_free():
     assert not np.asarray(sampled.ids)[[1, 4]].any(), "a free row samples nothing"
     # What a rollout has left in its row is not seen by the next.
     source, vote = np.array([-1, -1, 1, 0, 0, -1, -1, -1], np.int32), np.array([0, 0, 2, 3, 1, 0, 0, 0])
-    rows = slots.start(rows, read, *put((source,)))
+    rows = slots.start(rows, read, *put((source,)), config=engine.config)
     _, sampled = sample(rows, keys[source, vote][:, None], np.int32(8), NEVER)
   for row in (2, 3, 4):
     ids = np.asarray(sampled.ids)[row, : sampled.length[row]].tolist()
@@ -153,7 +153,7 @@ def test_rollouts_leave_a_row_where_they_draw_another_token_and_go_on_from_there
   i, engine, order = 4, tiny.engine(eos_id=END), np.array([2, 0, 3, 2, 1, 2])
   texts = [rolled[i][r][0] for r in order]
   places = [next((t for t, (a, b) in enumerate(zip(mine, texts[0], strict=False)) if a != b), -1) for mine in texts]
-  put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
+  put = functools.partial(sharding.host_to_global, sharding=sharding.batch_sharding(engine.mesh))
   decode = functools.partial(
     slots.decode, engine.params, config=engine.config, settings=SAMPLED, eos_id=END, watch=WATCH
   )
@@ -163,7 +163,7 @@ def test_rollouts_leave_a_row_where_they_draw_another_token_and_go_on_from_there
     )
     tokens, length = np.asarray([prompts[i]], np.int32), np.asarray([len(prompts[i])], np.int32)
     read = slots.read(engine.params, *put((tokens, length)), config=engine.config)
-    rows = slots.start(rows, read, *put((np.array([0, -1, -1], np.int32),)))
+    rows = slots.start(rows, read, *put((np.array([0, -1, -1], np.int32),)), config=engine.config)
     # It stops where the first leaves, and goes on from there as if it had not.
     row_keys = jnp.broadcast_to(keys[i][order], (3, 6))
     rows, sampled = decode(rows, row_keys, np.int32(3), np.int32(1))
@@ -180,7 +180,7 @@ def test_rollouts_leave_a_row_where_they_draw_another_token_and_go_on_from_there
     gone = [f for f in range(6) if places[f] >= 0 and len(texts[f]) > places[f] + 1][:2]
     place = np.array([places[gone[0]], 0, places[gone[1]]], np.int32)
     token = np.array([texts[gone[0]][place[0]], -1, texts[gone[1]][place[2]]], np.int32)
-    rows = slots.copy(rows, *put((np.array([0, 1, 0], np.int32),)), num_shards=1)
+    rows = slots.copy(rows, *put((np.array([0, 1, 0], np.int32),)), num_shards=1, config=engine.config)
     rows = slots.resume(rows, *put((place + len(prompts[i]), place, token)))
     alone = np.array([gone[0], 0, gone[1]])
     _, sampled = decode(rows, jnp.broadcast_to(keys[i][order[alone]][:, None], (3, 6)), np.int32(3), NEVER)
@@ -249,7 +249,7 @@ def test_texts_enter_while_others_go_on(monkeypatch):
   prompts, keys, want = _rolled()
   function, live = slots.start, []
   monkeypatch.setattr(
-    slots, "start", lambda rows, *args: live.append(int(rows.sampled.live.sum())) or function(rows, *args)
+    slots, "start", lambda rows, *args, **kw: live.append(int(rows.sampled.live.sum())) or function(rows, *args, **kw)
   )
   _assert_same(tiny.engine(eos_id=END, rows_per_batch=2).write(prompts, keys, SAMPLED, WATCH, "write"), want)
   assert len(live) == len(prompts) and sum(n > 0 for n in live) >= 3
@@ -259,7 +259,7 @@ def test_a_mesh_changes_nothing():
   prompts, keys, rolled = _rolled()
   model = tiny.config()
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, sharding.rules_for(model.num_kv_heads))
+  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, model.rules)
   engine = dataclasses.replace(tiny.engine(eos_id=END), mesh=mesh, params=jax.device_put(tiny.params(), shardings))
   # Three prompts over four shards, so that one row is empty, and twelve rollouts in eight rows.
   picked = [[prompts[i] for i in SHORT[:3]], keys[np.array(SHORT[:3])]]
