@@ -158,7 +158,7 @@ def score(run: Run, given: Given) -> None:
   """Scores every candidate."""
   config = run.config
   opened = genrm_jax.load(given.path, mesh=run.engine_mesh, rows_per_batch=config.engine.rows_per_batch)
-  engine = dataclasses.replace(opened.engine, max_tokens=config.engine.max_tokens, shares_out=True)
+  engine = dataclasses.replace(opened.engine, max_tokens=config.engine.max_tokens)
   try:
     scores = scoring.score_pool(
       opened.verifier,

@@ -25,8 +25,8 @@ from genrm_jax.train import optim, step
 from genrm_jax.verifiers import Verifier
 
 TRAIN_STEP = "train step"
-# Which tokens are watched, and which ends a text or is the ORM's class token, makes no difference to shapes.
-_WATCH, _END = (2, 3), 1
+# Which tokens are tracked, and which ends a text or is the ORM's class token, makes no difference to shapes.
+_TRACKED, _END = (2, 3), 1
 _PROMPTER: Any = types.SimpleNamespace(tokenizer=types.SimpleNamespace(cls_id=_END))
 
 
@@ -104,7 +104,7 @@ def score_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: 
   def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
 
-  width = padded(texts.longest_prompt)
+  width = padded(config, texts.longest_prompt)
   if verifier.writes_rationales:
     return [loading, *_vote_programs(config, verifier, mesh, params, ints, width)]
   if verifier.learns_pairs:  # its prompts hold no solution, which is read for its likelihood
@@ -112,8 +112,8 @@ def score_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: 
       loading,
       Program(
         "scoring",
-        lambda: engine.read_places.lower(
-          params, ints(rows, width), ints(rows), ints(rows), config=model, num_places=padded(width // 2)
+        lambda: engine.log_probs_from.lower(
+          params, ints(rows, width), ints(rows), ints(rows), jax.ShapeDtypeStruct((), jnp.int32), config=model
         ),
         held,
       ),
@@ -122,7 +122,7 @@ def score_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: 
     loading,
     Program(
       "scoring",
-      lambda: engine.read_next.lower(params, ints(rows, width), ints(rows), config=model, watch=_WATCH),
+      lambda: engine.next_token_probs.lower(params, ints(rows, width), ints(rows), config=model, token_ids=_TRACKED),
       held,
     ),
   ]
@@ -144,15 +144,15 @@ def _vote_programs(
   )
   sampling = sample_config(config, verifier)
   num_prompts, shards = prompts_per_read(num_rows, mesh.shape), mesh.shape["data"] * mesh.shape["fsdp"]
-  max_len = width + padded(sampling.max_new_tokens)
+  max_len = padded(config, sizes.lengths(config).longest_prompt + sampling.max_new_tokens)
 
-  def free_rows(num_rows: int, max_len: int) -> jax.stages.Lowered:
-    return slots.free_rows.lower(
-      num_rows=num_rows,
+  def free_slots(num_rows: int, max_len: int) -> jax.stages.Lowered:
+    return slots.init.lower(
+      num_slots=num_rows,
       num_rollouts=num_votes,
       max_len=max_len,
       max_new_tokens=sampling.max_new_tokens,
-      num_watched=len(_WATCH),
+      num_tracked=len(_TRACKED),
       config=model,
     )
 
@@ -160,10 +160,10 @@ def _vote_programs(
     return jax.jit(lambda: kv_cache.init(model, num_rows, max_len)).lower()
 
   with jax.set_mesh(mesh):
-    rows = _made(free_rows(num_rows, max_len), free_rows(shards, 1))
+    rows = _made(free_slots(num_rows, max_len), free_slots(shards, 1))
     read_cache = _made(empty_cache(num_prompts, width), empty_cache(shards, 1))
   x_BD: Any = jax.ShapeDtypeStruct((num_prompts, model.embed_dim), model.dtype, sharding=sharding.batch_sharding(mesh))
-  prompts = slots.Prompts(read_cache, x_BD)
+  prompts = slots.Prefilled(read_cache, x_BD)
   key = jax.eval_shape(lambda: jax.random.key(0))
   keys = jax.ShapeDtypeStruct((num_rows, num_votes), key.dtype, sharding=sharding.batch_sharding(mesh))
   count = jax.ShapeDtypeStruct((), jnp.int32)
@@ -172,26 +172,26 @@ def _vote_programs(
   return [  # those first that take little time to compile
     Program(
       "copying rows",
-      lambda: slots.copy.lower(rows, ints(num_rows), num_shards=shards),
+      lambda: slots.fork.lower(rows, ints(num_rows), num_shards=shards),
       held,
       beside=weights,
     ),
     Program(
       "placing prompts",
-      lambda: slots.start.lower(rows, prompts, ints(num_rows)),
+      lambda: slots.insert.lower(rows, prompts, ints(num_rows)),
       {"parameters": weights, "cache": cache + read},
       beside=weights,
     ),
     Program(
       "writing",
       lambda: slots.decode.lower(
-        params, rows, keys, count, count, config=model, settings=sampling, eos_id=_END, watch=_WATCH
+        params, rows, keys, count, count, config=model, settings=sampling, end_id=_END, tracked=_TRACKED
       ),
       held,
     ),
     Program(
       "reading prompts",
-      lambda: slots.read.lower(params, ints(num_prompts, width), ints(num_prompts), config=model),
+      lambda: slots.prefill.lower(params, ints(num_prompts, width), ints(num_prompts), config=model),
       held,
       beside=cache,
     ),
@@ -227,12 +227,13 @@ def rows_per_batch(config: ml_collections.ConfigDict, mesh: Mapping[str, int]) -
 def prompts_per_read(num_rows: int, mesh: Mapping[str, int]) -> int:
   """Prompts that the engine reads at a time."""
   shards = mesh["data"] * mesh["fsdp"]
-  return -(-num_rows // (engine._REFILLS * shards)) * shards
+  return engine.refill_size(num_rows, shards)
 
 
-def padded(num_tokens: int) -> int:
-  """The width to which the engine pads so many tokens."""
-  return engine._round_up(num_tokens)
+def padded(config: ml_collections.ConfigDict, num_tokens: int) -> int:
+  """The width to which the engine pads so many tokens, or all of its context if they do not fit."""
+  max_tokens = config.engine.max_tokens
+  return engine.bucket(min(num_tokens, max_tokens), max_tokens)
 
 
 def _made(lowered: jax.stages.Lowered, smaller: jax.stages.Lowered) -> Any:

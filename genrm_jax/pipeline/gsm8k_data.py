@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from genrm_jax.data import candidates, grading, jsonl, rationales, readers
-from genrm_jax.infer.sampling import rollout_keys
+from genrm_jax.infer.sampling import sample_keys
 from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime.errors import UserError
@@ -136,9 +136,10 @@ def grade(run: Run) -> None:
     asked = [it for it in graded for _ in range(c.num_rationales)]
     draws = list(range(c.num_rationales)) * len(graded)
     prompts = _grader_prompts(run, problem_of, pools[split], asked, draws)
-    keys = rollout_keys(run.config.seed, [it.problem_id for it in asked], [it.index for it in asked], draws)
-    rollouts = engine.write(prompts, keys[:, None], run.sample_config("grader"), (), f"grade {split}")
-    texts = [run.tokenizer.decode(ids) for ((ids, _),) in rollouts]
+    names = [f"{it.problem_id}/{it.index}" for it in graded]
+    keys = sample_keys(run.config.seed, "grader", names, c.num_rationales).reshape(-1, 1)
+    rollouts = engine.generate(prompts, keys, run.sample_config("grader"), (), f"grade {split}")
+    texts = [run.tokenizer.decode(rollout.ids) for (rollout,) in rollouts]
     raw += grading.as_rationales(asked, texts, source, c.way)
   _write_rationales(run, raw, pools)
 

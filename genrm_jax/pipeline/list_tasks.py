@@ -12,7 +12,7 @@ import numpy as np
 from genrm_jax import verifiers
 from genrm_jax.data import candidates, jsonl, packing, rationales
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import rollout_keys
+from genrm_jax.infer.sampling import sample_keys
 from genrm_jax.pipeline import verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
@@ -103,11 +103,11 @@ def sample_solutions(
   """`num` graded solutions to each problem; `shown`: with worked examples in the prompt."""
 
   def generate(repeated: Sequence[Problem], indices: Sequence[int]) -> list[str]:
-    keys = rollout_keys(run.config.seed, [p.id for p in repeated], indices, [0] * len(repeated))
+    keys = sample_keys(run.config.seed, "generator", [p.id for p in problems], num)
     prompts = [_solve_prompt(run, task, p.question, shown) for p in problems]
     settings = run.sample_config("candidates")
-    rollouts = engine.write(prompts, keys.reshape(len(problems), num), settings, (), "sample solutions")
-    texts = [run.tokenizer.decode(ids) for mine in rollouts for ids, _ in mine]
+    rollouts = engine.generate(prompts, keys, settings, (), "sample solutions")
+    texts = [run.tokenizer.decode(r.ids) for problem_rollouts in rollouts for r in problem_rollouts]
     return [natural.first_solution(text) for text in texts] if shown else texts
 
   return candidates.sample_candidates(problems, num, task, generate, source)

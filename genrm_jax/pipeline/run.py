@@ -214,7 +214,7 @@ class Run:
     return opened.params, opened.manifest["step"]
 
   def engine(self, params: Any) -> Engine:
-    """Samples and scores with parameters that lie on `engine_mesh`; each process does its part."""
+    """Samples and scores with parameters that lie on `engine_mesh`."""
     c = self.config.engine
     return Engine(
       gemma.as_used(params, self.model),
@@ -223,7 +223,6 @@ class Run:
       self.prompter.end_id,
       c.rows_per_batch,
       c.max_tokens,
-      shares_out=True,
     )
 
   def train(

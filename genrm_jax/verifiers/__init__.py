@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from genrm_jax.data.packing import Example, Rows, label_example, pair, sft_example
 from genrm_jax.data.row_file import RowFile
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig, rollout_keys
+from genrm_jax.infer.sampling import SampleConfig, sample_keys
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY, PairBatch
@@ -258,10 +258,7 @@ def score_candidates(
   label = f"score {verifier.name}"
   votes: list[list[Vote]]
   if verifier.writes_rationales:
-    ids = [c.problem_id for c in candidates for _ in range(num_votes)]
-    indices = [c.index for c in candidates for _ in range(num_votes)]
-    keys = rollout_keys(seed, ids, indices, list(range(num_votes)) * len(candidates))
-    keys = keys.reshape(len(candidates), num_votes)
+    keys = sample_keys(seed, "vote", [f"{c.problem_id}/{c.index}" for c in candidates], num_votes)
     votes = score.rationale_votes(engine, prompter, prompts, keys, settings, label)
   elif verifier.learns_pairs:
     solutions = [prompter.solution(c.text) for c in candidates]

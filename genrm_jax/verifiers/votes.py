@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from genrm_jax.infer.engine import Engine
+from genrm_jax.infer.engine import Engine, Rollout
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.records import Vote
 from genrm_jax.text.prompts import Prompter
@@ -13,14 +13,14 @@ from genrm_jax.text.verdicts import Reading, read_rationale
 
 
 def direct_votes(engine: Engine, prompter: Prompter, prompts: Sequence[Sequence[int]], label: str) -> list[Vote]:
-  """GenRM: p(Yes | x, y, I) (paper, equation 3), one vote a prompt."""
-  _, probs = engine.read(prompts, (prompter.yes_id, prompter.no_id), label)
+  """GenRM: p(Yes | x, y, I) (paper, equation 3), one vote per prompt."""
+  probs = engine.next_token_probs(prompts, (prompter.yes_id, prompter.no_id), label)
   return [Vote("ok", float(yes), float(no), 0) for yes, no in probs]
 
 
 def classifier_votes(engine: Engine, prompter: Prompter, prompts: Sequence[Sequence[int]], label: str) -> list[Vote]:
-  """ORM: sigmoid of the logit of the class token (paper, equation 1), one vote a prompt."""
-  logits, _ = engine.read(prompts, (prompter.tokenizer.cls_id,), label)
+  """ORM: sigmoid of the logit of the class token (paper, equation 1), one vote per prompt."""
+  logits = engine.next_token_logits(prompts, (prompter.tokenizer.cls_id,), label)
   yes = 1 / (1 + np.exp(-logits[:, 0].astype(np.float64)))
   return [Vote("ok", float(p), float(1 - p), 0) for p in yes]
 
@@ -28,7 +28,7 @@ def classifier_votes(engine: Engine, prompter: Prompter, prompts: Sequence[Seque
 def likelihood_votes(
   engine: Engine, prompts: Sequence[Sequence[int]], solutions: Sequence[Sequence[int]], label: str
 ) -> list[Vote]:
-  """DPO: p(y | x), one vote a prompt, as V-STaR ranks solutions (Hosseini et al. 2024, section 3.1).
+  """DPO: p(y | x), one vote per prompt, as V-STaR ranks solutions (Hosseini et al. 2024, section 3.1).
 
   A float64 tells likelihoods apart down to log p = -708, and below -745 all are 0: solutions less likely than that,
   hundreds of tokens of a model that is unsure of each, come out equal.
@@ -44,7 +44,7 @@ def rationale_votes(
   settings: SampleConfig,
   label: str,
 ) -> list[list[Vote]]:
-  """GenRM-CoT: K rationales a prompt, p(Yes) read where each poses the verdict question (paper, equation 6).
+  """GenRM-CoT: K rationales per prompt, p(Yes) read where each poses the verdict question (paper, equation 6).
 
   Args:
     engine: the verifier.
@@ -57,35 +57,36 @@ def rationale_votes(
   Returns:
     K votes for each prompt; text/verdicts.py defines their states.
   """
-  watch = (prompter.yes_id, prompter.no_id)
-  rollouts = engine.write(prompts, keys, settings, watch, label)
+  tracked = (prompter.yes_id, prompter.no_id)
+  rollouts = engine.generate(prompts, keys, settings, tracked, label)
   votes: list[list[Vote | None]] = []
   forced: list[tuple[int, int, list[int]]] = []
-  for i, (prompt, rolled) in enumerate(zip(prompts, rollouts, strict=True)):
-    mine: list[Vote | None] = []
-    for ids, watched in rolled:
+  for i, prompt in enumerate(prompts):
+    prompt_votes: list[Vote | None] = []
+    for rollout in rollouts[i]:
+      ids = rollout.ids
       reading = read_rationale(ids, prompter, engine.max_tokens - len(prompt) - len(ids))
       if reading.state == "forced":
-        forced.append((i, len(mine), [*prompt, *ids, *reading.suffix]))
-      mine.append(_vote(reading, ids, watched, prompter))
-    votes.append(mine)
+        forced.append((i, len(prompt_votes), [*prompt, *ids, *reading.suffix]))
+      prompt_votes.append(_vote(reading, rollout, prompter))
+    votes.append(prompt_votes)
   if forced:
-    _, probs = engine.read([ids for *_, ids in forced], watch, f"{label}, forced verdicts")
+    probs = engine.next_token_probs([ids for *_, ids in forced], tracked, f"{label}, forced verdicts")
     for (i, k, _), (yes, no) in zip(forced, probs, strict=True):
-      sampled = rollouts[i][k][0]
+      sampled = rollouts[i][k].ids
       votes[i][k] = Vote("forced", float(yes), float(no), len(sampled), prompter.tokenizer.decode(sampled))
-  return [[v for v in mine if v is not None] for mine in votes]
+  return [[v for v in prompt_votes if v is not None] for prompt_votes in votes]
 
 
-def _vote(reading: Reading, ids: list[int], watched: np.ndarray, prompter: Prompter) -> Vote | None:
+def _vote(reading: Reading, rollout: Rollout, prompter: Prompter) -> Vote | None:
   """The vote of a reading; None for a forced one, which is read in a further pass."""
   if reading.state == "forced":
     return None
-  text = prompter.tokenizer.decode(ids)
+  text = prompter.tokenizer.decode(rollout.ids)
   if reading.verdict_index is None:
-    return Vote(reading.state, None, None, len(ids), text)
-  yes, no = watched[reading.verdict_index]
-  return Vote(reading.state, float(yes), float(no), len(ids), text)
+    return Vote(reading.state, None, None, len(rollout.ids), text)
+  yes, no = rollout.tracked_probs[reading.verdict_index]
+  return Vote(reading.state, float(yes), float(no), len(rollout.ids), text)
 
 
 def value(votes: Sequence[Vote]) -> float | None:

@@ -57,7 +57,7 @@ def test_the_judge_votes_on_rationales_that_it_samples():
       # Of a text with special tokens, which it does not show, the tokens are not known here.
       if v.state == "forced" and "?" not in v.text and len(CHAR.encode(v.text)) == v.num_tokens:
         ids = [*PROMPTER.cot(question, c.text), *CHAR.encode(v.text + "?")]
-        _, ((yes, _),) = _engine().read([ids], (PROMPTER.yes_id, PROMPTER.no_id), "read")
+        ((yes, _),) = _engine().next_token_probs([ids], (PROMPTER.yes_id, PROMPTER.no_id), "probs")
         assert v.p_yes == pytest.approx(yes, rel=1e-4)
         forced += 1
   assert forced > 3
