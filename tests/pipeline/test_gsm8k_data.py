@@ -13,6 +13,7 @@ from experiments import gsm8k
 from experiments.configs import gsm8k as configs
 from genrm_jax import verifiers
 from genrm_jax.data import jsonl
+from genrm_jax.infer.engine import Rollout
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
@@ -109,10 +110,10 @@ class Grader:
   def __init__(self, tokenizer):
     self.tokenizer, self.asked = tokenizer, []
 
-  def write(self, prompts, keys, settings, watch, label):
+  def generate(self, prompts, keys, settings, tracked, label):
     assert keys.shape == (len(prompts), 1)
     self.asked += [self.tokenizer.decode(ids) for ids in prompts]
-    return [[(self.tokenizer.encode(f"It adds up.\n\n{ASK} Yes"), None)] for _ in prompts]
+    return [[Rollout(self.tokenizer.encode(f"It adds up.\n\n{ASK} Yes"), np.zeros(0))] for _ in prompts]
 
 
 @pytest.mark.parametrize("way", ["reference", "plain"])

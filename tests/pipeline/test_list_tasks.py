@@ -10,6 +10,7 @@ import pytest
 from experiments.configs import last_letter, word_sorting
 from genrm_jax import verifiers
 from genrm_jax.data import jsonl, packing
+from genrm_jax.infer.engine import Rollout
 from genrm_jax.model import gemma
 from genrm_jax.pipeline import list_tasks, scoring, verifier_stages
 from genrm_jax.pipeline import stages as staging
@@ -53,10 +54,10 @@ class Writer:
     self.max_tokens = 384
     self.asked = []
 
-  def write(self, prompts, keys, settings, watch, label):
+  def generate(self, prompts, keys, settings, tracked, label):
     self.asked += [self.tokenizer.decode(ids) for ids in prompts]
     texts = [[self.answer(self.tokenizer.decode(ids), i) for i in range(keys.shape[1])] for ids in prompts]
-    return [[(self.tokenizer.encode(text), None) for text in row] for row in texts]
+    return [[Rollout(self.tokenizer.encode(text), np.zeros(0)) for text in row] for row in texts]
 
 
 def _letters(prompt, i):
