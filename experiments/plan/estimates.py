@@ -87,7 +87,7 @@ def scoring(
   """
   of_a_host, host = math.ceil(num_solutions / where.num_hosts), where.of_one_host
   model, texts = sizes.model_config(config), sizes.lengths(config)
-  rows, width = programs.rows_per_batch(config, mesh), programs.padded(texts.prompt)
+  rows, width = programs.rows_per_batch(config, mesh), programs.padded(config, texts.prompt)
   num_prompts = programs.prompts_per_read(rows, mesh) if verifier.writes_rationales else rows
   work = costs.read_work(model, num_prompts, width, mesh)
   read = _estimate(f"reading {num_prompts} prompts of {width} tokens", work, host, num_prompts * width)
@@ -95,7 +95,7 @@ def scoring(
   if not verifier.writes_rationales:
     return [read], Total(f"scoring {num_solutions:,} solutions", seconds / 3600)
   sampling = programs.sample_config(config, verifier)
-  slots = programs.padded(texts.longest_prompt) + programs.padded(sampling.max_new_tokens)
+  slots = programs.padded(config, texts.longest_prompt + sampling.max_new_tokens)
   work = costs.write_work(model, rows, slots, mesh)
   write = _estimate(f"writing a token in each of {rows} rows", work, host, rows)
   # Each time that some rows have ended, the cache is read and written anew, and others take their place.

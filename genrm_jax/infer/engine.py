@@ -1,242 +1,280 @@
-"""The model on devices as the rest sees it: texts go in, in batches, and what is read or written comes out.
+"""Batched inference engine: next-token probabilities, log-likelihoods and sampling.
 
-`Engine` is what the rest calls: token ids in, token ids out, for any number of prompts of any lengths. It sorts prompts
-by length, pads them to a few widths (one compilation each), and gives results back in the order of the input.
+Token ids in, numbers or token ids out, for any number of prompts of any length. Prompts are sorted by length and padded
+to one of a few widths, each compiled once; results are returned in the order of the input.
 """
 
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from genrm_jax.infer import slots
 from genrm_jax.infer.sampling import SampleConfig
-from genrm_jax.infer.scheduler import Text, Texts
-from genrm_jax.infer.slots import last_hidden, layout
+from genrm_jax.infer.scheduler import Branch, Scheduler
+from genrm_jax.infer.slots import last_hidden, positions_and_segments
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.runtime import distributed, sharding
+from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress
 
 _NEVER = np.int32(2**31 - 1)
-_WIDTH_STEP = 32  # prompts and continuations are padded to a multiple of it
-# Decoding is interrupted when one row in so many has ended: more often with a greater number, and with a smaller one
-# more rows are idle.
-_REFILLS = 8
+_WIDTH_MULTIPLE = 32
+# Decoding pauses when this fraction of the slots is free. A smaller one pauses more often; a larger one idles more.
+_REFILL_FRACTION = 1 / 8
 
 
-@functools.partial(jax.jit, static_argnames=("config", "watch"))
-def read_next(params, tokens_BT, length_B, *, config: ModelConfig, watch: tuple[int, ...]):
-  """Logits and probabilities (full vocabulary) of the watched tokens after each row: two f32[B, W]."""
-  x_BTD, _ = gemma.forward(params, config, tokens_BT, *layout(tokens_BT, length_B))
-  logits_BV = gemma.unembed(params, config, last_hidden(x_BTD, length_B))
-  ids = jnp.asarray(watch)
-  return logits_BV[:, ids], jax.nn.softmax(logits_BV, axis=-1)[:, ids]
+def buckets(max_tokens: int) -> list[int]:
+  """Widths to which up to `max_tokens` tokens are padded: 32, 64, 96, 128, 192, 256, 384, ..., and the largest.
 
-
-@functools.partial(jax.jit, static_argnames=("config", "num_places"))
-def read_places(params, tokens_BT, length_B, start_B, *, config: ModelConfig, num_places: int):
-  """log p of each row's tokens from place `start_B` on, f32[B, num_places], 0 beyond the row's end.
-
-  Logits are computed where such a token is predicted, and for `_WIDTH_STEP` places at a time: with a vocabulary of 256k
-  those of a long solution would not fit.
+  They are the multiples of 32 that are 1 or 1.5 times a power of two, below `max_tokens` rounded up to a multiple of
+  32, which is the last.
   """
-  x_BTD, _ = gemma.forward(params, config, tokens_BT, *layout(tokens_BT, length_B))
-  places_BM = start_B[:, None] + jnp.arange(num_places)
+  largest = _round_up(max_tokens, _WIDTH_MULTIPLE)
+  powers = [2**i for i in range(largest.bit_length())]
+  widths = {width for power in powers for width in (power, 3 * power // 2) if width % _WIDTH_MULTIPLE == 0}
+  return [*sorted(width for width in widths if width < largest), largest]
+
+
+def bucket(num_tokens: int, max_tokens: int) -> int:
+  """The least of `buckets(max_tokens)` that holds `num_tokens`, which is at most `max_tokens`."""
+  return next(width for width in buckets(max_tokens) if width >= num_tokens)
+
+
+def refill_size(num_slots: int, num_shards: int) -> int:
+  """Slots that are refilled at a time, and prompts per prefill: an eighth of the slots, in whole batch shards."""
+  return _round_up(math.ceil(num_slots * _REFILL_FRACTION), num_shards)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "token_ids"))
+def next_token_probs(params, tokens_BT, length_B, *, config: ModelConfig, token_ids: tuple[int, ...]):
+  """Probabilities of the token ids after each row, over the full vocabulary: f32[B, W]."""
+  x_BTD, _ = gemma.forward(params, config, tokens_BT, *positions_and_segments(tokens_BT, length_B))
+  logits_BV = gemma.unembed(params, config, last_hidden(x_BTD, length_B))
+  return jax.nn.softmax(logits_BV, axis=-1)[:, jnp.asarray(token_ids)]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "token_ids"))
+def next_token_logits(params, tokens_BT, length_B, *, config: ModelConfig, token_ids: tuple[int, ...]):
+  """Logits of the token ids after each row, f32[B, W], and of no others."""
+  x_BTD, _ = gemma.forward(params, config, tokens_BT, *positions_and_segments(tokens_BT, length_B))
+  return gemma.unembed(params, config, last_hidden(x_BTD, length_B), token_ids)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def log_probs_from(params, tokens_BT, length_B, start_B, num_blocks, *, config: ModelConfig):
+  """log p of the tokens of each row from place `start_B` on, f32[B, T], moved to the left; 0 beyond the row's end.
+
+  Only the logits that predict such a token are computed, `num_blocks` times for 32 places: for a long solution and a
+  vocabulary of 256k they would not fit into memory at once.
+  """
+  x_BTD, _ = gemma.forward(params, config, tokens_BT, *positions_and_segments(tokens_BT, length_B))
   last = tokens_BT.shape[1] - 1
 
-  def some(first):
-    at_BM = jax.lax.dynamic_slice_in_dim(places_BM, first, _WIDTH_STEP, axis=1)
-    x_BMD = jnp.take_along_axis(x_BTD, jnp.clip(at_BM - 1, 0, last)[..., None], axis=1)
+  def add_block(index, logp_BT):
+    first = index * _WIDTH_MULTIPLE
+    place_BM = start_B[:, None] + first + jnp.arange(_WIDTH_MULTIPLE)
+    x_BMD = jnp.take_along_axis(x_BTD, jnp.clip(place_BM - 1, 0, last)[..., None], axis=1)
     logp_BMV = jax.nn.log_softmax(gemma.unembed(params, config, x_BMD), axis=-1)
-    target_BM = jnp.take_along_axis(tokens_BT, jnp.minimum(at_BM, last), axis=1)
+    target_BM = jnp.take_along_axis(tokens_BT, jnp.minimum(place_BM, last), axis=1)
     logp_BM = jnp.take_along_axis(logp_BMV, target_BM[..., None], axis=-1)[..., 0]
-    return jnp.where(at_BM < length_B[:, None], logp_BM, 0.0)
+    logp_BM = jnp.where(place_BM < length_B[:, None], logp_BM, 0.0)
+    return jax.lax.dynamic_update_slice_in_dim(logp_BT, logp_BM, first, axis=1)
 
-  logp_CBM = jax.lax.map(some, jnp.arange(0, num_places, _WIDTH_STEP))
-  return jnp.moveaxis(logp_CBM, 0, 1).reshape(places_BM.shape)
+  return jax.lax.fori_loop(0, num_blocks, add_block, jnp.zeros(tokens_BT.shape, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """One sample: its token ids, and the probabilities of the tracked tokens at each of them, f32[len(ids), W].
+
+  The probabilities are over the full vocabulary, at temperature 1.
+  """
+
+  ids: list[int]
+  tracked_probs: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-  """A model ready to read and to write: parameters on a mesh, and how many rows go through it at a time.
+  """A model on a mesh, ready for inference.
 
-  `max_tokens` is the context: the longest prompt with all that is sampled after it. Where many processes each have an
-  engine on devices of their own, `shares_out` gives each of them its part of the prompts, and all of them the results.
+  Attributes:
+    params: laid out on `mesh`.
+    config: the model.
+    mesh: devices of this process.
+    end_id: the token that ends a rollout.
+    rows_per_batch: prompts, or rollouts being decoded, that go through the model at a time; rounded up to whole batch
+      shards.
+    max_tokens: the context: a prompt and all tokens after it.
   """
 
   params: Any
   config: ModelConfig
   mesh: Mesh
-  eos_id: int
+  end_id: int
   rows_per_batch: int
   max_tokens: int
-  shares_out: bool = False
 
-  def read(self, prompts: Sequence[Sequence[int]], watch: tuple[int, ...], label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and probabilities of the watched tokens after each prompt, f32[n, W] each, in one pass."""
-    self._check(prompts, [0] * len(prompts))
+  def next_token_probs(self, prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...], label: str) -> np.ndarray:
+    """Probabilities of the token ids after each prompt, over the full vocabulary: f32[n, W]."""
+    return self._next_token(next_token_probs, prompts, token_ids, label)
 
-    def some(mine: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-      logits = np.zeros((len(mine), len(watch)), np.float32)
-      probs = np.zeros_like(logits)
-      with progress(label, len(mine)) as advance, jax.set_mesh(self.mesh):
-        for index, tokens, length in self._batches([prompts[i] for i in mine], self.rows_per_batch):
-          z, p = read_next(self.params, *self._put(tokens, length), config=self.config, watch=watch)
-          logits[index], probs[index] = np.asarray(z)[: len(index)], np.asarray(p)[: len(index)]
-          advance(len(index))
-      return list(zip(logits, probs, strict=True))
-
-    both = np.asarray(self._each(some, len(prompts)), np.float32).reshape(len(prompts), 2, len(watch))
-    return both[:, 0], both[:, 1]
+  def next_token_logits(self, prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...], label: str) -> np.ndarray:
+    """Logits of the token ids after each prompt, f32[n, W]."""
+    return self._next_token(next_token_logits, prompts, token_ids, label)
 
   def log_likelihood(
     self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], label: str
   ) -> np.ndarray:
-    """log p(continuation | prompt), summed over its tokens: f64[n], in one pass."""
+    """log p(continuation | prompt), summed over the tokens of the continuation: f64[n]."""
     self._check(prompts, [len(c) for c in continuations])
+    sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
+    out = np.zeros(len(prompts), np.float64)
+    with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
+      for index, tokens, length in self._batches(sequences):
+        start = length.copy()  # empty rows have nothing to read
+        start[: len(index)] = [len(prompts[i]) for i in index]
+        num_blocks = np.int32(math.ceil(max(length - start) / _WIDTH_MULTIPLE))
+        logp = log_probs_from(self.params, *self._put(tokens, length, start), num_blocks, config=self.config)
+        out[index] = np.sum(np.asarray(logp)[: len(index)], axis=1, dtype=np.float64)
+        advance(len(index))
+    return out
 
-    def some(mine: list[int]) -> list[float]:
-      out = np.zeros(len(mine), np.float64)
-      whole = [[*prompts[i], *continuations[i]] for i in mine]
-      with progress(label, len(mine)) as advance, jax.set_mesh(self.mesh):
-        for index, tokens, length in self._batches(whole, self.rows_per_batch):
-          start = np.zeros_like(length)
-          start[: len(index)] = [len(prompts[mine[i]]) for i in index]
-          logp = read_places(
-            self.params,
-            *self._put(tokens, length, start),
-            config=self.config,
-            num_places=_round_up(int(max(length - start))),
-          )
-          out[index] = np.sum(np.asarray(logp)[: len(index)], axis=1, dtype=np.float64)
-          advance(len(index))
-      return out.tolist()
-
-    return np.asarray(self._each(some, len(prompts)), np.float64)
-
-  def write(
-    self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, watch: tuple[int, ...], label: str
-  ) -> list[list[tuple[list[int], np.ndarray]]]:
-    """Samples from every prompt as many rollouts as there are keys for it.
+  def generate(
+    self,
+    prompts: Sequence[Sequence[int]],
+    keys: jax.Array,
+    settings: SampleConfig,
+    tracked: tuple[int, ...],
+    label: str,
+  ) -> list[list[Rollout]]:
+    """Samples R rollouts of each prompt, one per key.
 
     Args:
       prompts: n prompts.
       keys: key[n, R].
-      settings: temperature and its kin.
-      watch: token ids whose probability is recorded.
+      settings: temperature, top-k, top-p and the most new tokens.
+      tracked: token ids whose probabilities are recorded.
       label: of the progress bar.
 
     Returns:
-      For each prompt its R rollouts: sampled ids, and f32[len(ids), W].
+      R rollouts per prompt, which end with `end_id` or at the most new tokens.
     """
     self._check(prompts, [settings.max_new_tokens] * len(prompts))
+    num_rollouts = keys.shape[1]
+    rollouts: dict[tuple[int, int], Rollout] = {}
+    num_missing = [num_rollouts] * len(prompts)
+    with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
+      for branch in self._finished_branches(prompts, keys, settings, tracked):
+        for r in branch.rollouts:
+          rollouts[branch.prompt, r] = Rollout(branch.ids, branch.tracked_probs)
+        num_missing[branch.prompt] -= len(branch.rollouts)
+        advance(int(num_missing[branch.prompt] == 0))
+    return [[rollouts[i, r] for r in range(num_rollouts)] for i in range(len(prompts))]
 
-    def some(mine: list[int]) -> list[list[Any]]:
-      out: list[list[Any]] = [[None] * keys.shape[1] for _ in mine]
-      mine_keys = keys[np.asarray(mine, np.int32)]
-      with progress(label, len(mine)) as advance, jax.set_mesh(self.mesh):
-        missing = [keys.shape[1]] * len(mine)
-        for i, rollouts, ids, watched in self._rollouts([prompts[i] for i in mine], mine_keys, settings, watch):
-          for r in rollouts:
-            out[i][r] = ids, watched
-          missing[i] -= len(rollouts)
-          advance(int(missing[i] == 0))
-      return out
+  def _next_token(
+    self, function: Callable[..., jax.Array], prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...], label: str
+  ) -> np.ndarray:
+    self._check(prompts, [0] * len(prompts))
+    out = np.zeros((len(prompts), len(token_ids)), np.float32)
+    with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
+      for index, tokens, length in self._batches(prompts):
+        values = function(self.params, *self._put(tokens, length), config=self.config, token_ids=token_ids)
+        out[index] = np.asarray(values)[: len(index)]
+        advance(len(index))
+    return out
 
-    return self._each(some, len(prompts))
-
-  def _each(self, work: Callable[[list[int]], list[Any]], number: int) -> list[Any]:
-    """The results of all prompts, by their indices; of which this process does its part, or all."""
-    return distributed.share_out(work, number) if self.shares_out else work(list(range(number)))
-
-  def _rollouts(
-    self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, watch: tuple[int, ...]
-  ) -> Iterator[tuple[int, list[int], list[int], np.ndarray]]:
-    """Gives (prompt, rollouts, sampled ids, watched), each rollout once, in the order in which texts end."""
-    if not prompts or not keys.shape[1]:
+  def _finished_branches(
+    self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, tracked: tuple[int, ...]
+  ) -> Iterator[Branch]:
+    """Yields branches as they finish; each rollout is in one of them."""
+    num_rollouts = keys.shape[1]
+    if not prompts or not num_rollouts:
       return
-    num_rows, num_rollouts = self._whole_shards(self.rows_per_batch), keys.shape[1]
-    num_ended = self._whole_shards(-(-num_rows // _REFILLS))
-    # The shortest is read first: what waits holds no memory on the devices, and batches hold little padding.
-    waiting = collections.deque(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)))
-    rows = slots.free_rows(
-      num_rows=num_rows,
+    num_slots = _round_up(self.rows_per_batch, self._num_shards())
+    num_refilled = refill_size(num_slots, self._num_shards())
+    # Shortest first: a batch of prompts of similar length has little padding.
+    queue = collections.deque(_by_length(prompts))
+    state = slots.init(
+      num_slots=num_slots,
       num_rollouts=num_rollouts,
-      max_len=_round_up(max(map(len, prompts))) + _round_up(settings.max_new_tokens),
+      max_len=bucket(max(map(len, prompts)) + settings.max_new_tokens, self.max_tokens),
       max_new_tokens=settings.max_new_tokens,
-      num_watched=len(watch),
+      num_tracked=len(tracked),
       config=self.config,
     )
-    texts = Texts(num_rows, self._num_shards(), keys)
+    scheduler = Scheduler(num_slots, self._num_shards(), keys)
     while True:
-      free = texts.free()
-      if waiting and len(free) >= num_ended:
-        taken = [waiting.popleft() for _ in range(min(num_ended, len(waiting)))]
-        width = _round_up(len(prompts[taken[-1]]))
-        tokens, length = _padded([prompts[i] for i in taken], num_ended, width)
-        source_of_row = np.full(num_rows, -1, np.int32)
-        for place, (row, i) in enumerate(zip(free, taken, strict=False)):
-          source_of_row[row] = place
-          texts.hold(row, Text(i, list(range(num_rollouts)), [], np.zeros((0, len(watch)))))
-        read = slots.read(self.params, *self._put(tokens, length), config=self.config)
-        rows = slots.start(rows, read, *self._put(source_of_row), config=self.config)
+      free = scheduler.free_slots()
+      if queue and len(free) >= num_refilled:
+        index = [queue.popleft() for _ in range(min(num_refilled, len(queue)))]
+        source_B = np.full(num_slots, -1, np.int32)
+        source_B[free[: len(index)]] = np.arange(len(index))
+        for slot, i in zip(free, index, strict=False):
+          scheduler.assign(slot, Branch(i, list(range(num_rollouts)), [], np.zeros((0, len(tracked)), np.float32)))
+        padded = self._padded([prompts[i] for i in index], num_refilled)
+        prefilled = slots.prefill(self.params, *self._put(*padded), config=self.config)
+        state = slots.insert(state, prefilled, *self._put(source_B), config=self.config)
         continue
-      rows = self._resume(rows, texts.take_up(free if len(free) >= num_ended else []), texts, prompts)
-      if not texts.held:
+      sources = scheduler.resume_pending(free if len(free) >= num_refilled else [])
+      state = self._resumed(state, sources, scheduler, prompts)
+      if not scheduler.active:
         return
 
-      num_held = len(texts.held)
-      num_free = num_rows - num_held
-      keys_RF = jax.random.wrap_key_data(*self._put(texts.key_of_row), impl=jax.random.key_impl(keys))
-      rows, sampled = slots.decode(
+      num_active = len(scheduler.active)
+      num_free = num_slots - num_active
+      keys_BR = jax.random.wrap_key_data(*self._put(scheduler.keys), impl=jax.random.key_impl(keys))
+      state, sampled = slots.decode(
         self.params,
-        rows,
-        keys_RF,
-        np.int32(num_free + min(num_ended, num_held)),
-        # Prompts that wait need rows. Where none do, what leaves a row may have one while that row still writes.
-        _NEVER if num_free < num_ended else np.int32(min(num_ended, num_held)),
+        state,
+        keys_BR,
+        np.int32(num_free + min(num_refilled, num_active)),
+        # With enough free slots the queue is empty, and rollouts that diverge can move into them.
+        _NEVER if num_free < num_refilled else np.int32(min(num_refilled, num_active)),
         config=self.config,
         settings=settings,
-        eos_id=self.eos_id,
-        watch=watch,
+        end_id=self.end_id,
+        tracked=tracked,
       )
-      for text in texts.collect(jax.device_get(sampled), settings.max_new_tokens, self.eos_id):
-        yield text.prompt, text.rollouts, text.ids, text.watched
+      yield from scheduler.collect(jax.device_get(sampled), settings.max_new_tokens, self.end_id)
 
-  def _resume(
-    self, rows: slots.Rows, source: dict[int, int], texts: Texts, prompts: Sequence[Sequence[int]]
-  ) -> slots.Rows:
-    """The rows that take a text up begin to write it, after the keys and values that they need are copied."""
-    if not source:
-      return rows
-    num_rows = len(texts.left)
-    source_R, kept_R, place_R, token_R = np.arange(num_rows, dtype=np.int32), *np.full((3, num_rows), -1, np.int32)
-    for row, other in source.items():
-      text = texts.held[row]
-      place = len(text.ids) - 1
-      source_R[row], kept_R[row], place_R[row] = other, len(prompts[text.prompt]) + place, place
-      token_R[row] = text.ids[-1]
-    if any(row != other for row, other in source.items()):
-      rows = slots.copy(rows, *self._put(source_R), num_shards=self._num_shards(), config=self.config)
-    return slots.resume(rows, *self._put(kept_R, place_R, token_R))
+  def _resumed(
+    self, state: slots.Slots, sources: dict[int, int], scheduler: Scheduler, prompts: Sequence[Sequence[int]]
+  ) -> slots.Slots:
+    """The slots after those in `sources` have taken up their branches, with copies of keys and values if needed."""
+    if not sources:
+      return state
+    num_slots = len(scheduler.pending)
+    source_B = np.arange(num_slots, dtype=np.int32)
+    kept_B, place_B, token_B = np.full((3, num_slots), -1, np.int32)
+    for slot, source in sources.items():
+      branch = scheduler.active[slot]
+      place = len(branch.ids) - 1
+      source_B[slot], kept_B[slot], place_B[slot] = source, len(prompts[branch.prompt]) + place, place
+      token_B[slot] = branch.ids[-1]
+    if any(slot != source for slot, source in sources.items()):
+      state = slots.fork(state, *self._put(source_B), num_shards=self._num_shards(), config=self.config)
+    return slots.resume(state, *self._put(kept_B, place_B, token_B), config=self.config)
 
   def _num_shards(self) -> int:
-    return sharding.num_shards(sharding.batch_sharding(self.mesh, self.config.rules))
+    return sharding.num_shards(self._batch_sharding())
 
-  def _whole_shards(self, num_rows: int) -> int:
-    """The least number of rows, not below this one, that all batch shards share evenly."""
-    return -(-num_rows // self._num_shards()) * self._num_shards()
+  def _batch_sharding(self) -> NamedSharding:
+    return sharding.batch_sharding(self.mesh, self.config.rules)
 
   def _check(self, prompts: Sequence[Sequence[int]], num_following: Sequence[int]) -> None:
     for i, (prompt, following) in enumerate(zip(prompts, num_following, strict=True)):
+      if not prompt:
+        raise UserError(f"prompt {i} is empty; it needs at least the token that begins a text")
       room = self.max_tokens - following
       if len(prompt) > room:
         raise UserError(
@@ -244,27 +282,30 @@ class Engine:
           f"{self.max_tokens}, which leaves {room} for the prompt. Raise max_tokens, or leave that problem out"
         )
 
-  def _batches(self, prompts: Sequence[Sequence[int]], size: int):
-    """Batches of (indices, tokens[size, T], length[size]), shortest prompts first; further rows are empty."""
-    size = self._whole_shards(size)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    for start in range(0, len(order), size):
-      index = order[start : start + size]
-      mine = [prompts[i] for i in index]
-      yield index, *_padded(mine, size, _round_up(max(map(len, mine))))
+  def _batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Yields (indices, tokens[B, T], length[B]), shortest sequences first; rows beyond the indices are empty."""
+    num_rows = _round_up(self.rows_per_batch, self._num_shards())
+    order = _by_length(sequences)
+    for start in range(0, len(order), num_rows):
+      index = order[start : start + num_rows]
+      yield index, *self._padded([sequences[i] for i in index], num_rows)
 
-  def _put(self, *arrays: np.ndarray):
-    return sharding.host_to_global(arrays, sharding.batch_sharding(self.mesh, self.config.rules))
+  def _padded(self, sequences: Sequence[Sequence[int]], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """tokens[num_rows, T], with T a bucket, and length[num_rows]; rows beyond the sequences are empty."""
+    width = bucket(max(map(len, sequences)), self.max_tokens)
+    tokens, length = np.zeros((num_rows, width), np.int32), np.zeros(num_rows, np.int32)
+    for row, sequence in enumerate(sequences):
+      tokens[row, : len(sequence)] = sequence
+      length[row] = len(sequence)
+    return tokens, length
+
+  def _put(self, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
+    return sharding.host_to_global(arrays, self._batch_sharding())
 
 
-def _padded(prompts: Sequence[Sequence[int]], num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-  """tokens[num_rows, width] and length[num_rows]; rows beyond the prompts are empty."""
-  tokens, length = np.zeros((num_rows, width), np.int32), np.zeros(num_rows, np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, : len(prompt)] = prompt
-    length[row] = len(prompt)
-  return tokens, length
+def _by_length(sequences: Sequence[Sequence[int]]) -> list[int]:
+  return sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
 
 
-def _round_up(n: int) -> int:
-  return -(-n // _WIDTH_STEP) * _WIDTH_STEP
+def _round_up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple

@@ -1,11 +1,13 @@
-"""Which text each row of the batch writes, and which have left it and wait for a row.
+"""Continuous batching: finished slots are refilled from the queue.
 
-    row 0 writes       3mike:mm+ai<5     rollouts 1, 4
-    what has left it   3mike:-           rollout 3
-                       3mike:mm-         rollout 2
+The scheduler knows which branch each slot decodes, and which branches have diverged from it and wait for a slot:
 
-When a row has ended, it takes up what has left it last: before that place it still has all that was read and written.
-Rows that are free take up what has left others first, after a copy.
+    slot 0 decodes   3mike:mm+ai<5     rollouts 1, 4
+    pending          3mike:-           rollout 3
+                     3mike:mm-         rollout 2
+
+A finished slot resumes the branch that diverged from it last, whose keys and values it still holds. Free slots fork the
+branches that diverged first.
 """
 
 import dataclasses
@@ -13,79 +15,90 @@ import dataclasses
 import jax
 import numpy as np
 
-from genrm_jax.infer.slots import Rollouts
+from genrm_jax.infer.slots import Sampled
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-  """What has been sampled after a prompt, f32[n, W] of it, and the rollouts that begin with it."""
+class Branch:
+  """Tokens sampled after a prompt, the tracked probabilities f32[n, W] at each, and the rollouts that share them."""
 
   prompt: int
   rollouts: list[int]
   ids: list[int]
-  watched: np.ndarray
+  tracked_probs: np.ndarray
 
-  def then(self, rollouts: list[int], ids: list[int], watched: np.ndarray) -> "Text":
-    return Text(self.prompt, rollouts, [*self.ids, *ids], np.concatenate([self.watched, watched]))
+  def extended(self, rollouts: list[int], ids: list[int], tracked_probs: np.ndarray) -> "Branch":
+    """The branch of some of its rollouts with further tokens."""
+    return Branch(self.prompt, rollouts, [*self.ids, *ids], np.concatenate([self.tracked_probs, tracked_probs]))
 
 
-class Texts:
-  """The texts of a batch. `keys` are those of all rollouts, key[prompts, R]."""
+class Scheduler:
+  """Assigns branches to slots.
 
-  def __init__(self, num_rows: int, num_shards: int, keys: jax.Array):
-    self.held: dict[int, Text] = {}  # by row
-    self.left: list[list[Text]] = [[] for _ in range(num_rows)]  # of each row, those that have left it last at the end
-    self._per_shard = num_rows // num_shards
-    self._key_data = np.asarray(jax.random.key_data(keys))
-    self.key_of_row = np.zeros((num_rows, *self._key_data.shape[1:]), self._key_data.dtype)
-    self._has_left = np.zeros(self.key_of_row.shape[:2], bool)  # rollouts of the text that are known to have left it
+  Attributes:
+    active: the branch of each slot in use.
+    pending: per slot, the branches that diverged from it, the latest last.
+    keys: raw keys of the rollouts in each slot, [B, R, ...].
+  """
 
-  def free(self) -> list[int]:
-    return [row for row, left in enumerate(self.left) if row not in self.held and not left]
+  def __init__(self, num_slots: int, num_shards: int, keys_PR: jax.Array):
+    self.active: dict[int, Branch] = {}
+    self.pending: list[list[Branch]] = [[] for _ in range(num_slots)]
+    self._slots_per_shard = num_slots // num_shards
+    self._rollout_keys = np.asarray(jax.random.key_data(keys_PR))
+    self.keys = np.zeros((num_slots, *self._rollout_keys.shape[1:]), self._rollout_keys.dtype)
+    self._diverged_BR = np.zeros(self.keys.shape[:2], bool)
 
-  def hold(self, row: int, text: Text) -> None:
-    """The row is to write this text."""
-    self.held[row] = text
-    self._has_left[row] = False
-    # What is not taken by a rollout of its own goes with the first.
-    self.key_of_row[row] = self._key_data[text.prompt, text.rollouts[0]]
-    self.key_of_row[row, : len(text.rollouts)] = self._key_data[text.prompt, text.rollouts]
+  def free_slots(self) -> list[int]:
+    """Slots without an active or a pending branch."""
+    return [slot for slot, pending in enumerate(self.pending) if slot not in self.active and not pending]
 
-  def collect(self, sampled: Rollouts, max_new_tokens: int, eos_id: int) -> list[Text]:
-    """Takes from the rows what has left them, and those which have ended; returns what is at its end."""
-    whole: list[Text] = []
-    ids_RT, watched_RTW = np.asarray(sampled.ids), np.asarray(sampled.watched)
-    left_at_RF, left_with_RF = np.asarray(sampled.left_at), np.asarray(sampled.left_with)
-    new_RF = (left_at_RF >= 0) & ~self._has_left
-    self._has_left |= new_RF
-    for row, text in list(self.held.items()):
-      before = len(text.ids)
-      parted: dict[tuple[int, int], list[int]] = {}
-      for f in np.flatnonzero(new_RF[row]).tolist():
-        parted.setdefault((int(left_at_RF[row, f]), int(left_with_RF[row, f])), []).append(text.rollouts[f])
-      for (place, token), rollouts in sorted(parted.items()):
-        ids = [*ids_RT[row, before:place].tolist(), token]
-        own = text.then(rollouts, ids, watched_RTW[row, before : place + 1])
-        has_ended = token == eos_id or len(own.ids) == max_new_tokens
-        (whole if has_ended else self.left[row]).append(own)
-      if not sampled.live[row]:
-        stayed = [r for f, r in enumerate(text.rollouts) if not self._has_left[row, f]]
-        end = int(sampled.length[row])
-        whole.append(text.then(stayed, ids_RT[row, before:end].tolist(), watched_RTW[row, before:end]))
-        del self.held[row]
-    return whole
+  def assign(self, slot: int, branch: Branch) -> None:
+    self.active[slot] = branch
+    self._diverged_BR[slot] = False
+    # Places without a rollout repeat the first, from which the slot never diverges.
+    self.keys[slot] = self._rollout_keys[branch.prompt, branch.rollouts[0]]
+    self.keys[slot, : len(branch.rollouts)] = self._rollout_keys[branch.prompt, branch.rollouts]
 
-  def take_up(self, free: list[int]) -> dict[int, int]:
-    """Rows that have ended, and these that are free, take up what has left a row: {row: the row that it has left}."""
-    source = {}
-    for row, left in enumerate(self.left):
-      if left and row not in self.held:
-        source[row] = row
-        self.hold(row, left.pop())
-    for row in free:
-      shard = row // self._per_shard * self._per_shard
-      most = max(range(shard, shard + self._per_shard), key=lambda other: len(self.left[other]))
-      if self.left[most]:
-        source[row] = most
-        self.hold(row, self.left[most].pop(0))
-    return source
+  def collect(self, sampled: Sampled, max_new_tokens: int, end_id: int) -> list[Branch]:
+    """Updates the branches after a decoding call (`sampled` on the host); returns those that are finished."""
+    finished: list[Branch] = []
+    ids_BT, probs_BTW = np.asarray(sampled.ids), np.asarray(sampled.tracked_probs)
+    places_BR, tokens_BR = np.asarray(sampled.diverged_at), np.asarray(sampled.diverged_token)
+    new_BR = (places_BR >= 0) & ~self._diverged_BR
+    self._diverged_BR |= new_BR
+    for slot, branch in list(self.active.items()):
+      start = len(branch.ids)
+      diverged: dict[tuple[int, int], list[int]] = {}
+      for r in np.flatnonzero(new_BR[slot]).tolist():
+        diverged.setdefault((int(places_BR[slot, r]), int(tokens_BR[slot, r])), []).append(branch.rollouts[r])
+      for (place, token), rollouts in sorted(diverged.items()):
+        ids = [*ids_BT[slot, start:place].tolist(), token]
+        other = branch.extended(rollouts, ids, probs_BTW[slot, start : place + 1])
+        is_finished = token == end_id or len(other.ids) == max_new_tokens
+        (finished if is_finished else self.pending[slot]).append(other)
+      if not sampled.live[slot]:
+        followers = [rollout for r, rollout in enumerate(branch.rollouts) if not self._diverged_BR[slot, r]]
+        end = int(sampled.length[slot])
+        finished.append(branch.extended(followers, ids_BT[slot, start:end].tolist(), probs_BTW[slot, start:end]))
+        del self.active[slot]
+    return finished
+
+  def resume_pending(self, free: list[int]) -> dict[int, int]:
+    """Assigns pending branches to the slots that they diverged from, if finished, and to the free slots given.
+
+    Returns:
+      For each slot that resumes a branch the slot, of the same batch shard, that the branch diverged from.
+    """
+    sources = {}
+    for slot, pending in enumerate(self.pending):
+      if pending and slot not in self.active:
+        sources[slot] = slot
+        self.assign(slot, pending.pop())
+    for slot in free:
+      first = slot // self._slots_per_shard * self._slots_per_shard
+      fullest = max(range(first, first + self._slots_per_shard), key=lambda other: len(self.pending[other]))
+      if self.pending[fullest]:
+        sources[slot] = fullest
+        self.assign(slot, self.pending[fullest].pop(0))
+    return sources

@@ -1,237 +1,251 @@
-"""Rollouts that enter and leave the batch: a row that has ended makes room for what waits.
+"""The decoding batch: prompts are inserted into free slots, decoded, and leave their slots when they are finished.
 
-    read    prompts c, d                           their keys and values, computed once
-    start   rows   a b .  .    ->   a b c d
-    decode  rows   a b c d     ->   . b . d        until enough have ended
+    prefill  prompts c, d                        keys and values, computed once per prompt
+    insert   slots   a b . .    ->   a b c d
+    decode   slots   a b c d    ->   . b . d     until enough slots are free
 
-A row writes one text. All rollouts of its prompt go with it while they draw the tokens that it writes, each with its
-own key; of one that draws another, place and token are recorded, and that it can go on from, with all that the row has
-read and written before:
+A slot decodes one sequence. All rollouts of its prompt share the slot as long as they sample the same tokens, each with
+its own key. Where a rollout samples a different token it diverges: the slot records the place and the token, and the
+rollout is resumed later from the keys and values that the slot already holds:
 
-    row             3mike:mm+ai<
-    rollout 1       3mike:mm+ai<      goes with it to the end
-    rollout 2       3mike:mm-         leaves it at place 8, with "-"
-    resume          3mike:mm-         the row keeps 8 places, and writes what rollout 2 draws
-    copy            3mike:mm          or another row, that is free, does, after a copy of the row
+    slot           3mike:mm+ai<
+    rollout 1      3mike:mm+ai<      follows the slot to the end
+    rollout 2      3mike:mm-         diverges at place 8 with "-"
+    resume         3mike:mm-         the slot, once finished, keeps 8 places and continues rollout 2
+    fork           3mike:mm          or a free slot does, with a copy of those keys and values
 
-So what rollouts have in common is computed once, and each is what it would be by itself. Rows know nothing of each
-other: each has its own prompt, keys and count of tokens. Shapes never depend on which rows are taken, so each function
-compiles once for a width.
+Common prefixes are thus computed once, and each rollout is what it would be alone. Slots are independent: each has its
+own prompt, keys and length. Shapes do not depend on which slots are in use, so each function compiles once per width.
+
+Axes: B slots, P prompts that are prefilled together, R rollouts per prompt, T tokens, W tracked tokens, D model.
 """
 
 import dataclasses
 import functools
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from genrm_jax.infer.sampling import SampleConfig, sample
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.pytrees import KVCache
-from genrm_jax.runtime.sharding import DEFAULT_RULES, constrain
+from genrm_jax.runtime.sharding import constrain
 
 
 @flax.struct.dataclass
-class Prompts:
-  """Prompts that have been read."""
+class Prefilled:
+  """Prompts whose keys and values are computed."""
 
-  cache: KVCache  # B rows
-  x_BD: jax.Array  # the hidden state after each
-
-
-@flax.struct.dataclass
-class Rollouts:
-  """What was sampled: `ids[r, :length[r]]`, with the end mark where there is one; `watched` holds p(watched token) over
-  the full vocabulary, untempered, in the distribution from which the token at that place was sampled. Of a row that was
-  resumed, only what comes after the token that it was given is here."""
-
-  ids: jax.Array  # i32[R, T]
-  watched: jax.Array  # f32[R, T, W]
-  length: jax.Array  # i32[R]
-  live: jax.Array  # bool[R], more is to come
-  left_at: jax.Array  # i32[R, F], the place where a rollout has left the row; -1 where it has not
-  left_with: jax.Array  # i32[R, F], the token that it drew there
+  cache: KVCache
+  x_PD: jax.Array  # the hidden state at the last token of each
 
 
 @flax.struct.dataclass
-class Rows:
-  """The batch: what its rows have read and sampled so far. A row that is not live is free."""
+class Sampled:
+  """What the slots have sampled: `ids[b, :length[b]]`.
 
-  cache: KVCache  # R rows
-  x_RD: jax.Array  # the hidden state from which the next token is sampled
-  given_R: jax.Array  # i32, the next token, where it is not to be sampled; else -1
-  sampled: Rollouts
+  `tracked_probs` are probabilities over the full vocabulary, at temperature 1, in the distribution that the token of
+  the same place was sampled from. After `resume` only the places beyond the given token are valid.
+  """
+
+  ids: jax.Array  # i32[B, T]
+  tracked_probs: jax.Array  # f32[B, T, W]
+  length: jax.Array  # i32[B]
+  live: jax.Array  # bool[B], not finished
+  diverged_at: jax.Array  # i32[B, R], the place where a rollout diverged from the slot; -1 if it did not
+  diverged_token: jax.Array  # i32[B, R], the token that it sampled there
 
 
-# Pinned, so that each function takes the rows as the one before has left them: no second compilation, and no copy. The
-# cache sees to its keys and values itself.
-_BATCH: Any = PartitionSpec(DEFAULT_RULES["activation_batch"])
-_AS_IT_IS: Any = None
-_ROWS = Rows(KVCache(_AS_IT_IS, _AS_IT_IS, _BATCH, _BATCH), _BATCH, _BATCH, Rollouts(*[_BATCH] * 6))
+@flax.struct.dataclass
+class Slots:
+  """The state of the decoding batch. A slot that is not live is free."""
+
+  cache: KVCache
+  x_BD: jax.Array  # the hidden state from which the next token is sampled
+  given_B: jax.Array  # i32, the next token if it is given and not sampled, else -1
+  sampled: Sampled
+
+
+def _pinned(slots: Slots, config: ModelConfig) -> Slots:
+  """The slots with the sharding in which the next function expects them: nothing is compiled twice or moved.
+
+  The cache constrains its keys and values itself.
+  """
+
+  def pin(x: jax.Array) -> jax.Array:
+    return constrain(x, ("activation_batch", *[None] * (x.ndim - 1)), config.rules)
+
+  cache = dataclasses.replace(slots.cache, positions=pin(slots.cache.positions), length=pin(slots.cache.length))
+  return Slots(cache, pin(slots.x_BD), pin(slots.given_B), jax.tree.map(pin, slots.sampled))
 
 
 def last_hidden(x_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
-  """The hidden state at each row's last token, [B, D]."""
+  """The hidden state at the last token of each row, [B, D]."""
   return jnp.take_along_axis(x_BTD, jnp.maximum(length_B - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
-def layout(tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+def positions_and_segments(tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Positions and segments of rows that are padded on the right."""
-  positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-  return positions, (positions < length_B[:, None]).astype(jnp.int32)
+  positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+  return positions_BT, (positions_BT < length_B[:, None]).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def read(params, tokens_BT, length_B, *, config: ModelConfig) -> Prompts:
-  """Reads prompts that are padded on the right."""
-  empty = kv_cache.init(config, *tokens_BT.shape)
-  x_BTD, cache = gemma.forward(params, config, tokens_BT, *layout(tokens_BT, length_B), cache=empty)
-  assert cache is not None
-  return Prompts(cache, last_hidden(x_BTD, length_B))
+def prefill(params, tokens_PT, length_P, *, config: ModelConfig) -> Prefilled:
+  """Computes the keys and values of prompts that are padded on the right."""
+  cache = kv_cache.init(config, *tokens_PT.shape)
+  x_PTD, filled = gemma.forward(params, config, tokens_PT, *positions_and_segments(tokens_PT, length_P), cache=cache)
+  assert filled is not None
+  return Prefilled(filled, last_hidden(x_PTD, length_P))
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("num_rows", "num_rollouts", "max_len", "max_new_tokens", "num_watched", "config"),
-  out_shardings=_ROWS,
+  static_argnames=("num_slots", "num_rollouts", "max_len", "max_new_tokens", "num_tracked", "config"),
 )
-def free_rows(
-  *, num_rows: int, num_rollouts: int, max_len: int, max_new_tokens: int, num_watched: int, config: ModelConfig
-) -> Rows:
-  """A batch of free rows for up to so many rollouts each, with room for `max_len` tokens, prompt and sampled ones."""
-  return Rows(
-    kv_cache.init(config, num_rows, max_len),
-    jnp.zeros((num_rows, config.embed_dim), config.dtype),
-    jnp.full(num_rows, -1, jnp.int32),
-    Rollouts(
-      ids=jnp.zeros((num_rows, max_new_tokens), jnp.int32),
-      watched=jnp.zeros((num_rows, max_new_tokens, num_watched), jnp.float32),
-      length=jnp.zeros(num_rows, jnp.int32),
-      live=jnp.zeros(num_rows, bool),
-      left_at=jnp.zeros((num_rows, num_rollouts), jnp.int32),
-      left_with=jnp.zeros((num_rows, num_rollouts), jnp.int32),
+def init(
+  *, num_slots: int, num_rollouts: int, max_len: int, max_new_tokens: int, num_tracked: int, config: ModelConfig
+) -> Slots:
+  """Free slots for up to `num_rollouts` rollouts each; `max_len` counts the prompt and the sampled tokens."""
+  slots = Slots(
+    kv_cache.init(config, num_slots, max_len),
+    jnp.zeros((num_slots, config.embed_dim), config.dtype),
+    jnp.full(num_slots, -1, jnp.int32),
+    Sampled(
+      ids=jnp.zeros((num_slots, max_new_tokens), jnp.int32),
+      tracked_probs=jnp.zeros((num_slots, max_new_tokens, num_tracked), jnp.float32),
+      length=jnp.zeros(num_slots, jnp.int32),
+      live=jnp.zeros(num_slots, bool),
+      diverged_at=jnp.zeros((num_slots, num_rollouts), jnp.int32),
+      diverged_token=jnp.zeros((num_slots, num_rollouts), jnp.int32),
     ),
   )
+  return _pinned(slots, config)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="rows", out_shardings=_ROWS)
-def start(rows: Rows, prompts: Prompts, source_R: jax.Array, *, config: ModelConfig) -> Rows:
-  """Starts row r after prompt `source_R[r]`; -1 leaves it."""
-  new_R = source_R >= 0
-  cache = kv_cache.replace_rows(rows.cache, prompts.cache, source_R, config.rules)
-  # Every shard may need every prompt. They are few, and they are all that the devices exchange here.
-  x_BD = constrain(prompts.x_BD, (None, None), config.rules)
-  x_RD = jnp.where(new_R[:, None], x_BD[source_R], rows.x_RD)
-  # Nothing follows an empty prompt.
-  sampled = _begin(rows.sampled, new_R, jnp.zeros_like(source_R), live_R=cache.length > 0)
-  return Rows(cache, x_RD, rows.given_R, sampled)
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="slots")
+def insert(slots: Slots, prefilled: Prefilled, source_B: jax.Array, *, config: ModelConfig) -> Slots:
+  """Inserts prompt `source_B[b]` into slot b; -1 keeps the slot. Donates `slots`."""
+  new_B = source_B >= 0
+  cache = kv_cache.replace_rows(slots.cache, prefilled.cache, source_B, config.rules)
+  # Any batch shard may need any prompt. They are few, and nothing else is exchanged between devices here.
+  x_PD = constrain(prefilled.x_PD, (None, None), config.rules)
+  x_BD = jnp.where(new_B[:, None], x_PD[source_B], slots.x_BD)
+  sampled = _restarted(slots.sampled, new_B, jnp.zeros_like(source_B))
+  return _pinned(Slots(cache, x_BD, slots.given_B, sampled), config)
 
 
-@functools.partial(jax.jit, static_argnames=("num_shards", "config"), donate_argnames="rows", out_shardings=_ROWS)
-def copy(rows: Rows, source_R: jax.Array, *, num_shards: int, config: ModelConfig) -> Rows:
-  """Gives row r what row `source_R[r]`, of the same batch shard, has read and written, so that it can be resumed."""
-  return dataclasses.replace(rows, cache=kv_cache.copy_rows(rows.cache, source_R, num_shards, config.rules))
+@functools.partial(jax.jit, static_argnames=("num_shards", "config"), donate_argnames="slots")
+def fork(slots: Slots, source_B: jax.Array, *, num_shards: int, config: ModelConfig) -> Slots:
+  """Copies the keys and values of slot `source_B[b]`, of the same batch shard, to slot b, which must then be resumed.
+
+  Donates `slots`.
+  """
+  cache = kv_cache.copy_rows(slots.cache, source_B, num_shards, config.rules)
+  return _pinned(dataclasses.replace(slots, cache=cache), config)
 
 
-@functools.partial(jax.jit, donate_argnames="rows", out_shardings=_ROWS)
-def resume(rows: Rows, kept_R: jax.Array, place_R: jax.Array, token_R: jax.Array) -> Rows:
-  """Row r goes on after its first `kept_R[r]` tokens, `place_R[r]` of them sampled, with `token_R[r]`; -1 leaves it."""
-  new_R = token_R >= 0
-  cache = dataclasses.replace(rows.cache, length=jnp.where(new_R, kept_R, rows.cache.length))
-  sampled = _begin(rows.sampled, new_R, place_R, live_R=new_R)
-  return Rows(cache, rows.x_RD, jnp.where(new_R, token_R, rows.given_R), sampled)
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="slots")
+def resume(
+  slots: Slots, kept_B: jax.Array, place_B: jax.Array, token_B: jax.Array, *, config: ModelConfig
+) -> Slots:
+  """Continues slot b after its first `kept_B[b]` tokens, `place_B[b]` of them sampled, with the token `token_B[b]`.
+
+  A token of -1 keeps the slot. Donates `slots`.
+  """
+  new_B = token_B >= 0
+  cache = dataclasses.replace(slots.cache, length=jnp.where(new_B, kept_B, slots.cache.length))
+  given_B = jnp.where(new_B, token_B, slots.given_B)
+  sampled = _restarted(slots.sampled, new_B, place_B)
+  return _pinned(Slots(cache, slots.x_BD, given_B, sampled), config)
 
 
-def _begin(sampled: Rollouts, new_R: jax.Array, place_R: jax.Array, live_R: jax.Array) -> Rollouts:
+def _restarted(sampled: Sampled, new_B: jax.Array, place_B: jax.Array) -> Sampled:
   return dataclasses.replace(
     sampled,
-    length=jnp.where(new_R, place_R, sampled.length),
-    live=jnp.where(new_R, live_R, sampled.live),
-    left_at=jnp.where(new_R[:, None], -1, sampled.left_at),
+    length=jnp.where(new_B, place_B, sampled.length),
+    live=sampled.live | new_B,
+    diverged_at=jnp.where(new_B[:, None], -1, sampled.diverged_at),
   )
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("config", "settings", "eos_id", "watch"),
-  donate_argnames="rows",
-  out_shardings=(_ROWS, PartitionSpec()),
+  static_argnames=("config", "settings", "end_id", "tracked"),
+  donate_argnames="slots",
 )
 def decode(
   params,
-  rows: Rows,
-  keys_RF: jax.Array,
-  num_free: jax.Array,
-  num_left: jax.Array,
+  slots: Slots,
+  keys_BR: jax.Array,
+  min_free: jax.Array,
+  min_diverged: jax.Array,
   *,
   config: ModelConfig,
   settings: SampleConfig,
-  eos_id: int,
-  watch: tuple[int, ...],
-) -> tuple[Rows, Rollouts]:
-  """Samples in all live rows until at least `num_free` rows are free, or `num_left` rollouts have left theirs.
+  end_id: int,
+  tracked: tuple[int, ...],
+) -> tuple[Slots, Sampled]:
+  """Samples in all live slots until `min_free` slots are free or `min_diverged` rollouts have diverged.
 
   Args:
     params: of the model.
-    rows: the batch.
-    keys_RF: keys of the rollouts of each row, which writes what the first of them draws; token t of a rollout is
-      sampled with fold_in(key, t).
-    num_free: at most the number of rows.
-    num_left: counted from now on.
+    slots: donated.
+    keys_BR: keys of the rollouts; the slot follows the first. Token t of a rollout is sampled with fold_in(key, t).
+    min_free: at most the number of slots.
+    min_diverged: counted from the start of this call.
     config: the model.
-    settings: temperature and its kin.
-    eos_id: the token that ends a rollout.
-    watch: token ids whose probability is recorded at every step.
+    settings: temperature, top-k, top-p and the most new tokens.
+    end_id: the token that ends a rollout.
+    tracked: token ids whose probability is recorded at every place.
 
   Returns:
-    The batch, and a copy of what it has sampled, whole on every device.
+    The slots, and a copy of what they have sampled, replicated on every device.
   """
-  ids_W = jnp.asarray(watch, jnp.int32)
-  index_R = jnp.arange(keys_RF.shape[0])
+  tracked_W = jnp.asarray(tracked, jnp.int32)
+  index_B = jnp.arange(keys_BR.shape[0])
 
-  def go_on(carry):
-    rows, left = carry
-    return (jnp.sum(~rows.sampled.live) < num_free) & (left < num_left)
+  def is_unfinished(carry):
+    slots, num_diverged = carry
+    return (jnp.sum(~slots.sampled.live) < min_free) & (num_diverged < min_diverged)
 
   def step(carry):
-    rows, left = carry
-    out = rows.sampled
-    logits_RV = gemma.unembed(params, config, rows.x_RD)
-    keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys_RF, out.length)
-    token_RF = sample(logits_RV, keys, settings)
-    is_given_R = rows.given_R >= 0
-    token_R = jnp.where(is_given_R, rows.given_R, token_RF[:, 0])
-    stays_RF = (token_RF == token_R[:, None]) | (is_given_R | ~out.live)[:, None]
-    leaves_RF = ~stays_RF & (out.left_at < 0)
-    watched_RW = jax.nn.softmax(logits_RV, axis=-1)[:, ids_W]
-    # A free row writes beyond the end, that is nowhere.
-    place_R = jnp.where(out.live, out.length, settings.max_new_tokens)
-    length_R = out.length + out.live
-    live_R = out.live & (token_R != eos_id) & (length_R < settings.max_new_tokens)
-    position_R1 = rows.cache.length[:, None]
-    x_R1D, cache = gemma.forward(
-      params, config, token_R[:, None], position_R1, live_R.astype(jnp.int32)[:, None], cache=rows.cache
+    slots, num_diverged = carry
+    old = slots.sampled
+    logits_BV = gemma.unembed(params, config, slots.x_BD)
+    step_keys_BR = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys_BR, old.length)
+    token_BR = sample(logits_BV, step_keys_BR, settings)
+    is_given_B = slots.given_B >= 0
+    token_B = jnp.where(is_given_B, slots.given_B, token_BR[:, 0])
+    follows_BR = (token_BR == token_B[:, None]) | (is_given_B | ~old.live)[:, None]
+    diverges_BR = ~follows_BR & (old.diverged_at < 0)
+    probs_BW = jax.nn.softmax(logits_BV, axis=-1)[:, tracked_W]
+    # Free slots write beyond the end, where the write is dropped.
+    place_B = jnp.where(old.live, old.length, settings.max_new_tokens)
+    length_B = old.length + old.live
+    live_B = old.live & (token_B != end_id) & (length_B < settings.max_new_tokens)
+    x_B1D, cache = gemma.forward(
+      params,
+      config,
+      token_B[:, None],
+      slots.cache.length[:, None],
+      live_B.astype(jnp.int32)[:, None],
+      cache=slots.cache,
     )
     assert cache is not None
-    rows = Rows(
-      cache,
-      x_R1D[:, 0],
-      jnp.full_like(rows.given_R, -1),
-      Rollouts(
-        ids=out.ids.at[index_R, place_R].set(token_R, mode="drop"),
-        watched=out.watched.at[index_R, place_R].set(watched_RW, mode="drop"),
-        length=length_R,
-        live=live_R,
-        left_at=jnp.where(leaves_RF, out.length[:, None], out.left_at),
-        left_with=jnp.where(leaves_RF, token_RF, out.left_with),
-      ),
+    sampled = Sampled(
+      ids=old.ids.at[index_B, place_B].set(token_B, mode="drop"),
+      tracked_probs=old.tracked_probs.at[index_B, place_B].set(probs_BW, mode="drop"),
+      length=length_B,
+      live=live_B,
+      diverged_at=jnp.where(diverges_BR, old.length[:, None], old.diverged_at),
+      diverged_token=jnp.where(diverges_BR, token_BR, old.diverged_token),
     )
-    return rows, left + jnp.sum(leaves_RF)
+    slots = Slots(cache, x_B1D[:, 0], jnp.full_like(slots.given_B, -1), sampled)
+    return slots, num_diverged + jnp.sum(diverges_BR)
 
-  rows, _ = jax.lax.while_loop(go_on, step, (rows, jnp.zeros((), jnp.int32)))
-  return rows, rows.sampled
+  slots, _ = jax.lax.while_loop(is_unfinished, step, (slots, jnp.zeros((), jnp.int32)))
+  replicated = jax.tree.map(lambda x: constrain(x, [None] * x.ndim, config.rules), slots.sampled)
+  return _pinned(slots, config), replicated

@@ -21,7 +21,7 @@ import numpy as np
 from genrm_jax import verifiers
 from genrm_jax.data.packing import pack, sft_example
 from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig, rollout_keys
+from genrm_jax.infer.sampling import SampleConfig, sample_keys
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig, get_config
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
@@ -46,9 +46,9 @@ LIMITS = {  # the largest difference that rounding may make
   "scores": 1e-5,
   "log p of continuations": 1e-3,
   "sampled tokens": 0,
-  "p watched while decoding": 1e-5,
+  "p tracked while decoding": 1e-5,
 }
-WATCH = (1, 2)
+TRACKED = (1, 2)
 NUM_STEPS = 3
 
 
@@ -75,7 +75,7 @@ def _rows():
 
 @functools.cache
 def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
-  """Losses and gradient norms of training; logits after prefill, scores, sampled ids and what was watched."""
+  """Losses and gradient norms of training; logits after prefill, scores, sampled ids and tracked probabilities."""
   config = MODELS[model]
   mesh = sharding.make_mesh(*split, devices=jax.devices()[: int(np.prod(split))])
   where = sharding.param_shardings(gemma.param_specs(config), mesh, config.rules)
@@ -93,18 +93,17 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
       )
       trained.append([float(total) / float(count) for total, count in jax.device_get(sums).values()])
     params = jax.device_put(_params(model), where)
-  engine = Engine(params, config, mesh, eos_id=2, rows_per_batch=8, max_tokens=64)
+  engine = Engine(params, config, mesh, end_id=2, rows_per_batch=8, max_tokens=64)
   prompts = [np.random.default_rng(i).integers(3, 64, n).tolist() for i, n in enumerate((5, 12, 9, 30, 7))]
-  keys = rollout_keys(0, [str(i) for i in range(5) for _ in range(3)], [0] * 15, [0, 1, 2] * 5).reshape(5, 3)
-  logits, probs = engine.read(prompts, WATCH, "read")
-  rollouts = [one for mine in engine.write(prompts, keys, SampleConfig(12), WATCH, "write") for one in mine]
+  keys = sample_keys(0, "vote", [str(i) for i in range(5)], 3)
+  rollouts = [r for rs in engine.generate(prompts, keys, SampleConfig(12), TRACKED, "generate") for r in rs]
   return {
     "losses and gradient norms": np.asarray(trained),
-    "logits after prefill": logits,
-    "scores": probs,
+    "logits after prefill": engine.next_token_logits(prompts, TRACKED, "logits"),
+    "scores": engine.next_token_probs(prompts, TRACKED, "probs"),
     "log p of continuations": engine.log_likelihood(prompts[:4], prompts[1:], "read"),
-    "sampled tokens": np.concatenate([ids for ids, _ in rollouts]),
-    "p watched while decoding": np.concatenate([watched for _, watched in rollouts]),
+    "sampled tokens": np.concatenate([rollout.ids for rollout in rollouts]),
+    "p tracked while decoding": np.concatenate([rollout.tracked_probs for rollout in rollouts]),
   }
 
 

@@ -1,4 +1,4 @@
-"""A model of two layers with random weights, one local and one global, and its plain forward pass as a reference."""
+"""A two-layer model (one local, one global layer) with random weights, and its plain forward pass as a reference."""
 
 import functools
 
@@ -11,7 +11,7 @@ from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig, get_config
 from genrm_jax.runtime import sharding
 
-WIDTH = 160  # of the reference: one compilation for all lengths
+WIDTH = 160  # of the reference, which is compiled once for all lengths up to it
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def config(vocab_size: int = 32) -> ModelConfig:
 
 @functools.cache
 def params(vocab_size: int = 32):
-  """Random weights whose layers outweigh the embedding, so that greedy decoding does not repeat one token."""
+  """Random weights; the layers outweigh the embedding, so that greedy decoding does not repeat one token."""
   rng = np.random.default_rng(0)
 
   def fill(path, spec):
@@ -47,8 +47,8 @@ def mesh():
   return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def engine(vocab_size: int = 32, *, eos_id: int = -1, rows_per_batch: int = 8, max_tokens: int = WIDTH) -> Engine:
-  return Engine(params(vocab_size), config(vocab_size), mesh(), eos_id, rows_per_batch, max_tokens)
+def engine(vocab_size: int = 32, *, end_id: int = -1, rows_per_batch: int = 8, max_tokens: int = WIDTH) -> Engine:
+  return Engine(params(vocab_size), config(vocab_size), mesh(), end_id, rows_per_batch, max_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -60,7 +60,7 @@ def _forward(weights, model, tokens):
 
 def logits(ids, vocab_size: int = 32) -> np.ndarray:
   """Logits after every token of one sequence, f32[len(ids), V], without a cache."""
-  tokens = np.zeros((1, WIDTH), np.int32)
+  tokens = np.zeros((1, max(WIDTH, len(ids))), np.int32)
   tokens[0, : len(ids)] = ids
   return np.asarray(_forward(params(vocab_size), config(vocab_size), tokens))[0, : len(ids)]
 
@@ -71,5 +71,5 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 def prompts(lengths, vocab_size: int = 32) -> list[list[int]]:
-  """Random tokens; a prompt depends on its place and length."""
+  """Random tokens; a prompt depends on its index and length only."""
   return [np.random.default_rng([i, n]).integers(vocab_size, size=n).tolist() for i, n in enumerate(lengths)]

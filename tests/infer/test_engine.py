@@ -1,22 +1,25 @@
-"""Decoding with a cache is the naive loop without one; a rollout is its own and ends where it says."""
+"""The engine against a plain forward pass and a naive decoding loop; what is computed and compiled only once."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 import tiny_model as tiny
 
+from genrm_jax.infer import engine as engines
 from genrm_jax.infer import slots
-from genrm_jax.infer.engine import read_next, read_places
-from genrm_jax.infer.sampling import SampleConfig, restrict, rollout_keys
+from genrm_jax.infer.sampling import SampleConfig, restrict, sample_keys
 from genrm_jax.model import gemma
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 
-WATCH = (5, 11)
+TRACKED = (5, 11)
 LENGTHS = (7, 40, 1, 32, 20)  # 40 is padded to 64, the others to 32
 SHORT = (0, 2, 3, 4)
 NEW = 12
@@ -26,181 +29,188 @@ SAMPLED = SampleConfig(NEW, temperature=0.8, top_k=20, top_p=0.95)
 
 
 def _keys(n, num_rollouts=4):
-  """key[n, R] of candidates 0 .. n - 1."""
-  candidates, votes = np.repeat(np.arange(n), num_rollouts), np.tile(np.arange(num_rollouts), n)
-  return rollout_keys(3, ["p"] * n * num_rollouts, candidates, votes).reshape(n, num_rollouts)
+  return sample_keys(10, "vote", [f"p/{i}" for i in range(n)], num_rollouts)
 
 
 @functools.cache
-def _rolled():
-  """Four rollouts of each prompt, two prompts at a time, with what they are made of."""
+def _sampled():
+  """Prompts, the keys of four rollouts of each, and these rollouts."""
   prompts, keys = tiny.prompts(LENGTHS), _keys(len(LENGTHS))
-  return prompts, keys, tiny.engine(eos_id=END).write(prompts, keys, SAMPLED, WATCH, "write")
+  return prompts, keys, tiny.engine(end_id=END).generate(prompts, keys, SAMPLED, TRACKED, "generate")
 
 
-def _naive(prompt, key, settings, eos_id):
-  """The loop that reads everything anew for each token."""
+def _ids(rollouts):
+  return [[r.ids for r in of_prompt] for of_prompt in rollouts]
+
+
+def _naive(prompt, key, settings, end_id):
+  """The loop that reads the whole text again for each token."""
   ids = list(prompt)
   for t in range(settings.max_new_tokens):
     z = jnp.asarray(tiny.logits(ids)[-1:])
     if settings.temperature == 0:
       ids.append(int(jnp.argmax(z)))
     else:
-      upto = np.cumsum(np.asarray(jax.nn.softmax(restrict(z, settings)[0]), np.float64))
-      ids.append(int((upto <= jax.random.uniform(jax.random.fold_in(key, t))).sum()))
-    if ids[-1] == eos_id:
+      cdf = np.cumsum(np.asarray(jax.nn.softmax(restrict(z, settings)[0]), np.float64))
+      ids.append(int((cdf <= jax.random.uniform(jax.random.fold_in(key, t))).sum()))
+    if ids[-1] == end_id:
       break
   return ids[len(prompt) :]
 
 
 def _assert_same(got, want):
-  """Same ids, and nearly the same probabilities, for every rollout of every prompt."""
-  assert [[ids for ids, _ in rolled] for rolled in got] == [[ids for ids, _ in rolled] for rolled in want]
-  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    np.testing.assert_allclose(one, other, atol=1e-4)
+  """Equal ids, and nearly equal probabilities."""
+  assert _ids(got) == _ids(want)
+  for some, others in zip(got, want, strict=True):
+    for a, b in zip(some, others, strict=True):
+      np.testing.assert_allclose(a.tracked_probs, b.tracked_probs, atol=1e-4)
 
 
-def test_greedy_is_the_naive_loop():
+def _assert_tracked(prompt, rollout):
+  """The tracked probabilities are those of the full forward pass, at temperature 1."""
+  want = tiny.softmax(tiny.logits([*prompt, *rollout.ids]))[len(prompt) - 1 : -1, TRACKED]
+  np.testing.assert_allclose(rollout.tracked_probs, want, atol=2e-5)
+  assert rollout.tracked_probs.dtype == np.float32
+
+
+@contextlib.contextmanager
+def _compilations():
+  """Yields how often each function has been lowered since."""
+  counts = collections.Counter()
+
+  def listen(event, seconds, **kwargs):
+    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+      counts[kwargs["fun_name"].removeprefix("jit(").removesuffix(")")] += 1
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield counts
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_greedy_decoding_matches_the_naive_loop():
   prompts, settings = [p[:32] for p in tiny.prompts(LENGTHS)], SampleConfig(NEW, temperature=0)
-  rolled = tiny.engine().write(prompts, _keys(len(prompts), 1), settings, WATCH, "write")
-  got = [ids for ((ids, _),) in rolled]
+  rollouts = tiny.engine().generate(prompts, _keys(len(prompts), 1), settings, TRACKED, "generate")
+  got = [r.ids for (r,) in rollouts]
   assert got == [_naive(p, None, settings, -1) for p in prompts]
   assert min(len(set(ids)) for ids in got) >= 3
 
 
-def test_sampling_is_the_naive_loop_with_the_same_keys():
-  prompts, keys, rolled = _rolled()
-  for i, mine in enumerate(rolled):
-    assert [ids for ids, _ in mine] == [_naive(prompts[i], key, SAMPLED, END) for key in keys[i]]
+def test_sampling_matches_the_naive_loop_with_the_same_keys():
+  prompts, keys, rollouts = _sampled()
+  assert _ids(rollouts) == [[_naive(p, key, SAMPLED, END) for key in keys[i]] for i, p in enumerate(prompts)]
 
 
-def test_a_rollout_ends_at_its_end_mark_or_at_the_budget():
-  _, _, rolled = _rolled()
-  lengths = []
-  for ids, watched in (pair for mine in rolled for pair in mine):
-    assert END not in ids[:-1] and (ids[-1] == END or len(ids) == NEW) and len(watched) == len(ids)
-    lengths.append(len(ids))
-  assert len(set(lengths)) > 3 and max(lengths) == NEW, lengths
-  assert len({tuple(ids) for mine in rolled for ids, _ in mine}) > 15
+def test_rollouts_end_with_the_end_token_or_at_the_limit():
+  prompts, _, rollouts = _sampled()
+  for prompt, of_prompt in zip(prompts, rollouts, strict=True):
+    for r in of_prompt:
+      assert END not in r.ids[:-1] and (r.ids[-1] == END or len(r.ids) == NEW)
+      _assert_tracked(prompt, r)
+  everything = [r for of_prompt in rollouts for r in of_prompt]
+  lengths = {len(r.ids) for r in everything}
+  assert len(lengths) > 3 and max(lengths) == NEW and len({tuple(r.ids) for r in everything}) > 15
+  assert np.concatenate([r.tracked_probs for r in everything]).std(0).min() > 0.01
 
 
-def test_watched_is_the_full_forward_untempered():
-  prompts, _, rolled = _rolled()
-  for prompt, mine in zip(prompts, rolled, strict=True):
-    for ids, watched in mine:
-      want = tiny.softmax(tiny.logits([*prompt, *ids]))[len(prompt) - 1 : -1, WATCH]
-      np.testing.assert_allclose(watched, want, atol=2e-5)
-  assert np.concatenate([watched for mine in rolled for _, watched in mine]).std(0).min() > 0.01
-
-
-def test_a_rollout_does_not_depend_on_the_batch_that_it_is_in():
-  prompts, keys, want = _rolled()
-  alone = tiny.engine(eos_id=END, rows_per_batch=1)
+def test_a_rollout_depends_neither_on_its_batch_nor_on_the_number_of_rollouts():
+  prompts, keys, want = _sampled()
+  one, eight, many = (tiny.engine(end_id=END, rows_per_batch=rows) for rows in (1, 8, 32))
   for i in (0, 3):
-    _assert_same(alone.write(prompts[i : i + 1], keys[i : i + 1], SAMPLED, WATCH, "alone"), want[i : i + 1])
-  together = tiny.engine(eos_id=END, rows_per_batch=32)
-  _assert_same(together.write(prompts[::-1], keys[::-1], SAMPLED, WATCH, "all, backwards")[::-1], want)
-  swapped = tiny.engine(eos_id=END).write(prompts[2::-2], keys[2::-2], SAMPLED, WATCH, "two, swapped")
-  _assert_same(swapped, want[2::-2])
-
-
-def test_a_rollout_does_not_depend_on_how_many_are_asked_for():
-  prompts, keys, want = _rolled()
+    _assert_same(one.generate(prompts[i : i + 1], keys[i : i + 1], SAMPLED, TRACKED, "alone"), want[i : i + 1])
+  _assert_same(many.generate(prompts[::-1], keys[::-1], SAMPLED, TRACKED, "reversed")[::-1], want)
+  _assert_same(eight.generate(prompts[2::-2], keys[2::-2], SAMPLED, TRACKED, "two")[::-1], want[:3:2])
   picked = [[prompts[i] for i in SHORT], keys[np.array(SHORT), 2:0:-1]]
-  got = tiny.engine(eos_id=END).write(*picked, SAMPLED, WATCH, "two of four")
-  _assert_same(got, [want[i][2:0:-1] for i in SHORT])
+  _assert_same(eight.generate(*picked, SAMPLED, TRACKED, "two of four"), [want[i][2:0:-1] for i in SHORT])
 
 
-def test_decoding_stops_when_enough_rows_are_free():
-  prompts, keys, rolled = _rolled()
-  tokens, length = np.zeros((2, 64), np.int32), np.array([len(p) for p in prompts[:2]], np.int32)
-  for row, n in enumerate(length):
-    tokens[row, :n] = prompts[row]
-  # Of each row the prompt and the rollout, which is alone in it. Row 1 is never used.
+def _slots(engine, num_slots, num_rollouts, prompts):
+  """Free slots, the prefilled prompts, `decode` and what puts arrays on the mesh."""
+  put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
+  decode = functools.partial(
+    slots.decode, engine.params, config=engine.config, settings=SAMPLED, end_id=END, tracked=TRACKED
+  )
+  state = slots.init(
+    num_slots=num_slots, num_rollouts=num_rollouts, max_len=76, max_new_tokens=NEW, num_tracked=2, config=engine.config
+  )
+  tokens, length = np.zeros((len(prompts), 64), np.int32), np.array([len(p) for p in prompts], np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt)] = prompt
+  return state, slots.prefill(engine.params, *put((tokens, length)), config=engine.config), decode, put
+
+
+def test_decoding_stops_when_enough_slots_are_free():
+  prompts, keys, rollouts = _sampled()
+  # The prompt and the only rollout of each slot. Slot 1 is never used.
   source, vote = np.array([0, -1, 0, 1, -1, 1, 0, 1], np.int32), np.array([0, 0, 2, 3, 0, 0, 1, 1])
-  want = [rolled[p][r][0] if p >= 0 else [] for p, r in zip(source, vote, strict=True)]
+  want = [rollouts[p][r].ids if p >= 0 else [] for p, r in zip(source, vote, strict=True)]
   engine = tiny.engine()
   with jax.set_mesh(engine.mesh):
-    put = functools.partial(sharding.host_to_global, sharding=sharding.batch_sharding(engine.mesh))
-    sample = functools.partial(
-      slots.decode, engine.params, config=engine.config, settings=SAMPLED, eos_id=END, watch=WATCH
-    )
-    rows = slots.free_rows(
-      num_rows=8, num_rollouts=1, max_len=76, max_new_tokens=NEW, num_watched=2, config=engine.config
-    )
-    read = slots.read(engine.params, *put((tokens, length)), config=engine.config)
-    rows = slots.start(rows, read, *put((source,)), config=engine.config)
-    for num_free in (4, 8):
-      rows, sampled = sample(rows, keys[source, vote][:, None], np.int32(num_free), NEVER)
-      done = sorted(map(len, want))[num_free - 1]
-      assert done < NEW if num_free == 4 else done == NEW
+    state, prefilled, decode, put = _slots(engine, 8, 1, prompts[:2])
+    state = slots.insert(state, prefilled, *put((source,)))
+    for min_free in (4, 8):
+      state, sampled = decode(state, keys[source, vote][:, None], np.int32(min_free), NEVER)
+      done = sorted(map(len, want))[min_free - 1]
+      assert done < NEW if min_free == 4 else done == NEW
       np.testing.assert_array_equal(sampled.length, [min(len(ids), done) for ids in want])
       np.testing.assert_array_equal(sampled.live, [len(ids) > done for ids in want])
-      for row, ids in enumerate(want):
-        assert np.asarray(sampled.ids)[row, : sampled.length[row]].tolist() == ids[:done]
-    assert not np.asarray(sampled.ids)[[1, 4]].any(), "a free row samples nothing"
-    # What a rollout has left in its row is not seen by the next.
+      for slot, ids in enumerate(want):
+        assert np.asarray(sampled.ids)[slot, : sampled.length[slot]].tolist() == ids[:done]
+    assert not np.asarray(sampled.ids)[[1, 4]].any(), "a free slot samples nothing"
+    # The next rollout of a slot does not see the one before.
     source, vote = np.array([-1, -1, 1, 0, 0, -1, -1, -1], np.int32), np.array([0, 0, 2, 3, 1, 0, 0, 0])
-    rows = slots.start(rows, read, *put((source,)), config=engine.config)
-    _, sampled = sample(rows, keys[source, vote][:, None], np.int32(8), NEVER)
-  for row in (2, 3, 4):
-    ids = np.asarray(sampled.ids)[row, : sampled.length[row]].tolist()
-    assert ids == rolled[source[row]][vote[row]][0]
+    state = slots.insert(state, prefilled, *put((source,)))
+    _, sampled = decode(state, keys[source, vote][:, None], np.int32(8), NEVER)
+  for slot in (2, 3, 4):
+    ids = np.asarray(sampled.ids)[slot, : sampled.length[slot]].tolist()
+    assert ids == rollouts[source[slot]][vote[slot]].ids
 
 
-def test_rollouts_leave_a_row_where_they_draw_another_token_and_go_on_from_there():
-  prompts, keys, rolled = _rolled()
-  i, engine, order = 4, tiny.engine(eos_id=END), np.array([2, 0, 3, 2, 1, 2])
-  texts = [rolled[i][r][0] for r in order]
-  places = [next((t for t, (a, b) in enumerate(zip(mine, texts[0], strict=False)) if a != b), -1) for mine in texts]
-  put = functools.partial(sharding.host_to_global, sharding=sharding.batch_sharding(engine.mesh))
-  decode = functools.partial(
-    slots.decode, engine.params, config=engine.config, settings=SAMPLED, eos_id=END, watch=WATCH
-  )
+def test_diverged_rollouts_are_resumed_where_they_diverged():
+  prompts, keys, rollouts = _sampled()
+  i, engine, order = 4, tiny.engine(end_id=END), np.array([2, 0, 3, 2, 1, 2])
+  texts = [rollouts[i][r].ids for r in order]
+  places = [next((t for t, (a, b) in enumerate(zip(ids, texts[0], strict=False)) if a != b), -1) for ids in texts]
   with jax.set_mesh(engine.mesh):
-    rows = slots.free_rows(
-      num_rows=3, num_rollouts=6, max_len=64, max_new_tokens=NEW, num_watched=2, config=engine.config
-    )
-    tokens, length = np.asarray([prompts[i]], np.int32), np.asarray([len(prompts[i])], np.int32)
-    read = slots.read(engine.params, *put((tokens, length)), config=engine.config)
-    rows = slots.start(rows, read, *put((np.array([0, -1, -1], np.int32),)), config=engine.config)
-    # It stops where the first leaves, and goes on from there as if it had not.
-    row_keys = jnp.broadcast_to(keys[i][order], (3, 6))
-    rows, sampled = decode(rows, row_keys, np.int32(3), np.int32(1))
+    state, prefilled, decode, put = _slots(engine, 3, 6, prompts[i : i + 1])
+    state = slots.insert(state, prefilled, *put((np.array([0, -1, -1], np.int32),)))
+    # Decoding stops after the first divergence, and continues from there as if it had not stopped.
+    slot_keys = jnp.broadcast_to(keys[i][order], (3, 6))
+    state, sampled = decode(state, slot_keys, np.int32(3), np.int32(1))
     first = min(place for place in places if place >= 0)
     assert sampled.live[0] and sampled.length[0] == first + 1 < len(texts[0])
-    rows, sampled = decode(rows, row_keys, np.int32(3), NEVER)
+    state, sampled = decode(state, slot_keys, np.int32(3), NEVER)
     sampled = jax.device_get(sampled)
     assert sampled.ids[0, : sampled.length[0]].tolist() == texts[0]
-    assert sampled.left_at[0].tolist() == places and max(places) > first
-    assert [sampled.left_with[0, f] for f in range(6) if places[f] >= 0] == [
-      mine[place] for mine, place in zip(texts, places, strict=True) if place >= 0
-    ]
-    # In rows of their own, two of them write what they would have written.
-    gone = [f for f in range(6) if places[f] >= 0 and len(texts[f]) > places[f] + 1][:2]
+    assert sampled.diverged_at[0].tolist() == places and max(places) > first
+    for r, place in enumerate(places):
+      assert place < 0 or sampled.diverged_token[0, r] == texts[r][place]
+    # Two of them continue in slots of their own.
+    gone = [r for r in range(6) if places[r] >= 0 and len(texts[r]) > places[r] + 1][:2]
     place = np.array([places[gone[0]], 0, places[gone[1]]], np.int32)
     token = np.array([texts[gone[0]][place[0]], -1, texts[gone[1]][place[2]]], np.int32)
-    rows = slots.copy(rows, *put((np.array([0, 1, 0], np.int32),)), num_shards=1, config=engine.config)
-    rows = slots.resume(rows, *put((place + len(prompts[i]), place, token)))
-    alone = np.array([gone[0], 0, gone[1]])
-    _, sampled = decode(rows, jnp.broadcast_to(keys[i][order[alone]][:, None], (3, 6)), np.int32(3), NEVER)
+    state = slots.fork(state, *put((np.array([0, 1, 0], np.int32),)), num_shards=1)
+    state = slots.resume(state, *put((place + len(prompts[i]), place, token)))
+    alone = order[np.array([gone[0], 0, gone[1]])]
+    _, sampled = decode(state, jnp.broadcast_to(keys[i][alone][:, None], (3, 6)), np.int32(3), NEVER)
     sampled = jax.device_get(sampled)
-  for row, f in zip((0, 2), gone, strict=True):
-    assert sampled.ids[row, places[f] : sampled.length[row]].tolist() == texts[f][places[f] :]
+  for slot, r in zip((0, 2), gone, strict=True):
+    assert sampled.ids[slot, places[r] : sampled.length[slot]].tolist() == texts[r][places[r] :]
 
 
-def test_what_rollouts_have_in_common_is_computed_once(monkeypatch):
-  settings = SampleConfig(NEW, temperature=0.2)
+def test_common_prefixes_are_computed_once(monkeypatch):
+  settings = SampleConfig(NEW, temperature=0.1)
   prompts, keys = tiny.prompts(LENGTHS), _keys(len(LENGTHS), 12)
-  started, resumed, free = [], [], np.ones(8, bool)
+  inserted, resumed, free = [], [], np.ones(8, bool)
 
-  def watch_calls(name, watcher):
+  def spy(name, observe):
     function = getattr(slots, name)
-    monkeypatch.setattr(slots, name, lambda *args, **kwargs: watcher(function(*args, **kwargs), args))
+    monkeypatch.setattr(slots, name, lambda *args, **kwargs: observe(function(*args, **kwargs), args))
 
-  def begin(result, new, begun):
-    assert new.any() and free[new].all(), "a row that is not free is overwritten"
-    begun.append(new.sum())
+  def occupy(result, new, counts):
+    assert new.any() and free[new].all(), "a slot in use is overwritten"
+    counts.append(new.sum())
     free[new] = False
     return result
 
@@ -208,157 +218,162 @@ def test_what_rollouts_have_in_common_is_computed_once(monkeypatch):
     free[:] = ~np.asarray(result[1].live)
     return result
 
-  watch_calls("start", lambda result, args: begin(result, np.asarray(args[2]) >= 0, started))
-  watch_calls("resume", lambda result, args: begin(result, np.asarray(args[3]) >= 0, resumed))
-  watch_calls("decode", decode)
-  engine = tiny.engine(eos_id=END)
-  rolled = engine.write(prompts, keys, settings, WATCH, "write")
-  for prompt, mine, their_keys in zip(prompts, rolled, keys, strict=True):
-    assert [ids for ids, _ in mine] == [_naive(prompt, key, settings, END) for key in their_keys]
-    for ids, watched in mine:
-      want = tiny.softmax(tiny.logits([*prompt, *ids]))[len(prompt) - 1 : -1, WATCH]
-      np.testing.assert_allclose(watched, want, atol=2e-5)
-  texts = [{tuple(ids) for ids, _ in mine} for mine in rolled]
-  assert sum(started) == len(prompts), "a prompt is read once"
-  # A row for each further text, less those of which only the last token is their own: they end where they leave.
-  assert 0 < sum(resumed) <= sum(map(len, texts)) - len(prompts) < 50
+  spy("insert", lambda result, args: occupy(result, np.asarray(args[2]) >= 0, inserted))
+  spy("resume", lambda result, args: occupy(result, np.asarray(args[3]) >= 0, resumed))
+  spy("decode", decode)
+  rollouts = tiny.engine(end_id=END).generate(prompts, keys, settings, TRACKED, "generate")
+  assert _ids(rollouts) == [[_naive(p, k, settings, END) for k in keys[i]] for i, p in enumerate(prompts)]
+  for prompt, of_prompt in zip(prompts, rollouts, strict=True):
+    for r in of_prompt:
+      _assert_tracked(prompt, r)
+  assert sum(inserted) == len(prompts), "each prompt is prefilled once"
+  # At most one slot per further text; a text that differs in its last token only needs none.
+  num_texts = sum(len({tuple(r.ids) for r in of_prompt}) for of_prompt in rollouts)
+  assert 0 < sum(resumed) <= num_texts - len(prompts) < 50
 
 
-def test_rollouts_that_differ_at_once_fill_the_rows(monkeypatch):
-  """Free rows take over what leaves a row that still writes: a few prompts with many rollouts keep a batch busy."""
+def test_diverged_rollouts_move_into_free_slots(monkeypatch):
+  """A few prompts with many rollouts keep the whole batch busy."""
   prompts, keys = tiny.prompts((20, 20)), _keys(2, 32)
-  function, busy = slots.decode, []
+  function, num_steps = slots.decode, []
 
-  def decode(params, rows, *args, **kwargs):
-    busy.append((int(rows.sampled.live.sum()), np.asarray(rows.sampled.length)))
-    rows, sampled = function(params, rows, *args, **kwargs)
-    busy[-1] = busy[-1][0], int((np.asarray(sampled.length) - busy[-1][1]).max())
-    return rows, sampled
+  def decode(params, state, *args, **kwargs):
+    before = np.asarray(state.sampled.length)
+    state, sampled = function(params, state, *args, **kwargs)
+    num_steps.append(int((np.asarray(sampled.length) - before).max()))
+    return state, sampled
 
   monkeypatch.setattr(slots, "decode", decode)
   settings = SampleConfig(24, temperature=2.0)
-  rolled = tiny.engine(rows_per_batch=16).write(prompts, keys, settings, WATCH, "write")
-  num_tokens = sum(len(ids) for mine in rolled for ids, _ in mine)
-  num_steps = sum(n for _, n in busy)
-  assert num_tokens == 64 * 24 and len({tuple(ids) for mine in rolled for ids, _ in mine}) == 64
-  # Each step writes a token in each busy row; 16 rows can do it in 96 steps.
-  assert num_steps < 1.5 * num_tokens / 16
+  rollouts = tiny.engine(rows_per_batch=16).generate(prompts, keys, settings, TRACKED, "generate")
+  ids = [tuple(r.ids) for of_prompt in rollouts for r in of_prompt]
+  assert len(set(ids)) == 64 and {len(x) for x in ids} == {24}
+  # 16 busy slots need 96 steps for all tokens.
+  assert sum(num_steps) < 1.5 * 64 * 24 / 16
 
 
-def test_texts_enter_while_others_go_on(monkeypatch):
-  prompts, keys, want = _rolled()
-  function, live = slots.start, []
+def test_prompts_enter_while_others_are_decoded(monkeypatch):
+  prompts, keys, want = _sampled()
+  function, live = slots.insert, []
   monkeypatch.setattr(
-    slots, "start", lambda rows, *args, **kw: live.append(int(rows.sampled.live.sum())) or function(rows, *args, **kw)
+    slots, "insert", lambda state, *args: live.append(int(state.sampled.live.sum())) or function(state, *args)
   )
-  _assert_same(tiny.engine(eos_id=END, rows_per_batch=2).write(prompts, keys, SAMPLED, WATCH, "write"), want)
+  _assert_same(tiny.engine(end_id=END, rows_per_batch=2).generate(prompts, keys, SAMPLED, TRACKED, "generate"), want)
   assert len(live) == len(prompts) and sum(n > 0 for n in live) >= 3
 
 
-def test_a_mesh_changes_nothing():
-  prompts, keys, rolled = _rolled()
+def test_results_do_not_depend_on_the_mesh():
+  prompts, keys, rollouts = _sampled()
   model = tiny.config()
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, model.rules)
-  engine = dataclasses.replace(tiny.engine(eos_id=END), mesh=mesh, params=jax.device_put(tiny.params(), shardings))
-  # Three prompts over four shards, so that one row is empty, and twelve rollouts in eight rows.
-  picked = [[prompts[i] for i in SHORT[:3]], keys[np.array(SHORT[:3])]]
-  before = slots.start._cache_size() + slots.decode._cache_size()
-  _assert_same(engine.write(*picked, SAMPLED, WATCH, "on a mesh"), [rolled[i] for i in SHORT[:3]])
-  compiled = slots.start._cache_size() + slots.decode._cache_size() - before
-  assert compiled == 2, "rows come back as they were laid out"
-  logits, probs = engine.read(picked[0], WATCH, "read")
-  want = np.stack([tiny.logits(p)[-1] for p in picked[0]])
-  np.testing.assert_allclose(logits, want[:, WATCH], atol=1e-4)
-  np.testing.assert_allclose(probs, tiny.softmax(want)[:, WATCH], atol=1e-5)
-  texts = picked[0]
-  got = engine.log_likelihood([t[:1] for t in texts], [t[1:] for t in texts], "read")
-  alone = tiny.engine().log_likelihood([t[:1] for t in texts], [t[1:] for t in texts], "read")
-  np.testing.assert_allclose(got, alone, rtol=1e-5, atol=1e-4)
+  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, sharding.rules_for(model.num_kv_heads))
+  engine = dataclasses.replace(tiny.engine(end_id=END), mesh=mesh, params=jax.device_put(tiny.params(), shardings))
+  # Three prompts on four shards leave one row empty; twelve rollouts share eight slots.
+  texts, index = [prompts[i] for i in SHORT[:3]], list(SHORT[:3])
+  with _compilations() as counts:
+    _assert_same(engine.generate(texts, keys[np.array(index)], SAMPLED, TRACKED, "mesh"), [rollouts[i] for i in index])
+  assert (counts["insert"], counts["decode"]) == (1, 1), "the state keeps its layout"
+  want = np.stack([tiny.logits(p)[-1] for p in texts])
+  np.testing.assert_allclose(engine.next_token_logits(texts, TRACKED, "logits"), want[:, TRACKED], atol=1e-4)
+  np.testing.assert_allclose(engine.next_token_probs(texts, TRACKED, "p"), tiny.softmax(want)[:, TRACKED], atol=1e-5)
+  halves = [t[:1] for t in texts], [t[1:] for t in texts]
+  alone = tiny.engine().log_likelihood(*halves, "alone")
+  np.testing.assert_allclose(engine.log_likelihood(*halves, "mesh"), alone, rtol=1e-5, atol=1e-4)
 
 
-def test_read_is_the_full_forward_after_the_last_token():
-  prompts = tiny.prompts((33, 5, 64, 1, 32, 63, 31, 2, 40))
-  logits, probs = tiny.engine(rows_per_batch=4).read(prompts, WATCH, "read")
+def test_next_token_values_match_the_full_forward_pass():
+  prompts, engine = tiny.prompts((33, 5, 64, 1, 32, 63, 31, 2, 40)), tiny.engine(rows_per_batch=4)
   want = np.stack([tiny.logits(p)[-1] for p in prompts])
-  np.testing.assert_allclose(logits, want[:, WATCH], atol=1e-4)
-  np.testing.assert_allclose(probs, tiny.softmax(want)[:, WATCH], atol=1e-5)
-  assert want[:, WATCH].std(0).min() > 0.1
+  logits = engine.next_token_logits(prompts, TRACKED, "logits")
+  probs = engine.next_token_probs(prompts, TRACKED, "probs")
+  np.testing.assert_allclose(logits, want[:, TRACKED], atol=1e-4)
+  np.testing.assert_allclose(probs, tiny.softmax(want)[:, TRACKED], atol=1e-5)
+  assert want[:, TRACKED].std(0).min() > 0.1 and logits.dtype == probs.dtype == np.float32
 
 
-@functools.cache
-def _continued():
-  """Prompts, continuations of all lengths up to more than two blocks of places, and their log p by the full forward."""
+def test_only_the_given_logits_are_computed():
+  model, vocab = tiny.config(500), 500
+  args = tiny.params(vocab), np.ones((2, 32), np.int32), np.full(2, 9, np.int32)
+
+  def products_over_the_vocabulary(function):
+    traced = jax.make_jaxpr(functools.partial(function, config=model, token_ids=TRACKED))(*args)
+    return [p for p in jaxprs.products(traced.jaxpr) if vocab in p.outvars[0].aval.shape]
+
+  assert products_over_the_vocabulary(engines.next_token_probs)
+  assert not products_over_the_vocabulary(engines.next_token_logits)
+
+
+@pytest.mark.parametrize(("rows_per_batch", "order"), [(4, range(7)), (3, [6, 0, 5, 1]), (1, [1, 2])])
+def test_log_likelihood_sums_over_the_continuation(rows_per_batch, order):
   lengths = ((33, 5), (5, 70), (64, 1), (1, 32), (32, 33), (20, 12), (40, 64))
-  both = tiny.prompts([n + m for n, m in lengths])
-  whole = [tiny.softmax(tiny.logits(ids)) for ids in both]
-  want = [
-    np.log(p[range(n - 1, n + m - 1), ids[n:]]).sum() for p, ids, (n, m) in zip(whole, both, lengths, strict=True)
-  ]
-  return (
-    [ids[:n] for ids, (n, _) in zip(both, lengths, strict=True)],
-    [ids[n:] for ids, (n, _) in zip(both, lengths, strict=True)],
-    np.array(want),
-  )
-
-
-def test_log_likelihood_is_the_sum_over_the_continuation():
-  prompts, continuations, want = _continued()
-  got = tiny.engine(rows_per_batch=4).log_likelihood(prompts, continuations, "read")
-  assert got.dtype == np.float64 and got.shape == (7,)
+  texts = [(ids[:n], ids[n:]) for ids, (n, _) in zip(tiny.prompts([n + m for n, m in lengths]), lengths, strict=True)]
+  prompts, continuations = zip(*(texts[i] for i in order), strict=True)
+  got = tiny.engine(rows_per_batch=rows_per_batch).log_likelihood(prompts, continuations, "score")
+  want = []
+  for prompt, continuation in zip(prompts, continuations, strict=True):
+    p = tiny.softmax(tiny.logits([*prompt, *continuation]))[len(prompt) - 1 : -1]
+    want.append(np.log(p[range(len(continuation)), continuation]).sum())
+  assert got.dtype == np.float64 and len(set(np.rint(want).tolist())) == len(want) and max(want) < -0.1
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
-  assert len(set(np.rint(want).tolist())) == 7 and want.max() < -0.1
 
 
-def test_log_likelihood_does_not_depend_on_the_batch():
-  prompts, continuations, want = _continued()
-  for rows_per_batch, order in ((3, [6, 0, 5, 1]), (1, [1, 2])):
-    engine = tiny.engine(rows_per_batch=rows_per_batch)
-    got = engine.log_likelihood([prompts[i] for i in order], [continuations[i] for i in order], "read")
-    np.testing.assert_allclose(got, want[order], rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize(
+  ("max_tokens", "want"),
+  [
+    (1, [32]),
+    (33, [32, 64]),
+    (160, [32, 64, 96, 128, 160]),
+    (1024, [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]),
+    (1500, [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1504]),
+  ],
+)
+def test_buckets_are_geometric(max_tokens, want):
+  assert engines.buckets(max_tokens) == want
+  for n in range(1, max_tokens + 1):
+    assert engines.bucket(n, max_tokens) == min(width for width in want if width >= n)
 
 
-def test_log_likelihood_of_a_long_text_in_few_compilations():
-  engine = tiny.engine(rows_per_batch=2)
-  before = read_places._cache_size()
-  for lengths in ((3, 9), (20, 31), (32, 4)):
-    texts = tiny.prompts(lengths)
-    engine.log_likelihood([t[:2] for t in texts], [t[2:] for t in texts], "read")
-  assert read_places._cache_size() - before == 1
+def test_many_lengths_share_few_compilations():
+  """Prompts of 60 lengths, all prefixes of one text, against one forward pass over it without padding."""
+  lengths = list(range(100, 400, 5))
+  (text,) = tiny.prompts([lengths[-1]])
+  z = tiny.logits(text)
+  p, at = tiny.softmax(z), np.array(lengths) - 1
+  prompts, engine = [text[:n] for n in lengths], tiny.engine(rows_per_batch=4, max_tokens=400)
+  with _compilations() as counts:
+    probs = engine.next_token_probs(prompts, TRACKED, "probs")
+    logits = engine.next_token_logits(prompts, TRACKED, "logits")
+    logp = engine.log_likelihood([x[: len(x) // 3] for x in prompts], [x[len(x) // 3 :] for x in prompts], "score")
+    rollouts = engine.generate(prompts, _keys(60, 1), SampleConfig(1, temperature=0), TRACKED, "generate")
+  np.testing.assert_allclose(probs, p[at][:, TRACKED], atol=1e-5)
+  np.testing.assert_allclose(logits, z[at][:, TRACKED], atol=1e-4)
+  sums = np.concatenate([[0, 0], np.cumsum(np.log(p[np.arange(len(text) - 1), text[1:]]))])  # of the tokens before
+  np.testing.assert_allclose(logp, [sums[n] - sums[n // 3] for n in lengths], rtol=1e-5)
+  assert [r.ids for (r,) in rollouts] == z[at].argmax(1)[:, None].tolist()
+  widths = len([width for width in engines.buckets(400) if width > 96])
+  assert widths == 5
+  for name in ("next_token_probs", "next_token_logits", "log_probs_from", "prefill", "insert"):
+    assert 0 < counts[name] <= widths, name
+  assert (counts["init"], counts["decode"]) == (1, 1)
 
 
-def test_a_prompt_that_leaves_no_room_is_named():
-  engine = tiny.engine(eos_id=END, rows_per_batch=4, max_tokens=32)
+def test_a_prompt_that_does_not_fit_is_named():
+  engine = tiny.engine(end_id=END, rows_per_batch=4, max_tokens=32)
   fits, too_long = tiny.prompts((32 - NEW, 32 - NEW + 1))
-  with pytest.raises(UserError, match=r"prompt 1 has 21 tokens and 12 new ones .* context is 32, .* leaves 20 "):
-    engine.write([fits, too_long], _keys(2), SAMPLED, WATCH, "write")
-  assert len(engine.write([fits], _keys(1), SAMPLED, WATCH, "write")[0]) == 4
-  with pytest.raises(UserError, match=r"prompt 0 has 33 tokens"):
-    engine.read([[1] * 33], WATCH, "read")
-  assert engine.read([[1] * 32], WATCH, "read")[0].shape == (1, 2)
-  with pytest.raises(UserError, match=r"prompt 1 has 30 tokens and 3 new ones .* leaves 29 "):
-    engine.log_likelihood([[1] * 30] * 2, [[2] * 2, [2] * 3], "read")
+  with pytest.raises(UserError, match=r"prompt 1 has 21 tokens and 12 new .* leaves 20"):
+    engine.generate([fits, too_long], _keys(2), SAMPLED, TRACKED, "generate")
+  assert len(engine.generate([fits], _keys(1), SAMPLED, TRACKED, "generate")[0]) == 4
+  with pytest.raises(UserError, match="prompt 0 has 33 tokens"):
+    engine.next_token_probs([[1] * 33], TRACKED, "probs")
+  assert engine.next_token_probs([[1] * 32], TRACKED, "probs").shape == (1, 2)
+  with pytest.raises(UserError, match=r"prompt 1 has 30 tokens and 3 new .* leaves 29"):
+    engine.log_likelihood([[1] * 30] * 2, [[2] * 2, [2] * 3], "score")
+  with pytest.raises(UserError, match="prompt 1 is empty"):
+    engine.next_token_logits([[1], []], TRACKED, "logits")
 
 
-def test_nothing_to_do():
+def test_no_prompts():
   engine = tiny.engine()
-  assert engine.write([], _keys(1)[:0], SAMPLED, WATCH, "write") == []
-  assert [a.shape for a in engine.read([], WATCH, "read")] == [(0, 2), (0, 2)]
-  assert engine.log_likelihood([], [], "read").shape == (0,)
-
-
-def test_one_compilation_a_width():
-  engine = tiny.engine(rows_per_batch=2)
-  watch = (1, 2, 3)  # no other test's
-  reads = read_next._cache_size()
-  # By length, two at a time: 1 7 | 40 50, then 2 33 | 64, then 1 7 | 20 31 | 32.
-  for lengths in ((40, 1, 50, 7), (33, 64, 2), (1, 32, 7, 20, 31)):
-    engine.read(tiny.prompts(lengths), watch, "read")
-    assert read_next._cache_size() - reads == 2
-  functions = (slots.read, slots.free_rows, slots.start, slots.decode)
-  before = [f._cache_size() for f in functions]
-  for lengths in ((1, 32, 7, 20, 31), (4,), (5, 6, 7)):
-    engine.write(tiny.prompts(lengths), _keys(len(lengths), 2), SampleConfig(2), watch, "write")
-    after = [f._cache_size() for f in functions]
-    new = dict(zip(("read", "free_rows", "start", "decode"), np.subtract(after, before).tolist(), strict=True))
-    assert (new["free_rows"], new["decode"]) == (1, 1) and new["read"] <= 2 and new["start"] <= 2, "32 and 64 tokens"
+  assert engine.generate([], _keys(0), SAMPLED, TRACKED, "generate") == []
+  assert engine.next_token_probs([], TRACKED, "probs").shape == (0, 2)
+  assert engine.log_likelihood([], [], "score").shape == (0,)

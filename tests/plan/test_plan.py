@@ -83,7 +83,9 @@ def test_reading_has_the_operations_that_xla_counts():
   model, rows, width = one_layer("gemma2_9b"), 4, 512
   params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), gemma.param_specs(model))
   tokens, length = jax.ShapeDtypeStruct((rows, width), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
-  counted = engine.read_next.lower(params, tokens, length, config=model, watch=(1, 2)).cost_analysis()["flops"]
+  counted = engine.next_token_probs.lower(params, tokens, length, config=model, token_ids=(1, 2)).cost_analysis()[
+    "flops"
+  ]
   mesh = {"data": 1, "fsdp": 1, "tensor": 1}
   assert costs.read_work(model, rows, width, mesh).flops == pytest.approx(counted, rel=0.02)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 
-from genrm_jax.infer.engine import Engine
-from genrm_jax.infer.sampling import SampleConfig, rollout_keys
+from genrm_jax.infer.engine import Engine, Rollout
+from genrm_jax.infer.sampling import SampleConfig, sample_keys
 from genrm_jax.records import VOTE_STATES, Vote
 from genrm_jax.text.prompts import Prompter, get_format
 from genrm_jax.text.tokenizer import CharTokenizer
@@ -14,12 +14,12 @@ from genrm_jax.verifiers import votes as score
 
 CHAR = CharTokenizer()
 PROMPTER = Prompter(CHAR, get_format("compact"))
-WATCH = (PROMPTER.yes_id, PROMPTER.no_id)
+TRACKED = (PROMPTER.yes_id, PROMPTER.no_id)
 SETTINGS = SampleConfig(6)
 
 
 def _engine(**kwargs):
-  return tiny.engine(CHAR.vocab_size, eos_id=CHAR.eos_id, **kwargs)
+  return tiny.engine(CHAR.vocab_size, end_id=CHAR.eos_id, **kwargs)
 
 
 def _logits(ids):
@@ -34,7 +34,7 @@ def _prompts():
 def test_a_direct_vote_is_the_probability_of_yes():
   prompts = _prompts()
   votes = score.direct_votes(_engine(), PROMPTER, prompts, "score")
-  want = np.stack([tiny.softmax(_logits(p))[list(WATCH)] for p in prompts])
+  want = np.stack([tiny.softmax(_logits(p))[list(TRACKED)] for p in prompts])
   assert [(v.state, v.num_tokens, v.text) for v in votes] == [("ok", 0, "")] * 3
   np.testing.assert_allclose([(v.p_yes, v.p_no) for v in votes], want, rtol=1e-4)
   assert (want.sum(1) < 0.9).all(), "of the whole vocabulary, not of the two"
@@ -60,19 +60,19 @@ def test_a_likelihood_vote_keeps_the_order_of_very_unlikely_solutions(monkeypatc
   assert score.value([votes[0]]) == p[0], "a mean of one loses nothing"
 
 
-def _write_by_hand(monkeypatch, texts):
-  """Makes Engine.write answer with texts (a last "$" is the end mark), each token watched as (place, place + 0.5)."""
+def _generate_by_hand(monkeypatch, texts):
+  """Makes Engine.generate return texts (a last "$" is the end mark) with tracked probabilities (place, place + 0.5)."""
 
   def encode(text):
     return [*CHAR.encode(text.removesuffix("$")), *([CHAR.eos_id] if text.endswith("$") else [])]
 
-  def write(self, prompts, keys, settings, watch, label):
-    assert (watch, settings) == (WATCH, SETTINGS) and keys.shape == (len(texts), len(texts[0]))
+  def generate(self, prompts, keys, settings, tracked, label):
+    assert (tracked, settings) == (TRACKED, SETTINGS) and keys.shape == (len(texts), len(texts[0]))
     assert len(prompts) == len(texts)
-    out = [[encode(text) for text in mine] for mine in texts]
-    return [[(ids, np.arange(len(ids))[:, None] + np.array([0, 0.5])) for ids in mine] for mine in out]
+    ids = [[encode(text) for text in of_prompt] for of_prompt in texts]
+    return [[Rollout(x, np.arange(len(x))[:, None] + np.array([0, 0.5])) for x in of_prompt] for of_prompt in ids]
 
-  monkeypatch.setattr(Engine, "write", write)
+  monkeypatch.setattr(Engine, "generate", generate)
 
 
 def _votes(engine, prompts, num_votes):
@@ -85,7 +85,7 @@ def test_every_rationale_gets_its_state(monkeypatch):
     ["ab+? Yes$", "?", "ab$", "?x Yes$"],
     ["a? No", "abcdef", "? Yes? No$", "$"],
   ]
-  _write_by_hand(monkeypatch, texts)
+  _generate_by_hand(monkeypatch, texts)
   prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd;", "2c;")]
   votes = _votes(_engine(), prompts, 4)
   assert [[v.state for v in mine] for mine in votes] == [
@@ -100,14 +100,14 @@ def test_every_rationale_gets_its_state(monkeypatch):
     (votes[0][1], [*prompts[0], *CHAR.encode("?")]),
     (votes[1][1], [*prompts[1], *CHAR.encode("abcdef?")]),
   ):
-    np.testing.assert_allclose([vote.p_yes, vote.p_no], tiny.softmax(_logits(ids))[list(WATCH)], rtol=1e-4)
+    np.testing.assert_allclose([vote.p_yes, vote.p_no], tiny.softmax(_logits(ids))[list(TRACKED)], rtol=1e-4)
   for vote in (votes[0][2], *votes[1][2:]):
     assert (vote.p_yes, vote.p_no) == (None, None)
 
 
 @pytest.mark.parametrize(("room", "state"), [(0, "truncated"), (1, "forced")])
 def test_a_verdict_is_forced_where_the_context_has_room(monkeypatch, room, state):
-  _write_by_hand(monkeypatch, [["abcdef", "ab? No"]])
+  _generate_by_hand(monkeypatch, [["abcdef", "ab? No"]])
   prompt = PROMPTER.cot("1ab;", "Bb;")
   votes = _votes(_engine(max_tokens=len(prompt) + 6 + room), [prompt], 2)
   assert [[v.state for v in mine] for mine in votes] == [[state, "ok"]]
@@ -116,42 +116,43 @@ def test_a_verdict_is_forced_where_the_context_has_room(monkeypatch, room, state
 
 
 def test_a_question_at_the_very_end_needs_no_room(monkeypatch):
-  _write_by_hand(monkeypatch, [["abcde?"]])
+  _generate_by_hand(monkeypatch, [["abcde?"]])
   prompt = PROMPTER.cot("1ab;", "Bb;")
   ((vote,),) = _votes(_engine(max_tokens=len(prompt) + 6), [prompt], 1)
   assert vote.state == "forced"
-  want = tiny.softmax(_logits([*prompt, *CHAR.encode("abcde?")]))[list(WATCH)]
+  want = tiny.softmax(_logits([*prompt, *CHAR.encode("abcde?")]))[list(TRACKED)]
   np.testing.assert_allclose([vote.p_yes, vote.p_no], want, rtol=1e-4)
 
 
 def test_a_question_cut_in_the_middle_is_completed(monkeypatch):
   prompter = Prompter(CHAR, get_format("genrm_short"))
   question = prompter.format.verdict_question
-  _write_by_hand(monkeypatch, [["ab." + question[:n] for n in (0, 1, 17, len(question) - 1)]])
+  _generate_by_hand(monkeypatch, [["ab." + question[:n] for n in (0, 1, 17, len(question) - 1)]])
   prompt = prompter.cot("a?", "b")
   keys = jax.random.split(jax.random.key(0), (1, 4))
   (votes,) = score.rationale_votes(_engine(), prompter, [prompt], keys, SETTINGS, "score")
-  want = tiny.softmax(_logits([*prompt, *CHAR.encode("ab." + question)]))[list(WATCH)]
+  want = tiny.softmax(_logits([*prompt, *CHAR.encode("ab." + question)]))[list(TRACKED)]
   assert [v.state for v in votes] == ["forced"] * 4
   np.testing.assert_allclose([(v.p_yes, v.p_no) for v in votes], [want] * 4, rtol=1e-3)
 
 
 def test_sampled_rationales_are_read_where_they_were_sampled(monkeypatch):
-  write, written = Engine.write, []
-  monkeypatch.setattr(Engine, "write", lambda *args: written.append(write(*args)) or written[0])
+  generate, generated = Engine.generate, []
+  monkeypatch.setattr(Engine, "generate", lambda *args: generated.append(generate(*args)) or generated[0])
   prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd3ef;", "CcDf;")]
-  keys = rollout_keys(0, ["p"] * 48, [0] * 24 + [1] * 24, list(range(24)) * 2).reshape(2, 24)
+  keys = sample_keys(0, "vote", ["p/0", "p/1"], 24)
   votes = score.rationale_votes(_engine(), PROMPTER, prompts, keys, SampleConfig(20, temperature=1.5), "score")
   (question,) = CHAR.encode("?")
   counts = dict.fromkeys(VOTE_STATES, 0)
-  for prompt, rolled, mine in zip(prompts, written[0], votes, strict=True):
-    for (ids, _), vote in zip(rolled, mine, strict=True):
+  for prompt, rolled, mine in zip(prompts, generated[0], votes, strict=True):
+    for rollout, vote in zip(rolled, mine, strict=True):
+      ids = rollout.ids
       counts[vote.state] += 1
       assert (vote.num_tokens, vote.text) == (len(ids), CHAR.decode(ids))
       if vote.state in ("ok", "forced"):
         # A model of random weights poses the one-token question now and then.
         asked = ids[: ids.index(question)] if question in ids else ids
-        want = tiny.softmax(_logits([*prompt, *asked, question]))[list(WATCH)]
+        want = tiny.softmax(_logits([*prompt, *asked, question]))[list(TRACKED)]
         np.testing.assert_allclose([vote.p_yes, vote.p_no], want, rtol=1e-3)
         assert vote.state == ("ok" if question in ids[:-1] else "forced")
   assert min(counts[state] for state in ("ok", "forced", "missing")) >= 3, counts
