@@ -101,7 +101,12 @@ class Run:
     """How the base, the generator or a verifier is trained."""
     c = self.training(name)
     optimizer = optim.OptimConfig(**c.optim.to_dict())
-    return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **c.loop.to_dict())
+    settings = {
+      "eval_every_steps": c.loop.save_every_steps,
+      "best_by": "loss_verify" if name in self.config.verifiers else "loss_solve",
+      **c.loop.to_dict(),
+    }
+    return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **settings)
 
   def adapters(self, name: str) -> lora.LoraConfig | None:
     """Those of the base, the generator or a verifier; None where all parameters are trained (rank 0)."""
@@ -254,18 +259,20 @@ class Run:
     manifest = {**self.manifest(name, verifier), "data": packed["train"][1]}
     start = [self.init_params(name, self.mesh)]
     rows, eval_rows = (prepare(RowFile(self._rows_file(name, s)), max_targets, start[0]) for s in ("train", "val"))
-    loop.train(
+    shardings = trained.param_shardings(self.model, self.adapters(name), self.mesh)
+    loop.fit(
       name,
       make_loss(max_targets),
       start.pop(),  # or what training started from would stay in memory
-      trained.param_shardings(self.model, self.adapters(name), self.mesh),
+      shardings,
       rows,
       eval_rows,
       self.train_config(name),
-      self.mesh,
-      manifest,
-      self.workdir,
-      [self.path("tokenizer.model")] if self.config.tokenizer.type == "sentencepiece" else [],
+      sharding.batch_sharding(self.mesh),
+      manifest=manifest,
+      workdir=self.workdir,
+      files=[self.path("tokenizer.model")] if self.config.tokenizer.type == "sentencepiece" else [],
+      norm_mask=jax.tree_util.tree_map_with_path(lambda path, _: "norm" in jax.tree_util.keystr(path), shardings),
     )
     distributed.from_main(epath.Path(self._rows_file(name, "train").parent).rmtree)
 

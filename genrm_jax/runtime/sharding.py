@@ -121,15 +121,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def read_to_global(take: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mesh) -> Any:
+def num_shards(sharding: NamedSharding) -> int:
+  """How many parts the sharding splits axis 0 into."""
+  entry = sharding.spec[0] if len(sharding.spec) else None
+  axes = (entry,) if isinstance(entry, str) else entry or ()
+  return math.prod(sharding.mesh.shape[axis] for axis in axes)
+
+
+def read_to_global(take: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mesh | NamedSharding) -> Any:
   """Global arrays of the rows of `index`, split over the batch; each process reads those that its own devices hold.
 
   Args:
     take: gives a tree of numpy arrays, first axis n, for an index of n rows.
     index: of all rows of the batch, int[B], the same on all processes; B divides by the batch shards.
-    mesh: the devices.
+    mesh: the devices, or the sharding of the batch.
   """
-  sharding, places = batch_sharding(mesh), np.arange(len(index))
+  sharding = batch_sharding(mesh) if isinstance(mesh, Mesh) else mesh
+  places = np.arange(len(index))
   held: Mapping[jax.Device, Any] = sharding.addressable_devices_indices_map(index.shape)
   own = np.unique([places[at] for (at,) in held.values()])
 

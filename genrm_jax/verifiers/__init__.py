@@ -144,7 +144,7 @@ def dpo_loss(config: ModelConfig, max_targets: int, beta: float, remat: gemma.Re
   def loss(params, batch, counts=None):
     assert isinstance(batch, PairBatch), "rows without a reference: see with_reference"
     logits_BMV, at = _logits_at_targets(params, config, batch, max_targets, remat)
-    return losses.dpo(-losses.cross_entropy(logits_BMV, at.targets), at, beta, counts)
+    return losses.dpo(-losses.cross_entropy(logits_BMV, at.targets), at, beta, max_targets // 2, counts)
 
   return loss
 

@@ -227,4 +227,4 @@ def _train_step(param_dtype, adapted):
   state = step.init_state(trained, optimizer, frozen)
   where = step.state_shardings(state, jax.tree.map(lambda _: sharding.replicated(mesh), params), mesh)
   loss_fn = verifiers.sft_loss(_config("bfloat16", param_dtype), 4, 0.5)
-  return step.make_train_step(loss_fn, optimizer, mesh, where), state
+  return step.make_train_step(loss_fn, optimizer, sharding.batch_sharding(mesh), where), state

@@ -205,7 +205,7 @@ def test_a_step_raises_the_chosen_and_lowers_the_rejected():
   zeros, weights = np.zeros_like(segments), (segments > 0).astype(np.float32)
   logp, reference = rng.normal(size=(2, 3, 8)).astype(np.float32)
   batch = PairBatch(zeros, zeros, weights, zeros, segments, zeros, reference)
-  (loss, sums), got = jax.value_and_grad(losses.dpo, has_aux=True)(jnp.asarray(logp), batch, BETA)
+  (loss, sums), got = jax.value_and_grad(losses.dpo, has_aux=True)(jnp.asarray(logp), batch, BETA, 2)
   want, each = np.zeros_like(logp), []
   for r, chosen in ((0, 1), (0, 3), (1, 1)):
     up, down = segments[r] == chosen, segments[r] == chosen + 1
@@ -216,13 +216,13 @@ def test_a_step_raises_the_chosen_and_lowers_the_rejected():
   assert float(loss) == pytest.approx(np.mean(each)) and float(sums["loss_verify"][1]) == 3
   counts = {name: count for name, (_, count) in sums.items()}
   parts = [
-    losses.dpo(logp[r : r + 1], jax.tree.map(lambda a, r=r: a[r : r + 1], batch), BETA, counts)[0] for r in range(3)
+    losses.dpo(logp[r : r + 1], jax.tree.map(lambda a, r=r: a[r : r + 1], batch), BETA, 2, counts)[0] for r in range(3)
   ]
   assert float(sum(parts)) == pytest.approx(float(loss)) and min(parts[:2]) > 0
 
 
 def test_no_pairs_are_no_loss():
-  loss, sums = losses.dpo(jnp.zeros((2, 4)), PairBatch(*[np.zeros((2, 4), np.float32)] * 7), BETA)
+  loss, sums = losses.dpo(jnp.zeros((2, 4)), PairBatch(*[np.zeros((2, 4), np.float32)] * 7), BETA, 2)
   assert float(loss) == 0 and {float(sums[n][1]) for n in ("loss_verify", "accuracy", "accuracy_likelihood")} == {0}
 
 
@@ -256,17 +256,19 @@ def _trained(num_devices=1, rank=0, num_steps=30):
     params = jax.device_put(params, shardings)
     rows = verifiers.with_reference(rows, rows.max_targets, params, CONFIG, mesh, 8)
     loss_fn = verifiers.make_loss(DPO, CONFIG, PROMPTER, rows.max_targets, 0.0, BETA)
-    eval_step = step.make_eval_step(loss_fn, mesh, shardings)
+    eval_step = step.make_eval_step(loss_fn, sharding.batch_sharding(mesh), shardings)
     optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=30))
     trained, frozen = lora.split(params)
     state = step.init_state(trained, optimizer, frozen)
-    train_step = step.make_train_step(loss_fn, optimizer, mesh, step.state_shardings(state, shardings, mesh))
-    before = loop.evaluate(eval_step, params, rows, 8, mesh)
+    train_step = step.make_train_step(
+      loss_fn, optimizer, sharding.batch_sharding(mesh), step.state_shardings(state, shardings, mesh)
+    )
+    before = loop.evaluate(eval_step, params, rows, 8, sharding.batch_sharding(mesh))
     steps = []
     for i in range(num_steps):
       state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
       steps.append(float(sums["loss"][0]))
-    after = loop.evaluate(eval_step, state.all_params, rows, 8, mesh)
+    after = loop.evaluate(eval_step, state.all_params, rows, 8, sharding.batch_sharding(mesh))
   return jax.device_get(state.all_params), steps, before, after
 
 

@@ -295,7 +295,9 @@ def test_training_lowers_the_loss(verifier, solve_weight):
   with jax.set_mesh(_mesh()):
     state = step.init_state(jax.tree.map(jnp.copy, _params()), optimizer)
     loss_fn = verifiers.make_loss(verifier, CONFIG, PROMPTER, rows.max_targets, solve_weight)
-    train_step = step.make_train_step(loss_fn, optimizer, _mesh(), step.state_shardings(state, shardings, _mesh()))
+    train_step = step.make_train_step(
+      loss_fn, optimizer, sharding.batch_sharding(_mesh()), step.state_shardings(state, shardings, _mesh())
+    )
     losses = []
     for _ in range(40):
       state, sums = train_step(state, batch)
