@@ -57,14 +57,6 @@ def test_targets_are_gathered_first_to_last_in_each_row():
   np.testing.assert_array_equal(got_x, np.stack([targets, targets + 100], axis=-1))
 
 
-def test_no_target_is_lost_when_all_positions_are_gathered():
-  weights = RNG.random((3, 6)) < 0.5
-  batch = _batch(weights)
-  _, at = losses.gather_targets(np.zeros((3, 6, 1), np.float32), batch, 6)
-  for row in range(3):
-    np.testing.assert_array_equal(at.targets[row][at.weights[row] > 0], batch.targets[row][weights[row]])
-
-
 def test_kinds_are_summed_separately_with_their_counts():
   nll = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
   weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
@@ -113,12 +105,3 @@ def test_an_absent_kind_adds_nothing(verify, solve, want):
   assert float(loss) == want
   gradient = jax.grad(lambda sums: losses.unified(sums, 0.5)[0])(_sums(verify, solve))
   assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
-
-
-def test_the_loss_of_a_batch_is_the_mean_over_its_targets():
-  batch = _batch([[0, 1, 0, 1], [1, 0, 0, 0]], [[0, KIND_VERIFY, 0, KIND_SOLVE], [KIND_VERIFY, 0, 0, 0]])
-  batch = batch.replace(targets=TARGETS)
-  x, at = losses.gather_targets(LOGITS, batch, 2)
-  loss, _ = losses.unified(losses.mean_by_kind(losses.cross_entropy(x, at.targets), at.weights, at.kind), 0.5)
-  nll = np.asarray(losses.cross_entropy(LOGITS, TARGETS))
-  assert float(loss) == pytest.approx((nll[0, 1] + nll[1, 0]) / 2 + 0.5 * nll[0, 3])
