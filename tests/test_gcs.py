@@ -35,7 +35,7 @@ from genrm_jax.pipeline.stages import Stage
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import loop, saved
+from genrm_jax.train import metrics, saved
 
 TESTS = pathlib.Path(__file__).parent
 MIB = 2**20
@@ -106,13 +106,13 @@ def places_that_are_closed():
 
 def run_that_is_told_to_stop():
   """The command on the command line; SIGTERM comes with the first metrics."""
-  write = loop._Metrics.write
+  write = metrics.Metrics.write
 
   def write_and_be_told(self, step, values):
     write(self, step, values)
     os.kill(os.getpid(), signal.SIGTERM)
 
-  loop._Metrics.write = write_and_be_told
+  metrics.Metrics.write = write_and_be_told
   verifier_stages.main(gsm8k.make_stages)
 
 

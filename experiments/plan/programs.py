@@ -83,7 +83,9 @@ def train_program(config: ml_collections.ConfigDict, verifier: Verifier, mesh: M
     settings.remat,
   )
   held = {"parameters": bytes_of(params), "optimiser": bytes_of(state.opt_state)}
-  train: Any = step.make_train_step(loss, optimizer, mesh, state_shardings, settings.loop.num_micro_batches)
+  train: Any = step.make_train_step(
+    loss, optimizer, sharding.batch_sharding(mesh), state_shardings, settings.loop.num_micro_batches
+  )
   return Program(TRAIN_STEP, lambda: train.lower(state, batch), held)
 
 

@@ -5,6 +5,7 @@ pure function of seed and step, so a resumed run needs no iterator state.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -126,11 +127,15 @@ def with_reference(batch: TokenBatch, log_probs: np.ndarray) -> PairBatch:
 
 
 def order(num_rows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
-  """Which of so many rows a step reads, int[batch_size]: a new random order every epoch, in which each stands once."""
+  """Indices of the rows that a step reads, int[batch_size]. Every epoch is a new permutation of all rows."""
   places = step * batch_size + np.arange(batch_size)
   epochs, offsets = places // num_rows, places % num_rows
-  orders = {e: np.random.default_rng([seed, int(e)]).permutation(num_rows) for e in np.unique(epochs)}
-  return np.asarray([orders[e][o] for e, o in zip(epochs, offsets, strict=True)])
+  return np.concatenate([_permutation(num_rows, seed, int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+
+
+@functools.lru_cache(maxsize=2)  # a batch may span the end of an epoch
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
 def pack(examples: Sequence[Example], row_length: int) -> Rows:

@@ -1,6 +1,6 @@
-"""Writing checkpoints, by Orbax, and going on from the newest; train/saved.py says what a step's folder holds.
+"""Saves checkpoints with Orbax, asynchronously, and restores the newest; train/saved.py describes a step's folder.
 
-The newest step and the best, by the loss on held-out rows, are kept.
+The newest step and the best one by held-out loss are kept.
 """
 
 import contextlib
@@ -27,9 +27,12 @@ BEST_METRIC = "eval_loss"
 # TensorStore, which writes the arrays for Orbax, reports a full disk as a ValueError that ends like this.
 _SYSTEM_ERROR = re.compile(r"([^:]+) \[os_error_code='\d+'\]")
 
+# Orbax logs the traceback of a failed write, sometimes twice, and raises the error as well.
+logging.getLogger("absl").addFilter(lambda r: r.levelno < logging.ERROR or "orbax" not in r.pathname)
+
 
 class _FileHandler(ocp.CheckpointHandler):
-  """Copies files into a checkpoint, so that they are there when it is."""
+  """Copies files into a checkpoint."""
 
   def save(self, directory: epath.Path, args: "_FileSave") -> None:
     if jax.process_index() == 0:
@@ -47,17 +50,23 @@ class _FileSave(ocp.args.CheckpointArgs):
 
 
 class Checkpoints:
-  """The checkpoints of one run. A context manager: leaving it waits for what is still being written."""
+  """The checkpoints of one run. A context manager: leaving it waits for a save in progress.
+
+  Attributes:
+    unfinished: steps, in ascending order, whose save was in progress when the run was last stopped.
+  """
 
   def __init__(self, directory: Any):
     self.directory = saved.absolute(directory)
+    self.unfinished = saved.unfinished_steps(self.directory)
+    self._saving = -1  # the step of the last call of `save`
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(1),
         checkpoint_managers.BestN(get_metric_fn=lambda m: m[BEST_METRIC], reverse=True, n=1),
       ]
     )
-    with _written(f"cannot open the checkpoints in {self.directory}"):
+    with _disk_errors(f"cannot open the checkpoints in {self.directory}"):
       self._manager = ocp.CheckpointManager(
         self.directory,
         item_names=("state", "manifest", "files"),
@@ -65,15 +74,22 @@ class Checkpoints:
           preservation_policy=policy,
           best_fn=lambda m: m[BEST_METRIC],
           best_mode="min",
-          enable_async_checkpointing=False,
+          cleanup_tmp_directories=True,
+          # _FileHandler writes before the background work begins, when the directories must exist.
+          async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         ),
       )
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exc) -> None:
-    self._manager.close()
+  def __exit__(self, exc_type: type[BaseException] | None, *exc: Any) -> None:
+    try:
+      with self._disk_errors():
+        self._manager.close()
+    except UserError:
+      if exc_type is None:  # otherwise the exception on its way says what went wrong first
+        raise
 
   def save(
     self,
@@ -84,21 +100,23 @@ class Checkpoints:
     with_frozen: bool = True,
     pending: Sequence[Sums] = (),
   ) -> None:
-    """Writes the state under its step, and the manifest with what is said of its arrays.
+    """Starts to save the state under its step. Waits for the save before, if that is still in progress.
+
+    On return the state has been copied to the host and may be donated; writing goes on in the background.
 
     Args:
-      state: of the training.
-      manifest: what the parameters mean.
-      eval_loss: for choosing the best step.
-      files: paths of files that go into the checkpoint.
-      with_frozen: whether the frozen parameters go into it too. Without them their digests do, so that another base
-        cannot take their place.
-      pending: the sums of steps that are not reported yet, as NumPy.
+      manifest: what the parameters mean; shapes, dtypes and digests of the arrays are added.
+      eval_loss: to choose the best step by; infinite for a step that is not to be chosen.
+      files: paths of files to copy into the checkpoint.
+      with_frozen: whether to save the frozen parameters. Otherwise their digests are saved, so that other ones are
+        refused when the run resumes.
+      pending: sums of steps not reported yet, on the host.
 
     Raises:
-      UserError: it cannot be written (a full disk); earlier steps stay.
+      UserError: this step, or the one before, could not be written (a full disk). Earlier steps are intact.
     """
-    step = int(state.step)
+    self.wait()
+    self._saving = step = int(state.step)
     arrays = saved.describe(state)
     kept = {name: a for name, a in arrays.items() if with_frozen or not name.startswith("frozen/")}
     entries = {
@@ -114,33 +132,41 @@ class Checkpoints:
       manifest=ocp.args.JsonSave({**entries, "digest": saved.manifest_digest(entries)}),
       files=_FileSave(files),
     )
-    with _written(f"could not write checkpoint {step} in {self.directory}, earlier steps are whole"):
+    with self._disk_errors():
       self._manager.save(step, args=args, metrics={BEST_METRIC: eval_loss}, force=True)
 
+  def wait(self) -> None:
+    """Waits for a save in progress. Raises UserError if it could not be written."""
+    with self._disk_errors():
+      self._manager.wait_until_finished()
+
+  def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+    return _disk_errors(f"could not write checkpoint {self._saving} in {self.directory}, earlier steps are intact")
+
   def _finished_steps(self) -> list[epath.Path]:
-    """The newest first; none before the first save, when there is no folder in a bucket."""
+    """Newest first. In a bucket, the folder does not exist before the first save."""
     return saved.finished_steps(self.directory) if self.directory.exists() else []
 
   def newest_loss(self) -> float:
-    """The loss on held-out rows of the newest step; infinite before the first."""
+    """The held-out loss of the newest step; infinite before the first."""
     steps = self._finished_steps()
     return saved.eval_loss(steps[0]) if steps else math.inf
 
   def restore_newest(
-    self, where: TrainState, expected: Mapping[str, Any], frozen: Any
+    self, target: TrainState, expected: Mapping[str, Any], frozen: Any
   ) -> tuple[TrainState, list[Any]] | None:
-    """The state of the newest whole step, and what was pending then; None before the first save.
+    """The state of the newest whole step and the sums pending then; None before the first save.
 
-    A damaged step is named aloud and set aside as `<step>.damaged`, so that the run can write it again.
+    A damaged step is reported and renamed `<step>.damaged`, so that the run can write it again.
 
     Args:
-      where: shapes, dtypes and shardings; its `frozen` is not read.
-      expected: what the manifest must say.
+      target: shapes, dtypes and shardings; its `frozen` is not read.
+      expected: entries that the manifest must have.
       frozen: the frozen parameters, which must be those that the run began with.
 
     Raises:
-      UserError: the manifest differs from `expected` in one of its entries (another model, tokenizer, data, ...), or
-        the frozen parameters from those of the run; or no step is whole.
+      UserError: the manifest differs from `expected` (another model, tokenizer, data, ...), the frozen parameters are
+        not those of the run, or no step is whole.
     """
     steps = self._finished_steps()
     if not steps:
@@ -150,36 +176,31 @@ class Checkpoints:
       manifest = saved.read_manifest(step)
       saved.check_manifest(manifest, expected, step)
       saved.check_left_out(step, {**manifest["arrays"], **manifest["left_out"]}, frozen)
-      read = {"step": where.step, "params": where.params, "opt_state": where.opt_state}
-      return TrainState(**saved.read_arrays(step, manifest, read), frozen=frozen), manifest["pending"]
+      trained = {"step": target.step, "params": target.params, "opt_state": target.opt_state}
+      return TrainState(**saved.read_arrays(step, manifest, trained), frozen=frozen), manifest["pending"]
 
     restored, used = saved.first_whole(steps, read)
     damaged = [step for step in steps if int(step.name) > int(used.name)]
 
-    def set_aside() -> None:
+    def rename_damaged() -> None:
       for step in damaged:
         step.rename(step.parent / f"{step.name}.damaged")
 
-    distributed.from_main(set_aside)
+    distributed.from_main(rename_damaged)
     if damaged:
       self._manager.reload()
     return restored
 
 
 @contextlib.contextmanager
-def _written(what: str) -> Iterator[None]:
-  """Turns what the system says of the disk into a UserError."""
-  orbax_log = logging.getLogger("absl")
-  level = orbax_log.level
-  orbax_log.setLevel(logging.CRITICAL)  # or Orbax prints the traceback of a failed write as well
+def _disk_errors(what: str) -> Iterator[None]:
+  """Turns an error of the file system into a UserError."""
   try:
     yield
   except OSError as e:
-    raise UserError(f"{what}: {e}; check the folder and the space on the disk") from e
+    raise UserError(f"{what}: {e}; check the folder and the free disk space") from e
   except ValueError as e:
     system_error = _SYSTEM_ERROR.search(str(e))
     if not system_error:
       raise
-    raise UserError(f"{what}:{system_error[1]}; check the folder and the space on the disk") from e
-  finally:
-    orbax_log.setLevel(level)
+    raise UserError(f"{what}:{system_error[1]}; check the folder and the free disk space") from e

@@ -1,35 +1,35 @@
-"""The training loop: read, step, report, evaluate, save; a stopped run goes on where it was, bit for bit."""
+"""The training loop: read, update, report, evaluate, save. A stopped run resumes bit-exactly."""
 
 import contextlib
 import dataclasses
-import json
 import math
-import tempfile
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from genrm_jax.model import lora
 from genrm_jax.pytrees import TokenBatch
-from genrm_jax.runtime import distributed, sharding
+from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
-from genrm_jax.train import optim, preemption
+from genrm_jax.train import digests, optim, preemption
 from genrm_jax.train.checkpoint import Checkpoints
 from genrm_jax.train.losses import LossFn, Sums
+from genrm_jax.train.metrics import Metrics, means
 from genrm_jax.train.step import init_state, make_eval_step, make_train_step, state_shardings
 
-# So many steps are given to the devices before the first of them is done: enough to keep them busy, and few enough that
-# a run which is told to end has little left to do.
+# Steps dispatched beyond the one being executed: enough to keep the devices busy, few enough to stop soon on SIGTERM.
 _STEPS_AHEAD = 2
+BEST_BY = ("loss", "loss_verify", "loss_solve")
 
 
 class RowSource(Protocol):
-  """Packed rows: which of them a training step reads, by (seed, step), and the rows of an index (-1: an empty one)."""
+  """Packed rows. `order` is a pure function of (seed, step); `take` returns an empty row for index -1."""
 
   @property
   def num_rows(self) -> int: ...
@@ -39,202 +39,212 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """How long and how often. The best step is the one with the least loss on held-out rows."""
+  """How to train, and how often to report, evaluate and save.
+
+  `eval_every_steps` must be a multiple of `log_every_steps`, and `save_every_steps` of `eval_every_steps`: every saved
+  step has an evaluation to choose the best step by, and no reported mean spans a save. The last step is reported,
+  evaluated and saved in any case. A step saved on SIGTERM at another time is never chosen as the best.
+  """
 
   optim: optim.OptimConfig
-  batch_size: int  # rows of one update
+  batch_size: int  # rows per update
   seed: int
-  num_micro_batches: int = 1  # that the rows of an update go through the model in, one after another
+  num_micro_batches: int = 1  # parts of a batch that go through the model one after another
   log_every_steps: int = 50
-  save_every_steps: int = 200  # evaluate on the held-out rows and save
-  stop_at_loss: float = 0.0  # end when the loss on held-out rows is not above it
-  save_frozen: bool = True  # with adapters: whether the frozen parameters go into the checkpoints as well
+  eval_every_steps: int = 200
+  save_every_steps: int = 200
+  max_eval_rows: int = 0  # held-out rows per evaluation, spread evenly over all of them; 0: all
+  best_by: str = "loss"  # held-out metric, one of BEST_BY, that the best step is chosen by
+  stop_at_loss: float = 0.0  # stop once that metric is at most this
+  save_frozen: bool = True  # with adapters: save the frozen parameters too
 
   def __post_init__(self):
-    for name in ("batch_size", "num_micro_batches", "log_every_steps", "save_every_steps"):
+    for name in ("batch_size", "num_micro_batches", "log_every_steps", "eval_every_steps", "save_every_steps"):
       if getattr(self, name) < 1:
         raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
-    if self.save_every_steps % self.log_every_steps:
-      raise UserError(
-        f"save_every_steps {self.save_every_steps} must be a multiple of log_every_steps {self.log_every_steps}, "
-        "so that a resumed run reports the same means"
-      )
+    for often, seldom in (("log_every_steps", "eval_every_steps"), ("eval_every_steps", "save_every_steps")):
+      if getattr(self, seldom) % getattr(self, often):
+        raise UserError(
+          f"{seldom} {getattr(self, seldom)} must be a multiple of {often} {getattr(self, often)}; change one of them"
+        )
+    if self.max_eval_rows < 0:
+      raise UserError(f"max_eval_rows must be 0 (all) or more, not {self.max_eval_rows}")
+    if self.best_by not in BEST_BY:
+      raise UserError(f"best_by must be one of {', '.join(BEST_BY)}, not {self.best_by!r}")
 
   @property
   def micro_batch_size(self) -> int:
-    """Rows that go through the model at a time; evaluation, too, has memory for no more."""
+    """Rows that go through the model at a time, in training and in evaluation."""
     return self.batch_size // self.num_micro_batches
 
 
-def train(
-  run: str,
+def fit(
+  name: str,
   loss_fn: LossFn,
   init_params: Any,
   param_shardings: Any,
   rows: RowSource,
   eval_rows: RowSource,
   config: TrainConfig,
-  mesh: Mesh,
+  batch: NamedSharding,
+  *,
   manifest: dict[str, Any],
   workdir: epath.Path,
   files: Sequence[Any] = (),
+  norm_mask: Any = None,
 ) -> None:
-  """Trains to `config.optim.num_steps`, or to `config.stop_at_loss` if that is met before.
+  """Trains for `config.optim.num_steps`, or until the held-out loss reaches `config.stop_at_loss`.
 
-  Leaves checkpoints/<run>/ and metrics/<run>.jsonl in `workdir`.
-
-  Goes on from the newest whole checkpoint of the run if there is one. Data order is a function of (seed, step), so the
-  continued run is the run that was never stopped. SIGTERM ends the process with code 143 after the step at hand is
-  saved.
+  Writes checkpoints/<name>/ and metrics/<name>.jsonl in `workdir`, and resumes bit-exactly from the newest whole
+  checkpoint there. Saves are written in the background: a process killed during one resumes from the save before. On
+  SIGTERM it saves after the current step and exits with code 143.
 
   Args:
-    run: its name.
     loss_fn: of all parameters and a batch.
-    init_params: all parameters; where adapters are among them (model/lora.py), only those are trained. The buffers are
-      given over: do not use them afterwards.
+    init_params: all parameters, donated. If they include adapters (model/lora.py), only the adapters are trained.
     param_shardings: of all parameters.
     rows: to train on.
     eval_rows: held out.
-    config: how long and how often.
-    mesh: the devices.
-    manifest: what the parameters mean, for the checkpoints.
-    workdir: see above.
-    files: paths of files that go into each checkpoint.
+    batch: the sharding of a batch's rows, and with it the mesh.
+    manifest: what the parameters mean; stored in each checkpoint, and compared when the run resumes.
+    files: paths of files to copy into each checkpoint.
+    norm_mask: a tree of bool like `init_params`, true for norm scales, which are not decayed.
+
+  Raises:
+    UserError: trained parameters that are not float32; a batch that does not divide; a loss that is not finite;
+      `config.best_by` names a metric without held-out targets; a checkpoint of another run; a full disk.
   """
-  num_devices = mesh.devices.size // mesh.shape["tensor"]
-  if config.batch_size % (num_devices * config.num_micro_batches):
-    parts = f" in {config.num_micro_batches} micro-batches" if config.num_micro_batches > 1 else ""
-    raise UserError(f"batch_size {config.batch_size} of {run} does not divide over {num_devices} data devices{parts}")
-  optimizer = optim.make_optimizer(config.optim)
+  mesh = cast(Mesh, batch.mesh)
+  _check_batch_size(name, config, batch)
   trained, frozen = lora.split(init_params)
+  _check_float32(name, trained)
+  optimizer = optim.make_optimizer(config.optim, None if norm_mask is None else lora.split(norm_mask)[0])
   abstract = jax.eval_shape(lambda p, f: init_state(p, optimizer, f), trained, frozen)
   shardings = state_shardings(abstract, param_shardings, mesh)
-  train_step = make_train_step(loss_fn, optimizer, mesh, shardings, config.num_micro_batches)
-  eval_step = make_eval_step(loss_fn, mesh, param_shardings)
+  target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+  manifest = {**manifest, "best_by": config.best_by}
   num_steps = config.optim.num_steps
 
-  with Checkpoints(workdir / "checkpoints" / run) as checkpoints, jax.set_mesh(mesh):
-    where = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-    restored = checkpoints.restore_newest(where, manifest, frozen)
+  with Checkpoints(workdir / "checkpoints" / name) as checkpoints, jax.set_mesh(mesh):
+    restored = checkpoints.restore_newest(target, manifest, jax.device_put(frozen, shardings.frozen))
     begin = jax.jit(lambda p, f: init_state(p, optimizer, f), out_shardings=shardings, donate_argnums=(0, 1))
     state, pending = restored or (begin(trained, frozen), [])
-    del init_params, trained, frozen, restored  # or what the training started from would stay in memory
-    writer = _Metrics(workdir / "metrics", run, int(state.step))
-    with contextlib.closing(writer), preemption.watched() as is_asked, progress(f"train {run}", num_steps) as advance:
-      advance(int(state.step))
-      is_good = checkpoints.newest_loss() <= config.stop_at_loss
-      for step in range(num_steps if is_good else int(state.step), num_steps):
-        batch = sharding.read_to_global(
-          rows.take, rows.order(config.seed, step, config.batch_size), sharding.batch_sharding(mesh)
-        )
-        state, sums = train_step(state, batch)
+    del init_params, trained, frozen, restored  # free what training started from
+    first_step = int(state.step)
+    if first_step == num_steps or checkpoints.newest_loss() <= config.stop_at_loss:
+      return
+    _say_start(name, first_step, num_steps, checkpoints.unfinished)
+
+    # Compiled ahead of time: arguments of any other shape or sharding raise instead of compiling a second program.
+    batch_like = _like_rows(rows, config.batch_size, batch)
+    eval_batch_like = _like_rows(eval_rows, config.micro_batch_size, batch)
+    jitted = make_train_step(loss_fn, optimizer, batch, shardings, config.num_micro_batches)
+    train_step = jitted.lower(target, batch_like).compile()
+    eval_step = make_eval_step(loss_fn, batch, param_shardings).lower(target.all_params, eval_batch_like).compile()
+
+    metrics = Metrics(workdir / "metrics", name, first_step)
+    with (
+      contextlib.closing(metrics),
+      preemption.watch() as should_stop,
+      progress(f"train {name}", num_steps) as advance,
+    ):
+      advance(first_step)
+      for step in range(first_step, num_steps):
+        index = rows.order(config.seed, step, config.batch_size)
+        state, sums = train_step(state, sharding.read_to_global(rows.take, index, batch))
         pending.append(sums)
         jax.block_until_ready(pending[-1 - _STEPS_AHEAD : -_STEPS_AHEAD])
         done = step + 1
-        note = ""
-        if done % config.log_every_steps == 0 or done == num_steps:
-          means = _means(pending)
+        is_last, is_saved, note = done == num_steps, False, ""
+
+        if is_last or done % config.log_every_steps == 0:
+          values = means(pending)
           pending = []
-          means["learning_rate"] = float(optim.schedule(config.optim)(step))
-          writer.write(done, {f"train/{name}": value for name, value in means.items()})
-          note = f"loss {means['loss']:.4f}"
-          _check_finite(run, "the loss", means["loss"], done)
-        if done % config.save_every_steps == 0 or done == num_steps:
-          evaluated = evaluate(eval_step, state.all_params, eval_rows, config.micro_batch_size, mesh)
-          writer.write(done, {f"eval/{name}": value for name, value in evaluated.items()})
-          _check_finite(run, "the loss on held-out rows", evaluated["loss"], done)
-          eval_loss = evaluated.get("loss_verify", evaluated.get("loss_solve", float("nan")))
-          checkpoints.save(state, manifest, eval_loss, files, config.save_frozen)
-          is_good = eval_loss <= config.stop_at_loss
-        advance(num_steps - step if is_good else 1, note)
-        if is_good:
-          break
-        if done < num_steps and is_asked(done):
-          if done % config.save_every_steps:
+          values["learning_rate"] = float(optim.schedule(config.optim)(step))
+          metrics.write(done, {f"train/{key}": value for key, value in values.items()})
+          note = f"loss {values['loss']:.4f}"
+          _check_finite(name, "the loss", values["loss"], done)
+
+        if is_last or done % config.eval_every_steps == 0:
+          values = evaluate(
+            eval_step, state.all_params, eval_rows, config.micro_batch_size, batch, config.max_eval_rows
+          )
+          metrics.write(done, {f"eval/{key}": value for key, value in values.items()})
+          _check_finite(name, "the held-out loss", values["loss"], done)
+          eval_loss = _best_metric(name, config.best_by, values)
+          is_last |= eval_loss <= config.stop_at_loss
+          if is_last or done % config.save_every_steps == 0:
+            checkpoints.save(state, manifest, eval_loss, files, config.save_frozen)
+            is_saved = True
+
+        advance(num_steps - step if is_last else 1, note)
+        if should_stop(done):
+          if not is_saved:  # not a candidate for the best step, so that the resumed run keeps the same steps
             checkpoints.save(state, manifest, math.inf, files, config.save_frozen, jax.device_get(pending))
-          say(f"{run}: ended by SIGTERM, step {done} of {num_steps} is saved; the same command goes on from there")
+          checkpoints.wait()
+          say(f"{name}: ended by SIGTERM, step {done} of {num_steps} is saved; the same command resumes from there")
           raise SystemExit(preemption.EXIT_CODE)
-  assert train_step._cache_size() <= 1, "the train step was compiled more than once"  # type: ignore[attr-defined]
+        if is_last:
+          break
+      checkpoints.wait()
 
 
-def _check_finite(run: str, what: str, value: float, step: int) -> None:
+def evaluate(
+  eval_step: Callable[[Any, TokenBatch], Sums],
+  params: Any,
+  rows: RowSource,
+  batch_size: int,
+  batch: NamedSharding,
+  max_rows: int = 0,
+) -> dict[str, float]:
+  """Means over the rows, each read once; with `max_rows`, over that many rows at even distances."""
+  num_rows = min(rows.num_rows, max_rows or rows.num_rows)
+  index = np.full(-(-num_rows // batch_size) * batch_size, -1)
+  index[:num_rows] = np.arange(num_rows) * rows.num_rows // num_rows
+  parts = index.reshape(-1, batch_size)
+  return means([eval_step(params, sharding.read_to_global(rows.take, part, batch)) for part in parts])
+
+
+def _like_rows(rows: RowSource, batch_size: int, batch: NamedSharding) -> Any:
+  """Shapes of a batch, [batch_size, ...] for each field."""
+  row = rows.take(np.array([-1]))
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype, sharding=batch), row)
+
+
+def _say_start(name: str, first_step: int, num_steps: int, unfinished: Sequence[int]) -> None:
+  newer = [step for step in unfinished if step > first_step]
+  lost = f"; step {max(newer)} was still being saved when the run stopped, and is computed again" if newer else ""
+  if first_step or lost:
+    say(f"{name}: resuming from step {first_step} of {num_steps}{lost}")
+
+
+def _check_batch_size(name: str, config: TrainConfig, batch: NamedSharding) -> None:
+  num_shards = sharding.num_shards(batch)
+  if config.batch_size % (num_shards * config.num_micro_batches):
+    raise UserError(
+      f"{name}: batch_size {config.batch_size} must be a multiple of {num_shards} batch shards x "
+      f"{config.num_micro_batches} micro-batches; change one of them or the mesh"
+    )
+
+
+def _check_float32(name: str, trained: Any) -> None:
+  """In bfloat16 an update at a fine-tuning learning rate is less than half the distance to the next number."""
+  other = [path for path, leaf in digests.names_of(trained).items() if leaf.dtype != jnp.float32]
+  if other:
+    dtype = digests.names_of(trained)[other[0]].dtype
+    raise UserError(
+      f"{name}: trained parameters must be float32, but {other[0]} is {dtype}, in which most updates round to nothing; "
+      "use param_dtype=float32 (with dtype=bfloat16 for the computation), or train adapters"
+    )
+
+
+def _check_finite(name: str, what: str, value: float, step: int) -> None:
   if not np.isfinite(value):
-    raise UserError(f"{run}: {what} is {value} at step {step}; lower optim.learning_rate")
+    raise UserError(f"{name}: {what} is {value} at step {step}; lower optim.learning_rate")
 
 
-def evaluate(eval_step, params: Any, rows: RowSource, batch_size: int, mesh: Mesh) -> dict[str, float]:
-  """Mean losses over all rows, each once."""
-  index = np.full(-(-rows.num_rows // batch_size) * batch_size, -1)
-  index[: rows.num_rows] = np.arange(rows.num_rows)
-  sums = [
-    eval_step(params, sharding.read_to_global(rows.take, part, sharding.batch_sharding(mesh)))
-    for part in index.reshape(-1, batch_size)
-  ]
-  return _means(sums)
-
-
-def _means(sums: list[Sums]) -> dict[str, float]:
-  """Sums over sums of counts; the host waits for the device only here. Kinds without targets are left out."""
-  fetched = jax.device_get(sums)
-  out = {}
-  for name in fetched[0]:
-    total, count = (float(np.sum([f[name][i] for f in fetched], dtype=np.float64)) for i in (0, 1))
-    if count > 0:
-      out[name] = total / count
-  return out
-
-
-def _step_of(line: str) -> float:
-  """The step of a line of metrics; a line that was cut off when a run was killed comes after all."""
-  try:
-    return json.loads(line)["step"]
-  except ValueError:
-    return math.inf
-
-
-class _Metrics:
-  """metrics/<run>.jsonl and TensorBoard events. Lines after the step that a run continues from are dropped.
-
-  To a file of a bucket nothing can be appended: there all lines are written anew, every time, and the events of this
-  start, for which tensorboardX wants a disk, are copied when it ends. Of many processes only the first writes.
-  """
-
-  def __init__(self, directory: epath.Path, run: str, step: int):
-    self._is_main = distributed.is_main()
-    if not self._is_main:
-      return
-    import tensorboardX  # where torch is installed it imports that, which takes seconds
-
-    directory.mkdir(parents=True, exist_ok=True)
-    self._path = directory / f"{run}.jsonl"
-    lines = self._path.read_text().splitlines() if self._path.exists() else []
-    self._text = "".join(line + "\n" for line in lines if _step_of(line) <= step)
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text(self._text)
-    temporary.replace(self._path)
-    self._events_of_run = directory / run
-    self._copied_from = tempfile.TemporaryDirectory() if "://" in str(directory) else None
-    here = self._copied_from.name if self._copied_from else str(self._events_of_run)
-    self._events = tensorboardX.SummaryWriter(here, purge_step=step + 1)
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    if not self._is_main:
-      return
-    line = json.dumps({"step": step, **values}) + "\n"
-    if self._copied_from:
-      self._text += line
-      self._path.write_text(self._text)
-    else:
-      with self._path.open("a") as file:
-        file.write(line)
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
-
-  def close(self) -> None:
-    if not self._is_main:
-      return
-    self._events.close()
-    if self._copied_from:
-      with self._copied_from as folder:
-        for file in epath.Path(folder).iterdir():
-          file.copy(self._events_of_run / file.name)
+def _best_metric(name: str, best_by: str, values: dict[str, float]) -> float:
+  if best_by not in values:
+    known = ", ".join(key for key in BEST_BY if key in values)
+    raise UserError(f"{name}: no held-out row has a target for best_by={best_by!r}; choose one of {known}")
+  return values[best_by]

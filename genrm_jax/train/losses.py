@@ -1,12 +1,12 @@
-"""The losses of the paper as sums with denominators (legend of axis letters: types.py; M targets of a row).
+"""The paper's losses, as sums and counts (axis letters: pytrees.py; M targets per row, P pairs per row).
 
     GenRM, GenRM-CoT   L = L_SFT(verify) + lambda * L_SFT(solve)    (paper, equations 4 and 5)
     ORM                L = binary cross-entropy of sigmoid(z_cls)   (paper, equation 2)
     DPO                L = -log sigmoid(beta * (m - m_ref))         (Rafailov et al. 2023, equation 7)
 
 L_SFT is the mean over target tokens of -log p(target). The margin m of a pair is log p(chosen) - log p(rejected), each
-summed over the tokens of its solution, m_ref the same under the reference model; the loss is the mean over pairs (P, of
-a row). Logits are computed only where a target is.
+summed over the tokens of the solution, and m_ref the same under the reference model; the loss is the mean over pairs.
+Logits are computed at targets only.
 """
 
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY, Array, PairBatch, TokenBatch
 
-# name -> (sum, count); the mean is taken once, over all steps between two reports.
+# name -> (sum, count); the mean is taken once, over all steps since the last report.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 _Batch = TypeVar("_Batch", bound=TokenBatch)
 Counts = dict[str, jax.Array]
@@ -25,17 +25,16 @@ Counts = dict[str, jax.Array]
 class LossFn(Protocol):
   """(params, batch) -> (loss to differentiate, sums to report).
 
-  Where the batch is a part of a larger one, `counts` are the counts of that one, and the losses of its parts add up to
-  its loss.
+  For a micro-batch, `counts` are the counts of the whole batch; the losses of the parts then add up to its loss.
   """
 
   def __call__(self, params: Any, batch: Any, counts: Counts | None = None) -> tuple[jax.Array, Sums]: ...
 
 
 def gather_targets(x_BTD: jax.Array, batch: _Batch, max_targets: int) -> tuple[jax.Array, _Batch]:
-  """The hidden states and the batch (fields [B, M]) at the first `max_targets` targets of each row, in their order.
+  """The hidden states and the batch (fields [B, M]) at the first `max_targets` targets of each row, in order.
 
-  With a vocabulary of 256k a verdict in a row of 2,000 tokens needs one row of logits, not 2,000.
+  With a vocabulary of 256k, a verdict after 2,000 tokens needs the logits of one position, not of 2,000.
   """
   order_BM = jnp.argsort(batch.weights <= 0, axis=1, stable=True)[:, :max_targets]
   x_BMD = jnp.take_along_axis(x_BTD, order_BM[..., None], axis=1)
@@ -50,13 +49,13 @@ def cross_entropy(logits_BMV: jax.Array, targets_BM: jax.Array) -> jax.Array:
 
 
 def binary_cross_entropy(z_BM: jax.Array, labels_BM: jax.Array) -> jax.Array:
-  """-log sigmoid(z) where the label is 1, -log sigmoid(-z) where it is 0; float32[B, M]."""
+  """-log sigmoid(z) where the label is 1, else -log sigmoid(-z); float32[B, M]."""
   z_BM = z_BM.astype(jnp.float32)
   return -jax.nn.log_sigmoid(jnp.where(labels_BM > 0, z_BM, -z_BM))
 
 
 def mean_by_kind(nll_BM: jax.Array, weights_BM: jax.Array, kind_BM: jax.Array) -> Sums:
-  """Sums and counts of the verification and the solution targets."""
+  """Sums and counts over the verification targets and over the solution targets."""
   sums = {}
   for name, kind in (("loss_verify", KIND_VERIFY), ("loss_solve", KIND_SOLVE)):
     w_BM = jnp.where(kind_BM == kind, weights_BM, 0.0)
@@ -64,37 +63,45 @@ def mean_by_kind(nll_BM: jax.Array, weights_BM: jax.Array, kind_BM: jax.Array) -
   return sums
 
 
-def margins(logp_BM: Array, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-  """log p(chosen) - log p(rejected) of every pair, f32[B, P], and where there is a pair, bool[B, P].
+def margins(logp_BM: Array, batch: TokenBatch, max_pairs: int) -> tuple[jax.Array, jax.Array]:
+  """log p(chosen) - log p(rejected) of the first `max_pairs` pairs of each row.
 
   Args:
     logp_BM: log p of the targets.
-    batch: at the targets. Each half of a pair has one at least, so P = M / 2.
+    batch: at the targets; pair p of a row, from 0, is in segments 2p + 1 (chosen) and 2p + 2 (rejected).
+    max_pairs: P, at least the number of pairs in any row; later pairs are dropped.
+
+  Returns:
+    The margins f32[B, P], and which of them belong to a pair, bool[B, P].
   """
   signed_BM = batch.weights * jnp.where(batch.segments % 2 == 1, logp_BM, -logp_BM)
-  num_pairs = logp_BM.shape[1] // 2
-  mine_BMP = (batch.segments[..., None] + 1) // 2 == 1 + jnp.arange(num_pairs)
-  there_BP = jnp.any(mine_BMP & (batch.weights > 0)[..., None], axis=1)
-  return jnp.sum(jnp.where(mine_BMP, signed_BM[..., None], 0.0), axis=1), there_BP
+  is_in_pair_BMP = (batch.segments[..., None] + 1) // 2 == 1 + jnp.arange(max_pairs)
+  is_pair_BP = jnp.any(is_in_pair_BMP & (batch.weights > 0)[..., None], axis=1)
+  return jnp.sum(jnp.where(is_in_pair_BMP, signed_BM[..., None], 0.0), axis=1), is_pair_BP
 
 
-def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float, counts: Counts | None = None) -> tuple[jax.Array, Sums]:
-  """The mean loss over pairs, and the sums: `accuracy` is the share of pairs whose implicit rewards are ordered right,
-  `accuracy_likelihood` of those whose likelihoods are, which is what the verifier ranks by.
+def dpo(
+  logp_BM: jax.Array, batch: PairBatch, beta: float, max_pairs: int, counts: Counts | None = None
+) -> tuple[jax.Array, Sums]:
+  """DPO's mean loss over pairs, and the sums to report.
+
+  `accuracy` is the share of pairs whose implicit rewards are in the right order, `accuracy_likelihood` the share whose
+  likelihoods are, by which the verifier ranks.
 
   Args:
     logp_BM: log p of the targets.
     batch: at the targets.
-    beta: how strongly the model is held to the reference.
-    counts: see LossFn.
+    beta: strength of the pull towards the reference.
+    max_pairs: see `margins`.
+    counts: see `LossFn`.
   """
-  margin_BP, there_BP = margins(logp_BM, batch)
-  gain_BP = margin_BP - margins(batch.reference, batch)[0]
+  margin_BP, is_pair_BP = margins(logp_BM, batch, max_pairs)
+  gain_BP = margin_BP - margins(batch.reference, batch, max_pairs)[0]
   nll_BP = -jax.nn.log_sigmoid(beta * gain_BP)
-  num_pairs = jnp.sum(there_BP, dtype=jnp.float32)
+  num_pairs = jnp.sum(is_pair_BP, dtype=jnp.float32)
 
   def over_pairs(a_BP):
-    return jnp.sum(jnp.where(there_BP, a_BP, 0.0)), num_pairs
+    return jnp.sum(jnp.where(is_pair_BP, a_BP, 0.0)), num_pairs
 
   total, _ = over_pairs(nll_BP)
   loss = total / jnp.maximum(num_pairs if counts is None else counts["loss_verify"], 1.0)
@@ -107,7 +114,7 @@ def dpo(logp_BM: jax.Array, batch: PairBatch, beta: float, counts: Counts | None
 
 
 def unified(sums: Sums, solve_weight: float, counts: Counts | None = None) -> tuple[jax.Array, Sums]:
-  """L_verify + lambda * L_solve, and the sums with the total; a kind that is absent from the batch adds nothing."""
+  """L_verify + lambda * L_solve, and the sums to report; a kind without targets in the batch adds nothing."""
   counts = {name: count for name, (_, count) in sums.items()} if counts is None else counts
   verify, solve = (sums[name][0] / jnp.maximum(counts[name], 1.0) for name in ("loss_verify", "loss_solve"))
   loss = verify + solve_weight * solve

@@ -1,7 +1,9 @@
-"""AdamW with linear warm-up, cosine decay and gradient clipping, by optax."""
+"""AdamW with linear warm-up, cosine decay and gradient clipping (optax)."""
 
 import dataclasses
 import math
+import operator
+from typing import Any
 
 import jax
 import optax
@@ -11,7 +13,7 @@ from genrm_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """`learning_rate` is the peak; it falls to `final_fraction` of it by the last step."""
+  """`learning_rate` is the peak; it decays to `final_fraction` of it by the last step."""
 
   learning_rate: float
   num_steps: int
@@ -27,19 +29,19 @@ class OptimConfig:
       raise UserError(f"warmup_steps {self.warmup_steps} must lie in 0..num_steps - 1 = {self.num_steps - 1}")
     allowed = {
       "learning_rate": (0 < self.learning_rate < math.inf, "positive and finite"),
-      "final_fraction": (0 <= self.final_fraction <= 1, "in 0..1"),
+      "final_fraction": (0 <= self.final_fraction <= 1, "in [0, 1]"),
       "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
-      "beta1": (0 <= self.beta1 < 1, "in 0..1, less than 1"),
-      "beta2": (0 <= self.beta2 < 1, "in 0..1, less than 1"),
+      "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
+      "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
       "clip_norm": (self.clip_norm > 0, "positive"),
     }
-    for name, (is_good, what) in allowed.items():
-      if not is_good:
+    for name, (is_valid, what) in allowed.items():
+      if not is_valid:
         raise UserError(f"{name} must be {what}, not {getattr(self, name)}")
 
 
 def schedule(config: OptimConfig) -> optax.Schedule:
-  """Learning rate of an update, by the number of updates before it."""
+  """Learning rate as a function of the number of updates already applied."""
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0 if config.warmup_steps else config.learning_rate,
     peak_value=config.learning_rate,
@@ -49,11 +51,18 @@ def schedule(config: OptimConfig) -> optax.Schedule:
   )
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-  """The optimiser; norm scales are not decayed."""
+def make_optimizer(config: OptimConfig, norm_mask: Any = None) -> optax.GradientTransformation:
+  """The optimizer.
 
-  def decayed(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
+  Args:
+    norm_mask: a tree of bool like the trained parameters; where it is true (norm scales) no weight decay is applied.
+      None decays every parameter.
+  """
+
+  def decayed(params: Any) -> Any:
+    if norm_mask is None:
+      return jax.tree.map(lambda _: True, params)
+    return jax.tree.map(operator.not_, norm_mask)
 
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),

@@ -1,4 +1,4 @@
-"""SIGTERM, by which a machine is taken away: training ends between two steps, saved."""
+"""Preemption: on SIGTERM, training saves between two steps and exits."""
 
 import contextlib
 import signal
@@ -13,21 +13,22 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Callable[[int], bool]]:
-  """Yields `is_asked(step)`: whether to save and end after this step. Of many processes all say so at the same step.
+def watch() -> Iterator[Callable[[int], bool]]:
+  """Yields `should_stop(step)`: whether to save and exit after this step.
 
-  Until the block is left SIGTERM does nothing but that. Of many processes it is enough that one is told.
+  Inside the block SIGTERM has no other effect. With several processes, a SIGTERM to any of them is enough, and
+  `should_stop`, to be called by all of them after every step, turns true at the same step on all.
   """
   if distributed.num_processes() > 1:
     with distributed.sigterm_remembered():
       yield multihost_utils.reached_preemption_sync_point
     return
-  told = threading.Event()
-  if threading.current_thread() is not threading.main_thread():  # which alone may listen
+  if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
     yield lambda step: False
     return
-  before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+  received = threading.Event()
+  previous = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
   try:
-    yield lambda step: told.is_set()
+    yield lambda step: received.is_set()
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, previous)

@@ -1,16 +1,17 @@
-"""Reading checkpoints: a step's folder says all that is needed, wherever it was moved to and whatever devices read it.
+"""Reads checkpoints. A step's folder is self-contained: it can be moved, and read on any devices.
 
-    <step>/state      Orbax: step, params, opt_state; frozen, where adapters are trained beside frozen parameters
-    <step>/manifest   JSON: what the parameters mean; shape, dtype and digest of every array; the digest of all that
-    <step>/files      what else is needed to open the checkpoint: a tokenizer's file
+    <step>/state      Orbax: step, params, opt_state; with adapters also frozen, the parameters beside them
+    <step>/manifest   JSON: what the parameters mean; shape, dtype and digest of every array; its own digest
+    <step>/files      other files needed to open the checkpoint, such as the tokenizer's
 
-Whatever is read is compared with its digest. What does not agree is `Damaged`; `first_whole` goes on to the next step.
+Everything read is checked against its digest. A mismatch raises `Damaged`; `first_whole` then tries the next step.
 """
 
 import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -30,42 +31,50 @@ from genrm_jax.train import digests
 T = TypeVar("T")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
-# gcsfs would list a folder once and never again, and not see what other processes write and delete there.
+# By default gcsfs caches listings, and does not see what other processes write and delete.
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 class Damaged(UserError):
-  """A checkpoint of ours that cannot be read, or that is not what was written."""
+  """A checkpoint of this library that cannot be read, or differs from what was written."""
 
 
 def absolute(path: Any) -> epath.Path:
-  """Orbax wants absolute paths; those of remote stores are."""
+  """The path as Orbax needs it; paths of remote stores are absolute already."""
   path = epath.Path(path)
   return path if "://" in str(path) else epath.Path(path.absolute())
 
 
 def finished_steps(run: epath.Path) -> list[epath.Path]:
-  """The folders of a run's finished steps, the newest first."""
+  """The folders of a run's finished steps, newest first."""
   if not run.is_dir():
-    # Where a bucket may not be read, there is no folder either.
+    # In a bucket without read access, folders do not seem to exist.
     access = ", and who may read the bucket" if "://" in str(run) else ""
     raise UserError(f"no checkpoint at {run}: check the path{access}, or run the stage that trains it first")
   return [run / str(step) for step in sorted(ocp.utils.checkpoint_steps(run), reverse=True)]
 
 
+def unfinished_steps(run: epath.Path) -> list[int]:
+  """Steps whose save was interrupted, in ascending order: a temporary folder, or in a bucket one without its marker."""
+  if not run.is_dir():
+    return []
+  found = (re.fullmatch(rf"(\d+)({re.escape(_UNFINISHED)}.*)?", path.name) for path in run.iterdir())
+  return sorted({int(match[1]) for match in found if match} - set(ocp.utils.checkpoint_steps(run)))
+
+
 def find(path: Any) -> list[epath.Path]:
-  """The steps that a path may mean, in the order in which to try them.
+  """The steps that a path may refer to, in the order in which to try them.
 
   Args:
-    path: of a run (DIR/checkpoints/<run>), then the best step by the loss on held-out rows comes first and the others
-      follow from the newest; or of one step, under any name.
+    path: of a run (DIR/checkpoints/<run>): its best step by held-out loss, then the others, newest first. Or of one
+      step, under any name.
 
   Raises:
-    UserError: no such folder; nothing finished in it; what is there is not of this library.
+    UserError: no such folder, no finished step in it, or not a checkpoint of this library.
   """
   folder = absolute(path)
   if _UNFINISHED in folder.name:
-    raise UserError(f"{folder} is unfinished: the run was stopped while it was written; use another step of its run")
+    raise UserError(f"{folder} is unfinished: its run was stopped while saving it; use another step of the run")
   if _is_step(folder):
     return [folder]
   steps = finished_steps(folder)
@@ -86,7 +95,7 @@ def _is_step(folder: epath.Path) -> bool:
 
 
 def eval_loss(step: epath.Path) -> float:
-  """The loss of a step on held-out rows; infinite where it is damaged or has none."""
+  """The held-out loss of a step; infinite if it has none or is damaged."""
   try:
     loss = read_manifest(step)["eval_loss"]
   except UserError:
@@ -95,10 +104,10 @@ def eval_loss(step: epath.Path) -> float:
 
 
 def first_whole(steps: Sequence[epath.Path], read: Callable[[epath.Path], T]) -> tuple[T, epath.Path]:
-  """What `read` gives for the first step that is whole, and that step; those before it are named aloud.
+  """The result of `read` for the first whole step, and that step; logs the damaged ones before it.
 
   Raises:
-    UserError: none is whole; or what `read` raises, other than `Damaged`.
+    UserError: no step is whole; or `read` raises one other than `Damaged`.
   """
   reasons = []
   for step in steps:
@@ -110,11 +119,11 @@ def first_whole(steps: Sequence[epath.Path], read: Callable[[epath.Path], T]) ->
     if reasons:
       say(f"warning: {'; '.join(reasons)}. The checkpoint {step} is whole and is used instead")
     return result, step
-  raise UserError(f"{'; '.join(reasons)}. There is no other whole step: copy it again, or train anew")
+  raise UserError(f"{'; '.join(reasons)}. There is no other whole step: copy it again, or train again")
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-  """SHA-256 of a manifest without its own digest."""
+  """SHA-256 of a manifest, apart from the digest entry itself."""
   rest = {key: value for key, value in manifest.items() if key != "digest"}
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -123,8 +132,8 @@ def read_manifest(step: epath.Path) -> dict[str, Any]:
   """The manifest of a step.
 
   Raises:
-    UserError: it is not a checkpoint of this library, or of an older version.
-    Damaged: the manifest is gone, no JSON, or not what was written.
+    UserError: it is not a checkpoint of this library, or one of an older version.
+    Damaged: the manifest is missing, is not JSON, or differs from what was written.
   """
   if not _is_step(step):
     raise UserError(f"{step} is not a checkpoint of genrm-jax: there is no manifest in it")
@@ -134,55 +143,51 @@ def read_manifest(step: epath.Path) -> dict[str, Any]:
   except (OSError, ValueError) as e:
     raise Damaged(f"checkpoint {step} is damaged: its manifest cannot be read ({e})") from e
   if not isinstance(manifest, dict) or "digest" not in manifest:
-    raise UserError(f"{step} is not a checkpoint of this version of genrm-jax: its manifest holds no digest")
+    raise UserError(f"{step} is not a checkpoint of this version of genrm-jax: its manifest has no digest")
   if manifest_digest(manifest) != manifest["digest"]:
-    raise Damaged(f"checkpoint {step} is damaged: its manifest is not what was written")
+    raise Damaged(f"checkpoint {step} is damaged: its manifest differs from what was written")
   return manifest
 
 
-def read_arrays(step: epath.Path, manifest: Mapping[str, Any], where: Any) -> Any:
+def read_arrays(step: epath.Path, manifest: Mapping[str, Any], target: Any) -> Any:
   """Some of a step's arrays, checked against their digests.
 
   Args:
-    step: the folder.
-    manifest: its manifest.
-    where: a tree of ShapeDtypeStruct: with a sharding it becomes a jax.Array, without one a NumPy array.
+    target: a tree of ShapeDtypeStruct. One with a sharding gives a jax.Array, one without a NumPy array.
 
   Raises:
-    UserError: the checkpoint holds no such array, or in another shape or dtype; too little memory.
-    Damaged: an array cannot be read or is not what was written.
+    UserError: the checkpoint lacks an array or has it in another shape or dtype; too little memory.
+    Damaged: an array cannot be read or differs from what was written.
   """
-  _check_held(step, manifest["arrays"], where)
-  memory.check_fits(f"the arrays of checkpoint {step}", where)
-  args = ocp.args.PyTreeRestore(item=where, restore_args=jax.tree.map(_restore_args, where), partial_restore=True)
+  _check_held(step, manifest["arrays"], target)
+  memory.check_fits(f"the arrays of checkpoint {step}", target)
+  args = ocp.args.PyTreeRestore(item=target, restore_args=jax.tree.map(_restore_args, target), partial_restore=True)
   tree, reason = None, ""
-  # Orbax's handler, for its checkpointer would wait for a process that has failed.
+  # The handler, not the checkpointer, which would wait for a process that has failed.
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
     try:
       tree = reader.restore(step / "state", args=args)
-    except Exception as e:  # a damaged file shows itself in many ways
-      reason = f"{type(e).__name__} while it was read ({next(iter(str(e).splitlines()), '')[:200]})"
+    except Exception as e:  # damaged files raise many types of exceptions
+      reason = f"{type(e).__name__} while reading ({next(iter(str(e).splitlines()), '')[:200]})"
   _raise_if_damaged(step, reason)
-  written = {name: manifest["arrays"][name]["digest"] for name in digests.names_of(where)}
+  written = {name: manifest["arrays"][name]["digest"] for name in digests.names_of(target)}
   changed = [name for name, digest in digests.of_tree(tree).items() if digest != written[name]]
-  _raise_if_damaged(step, f"{', '.join(changed[:3])} is not what was written" if changed else "")
+  _raise_if_damaged(step, f"{', '.join(changed[:3])} differs from what was written" if changed else "")
   return tree
 
 
 def _raise_if_damaged(step: epath.Path, reason: str) -> None:
-  """Damaged on all processes if one has a reason: each reads its own part of the arrays."""
+  """Raises Damaged on all processes if any has a reason; each of them reads only its own shards."""
   reasons = [found for found in distributed.exchange(reason) if found]
   if reasons:
     raise Damaged(f"checkpoint {step} is damaged: {reasons[0]}")
 
 
 def read_params(step: epath.Path, manifest: Mapping[str, Any], shardings: Mapping[str, Any] | None) -> dict[str, Any]:
-  """All parameters that a step holds, trained and frozen, as one tree, without the optimiser.
+  """All saved parameters, trained and frozen, as one tree, without the optimizer's state.
 
   Args:
-    step: the folder.
-    manifest: its manifest.
-    shardings: where each parameter goes, by its path ("layers/q"); None gives NumPy arrays.
+    shardings: by path ("layers/q"); None gives NumPy arrays.
   """
   flat: dict[str, Any] = {}
   for name, array in manifest["arrays"].items():
@@ -195,23 +200,21 @@ def read_params(step: epath.Path, manifest: Mapping[str, Any], shardings: Mappin
 
 
 def check_left_out(step: epath.Path, arrays: Mapping[str, Any], frozen: Any) -> None:
-  """UserError unless the given frozen parameters are the ones beside which a step's adapters were trained.
+  """Raises UserError unless `frozen` are the parameters beside which a step's adapters were trained.
 
   Args:
-    step: the folder.
-    arrays: what its manifest says of them, by name ("frozen/final_norm").
-    frozen: the parameters.
+    arrays: entries of the step's manifest, by path ("frozen/final_norm").
   """
   for name, digest in digests.of_tree({"frozen": frozen}).items():
     if name not in arrays or arrays[name]["digest"] != digest:
       raise UserError(
-        f"checkpoint {step} was trained beside other frozen parameters: {name} differs. Give the base that it was "
+        f"checkpoint {step} was trained beside other frozen parameters: {name} differs. Use the base that it was "
         "trained from, in the same dtype"
       )
 
 
 def describe(tree: Any) -> dict[str, dict[str, Any]]:
-  """Shape, dtype and digest of every array of a tree, by its path."""
+  """Shape, dtype and digest of every array of a tree, by path."""
   found = digests.of_tree(tree)
   return {
     name: {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype), "digest": found[name]}
@@ -225,10 +228,10 @@ def _restore_args(target: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
   return ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
 
 
-def _check_held(step: epath.Path, arrays: Mapping[str, Any], where: Any) -> None:
-  for name, target in digests.names_of(where).items():
-    wanted = f"{target.dtype}{list(target.shape)}"
-    held = f"{arrays[name]['dtype']}{arrays[name]['shape']}" if name in arrays else "not there"
+def _check_held(step: epath.Path, arrays: Mapping[str, Any], target: Any) -> None:
+  for name, like in digests.names_of(target).items():
+    wanted = f"{like.dtype}{list(like.shape)}"
+    held = f"{arrays[name]['dtype']}{arrays[name]['shape']}" if name in arrays else "missing"
     if held != wanted:
       raise UserError(
         f"checkpoint {step} was made by something else: {name} is {held}, the config's is {wanted}. "
@@ -236,14 +239,14 @@ def _check_held(step: epath.Path, arrays: Mapping[str, Any], where: Any) -> None
       )
 
 
-def check_manifest(found: Mapping[str, Any], expected: Mapping[str, Any], where: Any) -> None:
-  """UserError that names the first entries in which a checkpoint differs from what is expected of it."""
+def check_manifest(found: Mapping[str, Any], expected: Mapping[str, Any], step: Any) -> None:
+  """Raises UserError with the first entries in which a step's manifest differs from what is expected."""
   differences = [
     f"{key}: the checkpoint has {a!r}, the config {b!r}" for key, a, b in _differences(found, expected) if a != b
   ]
   if differences:
     raise UserError(
-      f"checkpoint {where} was made by something else:\n  "
+      f"checkpoint {step} was made by something else:\n  "
       + "\n  ".join(differences[:8])
       + "\nUse the config that made it, or another workdir."
     )

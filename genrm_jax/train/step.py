@@ -1,6 +1,5 @@
-"""One update as a jitted pure function over a mesh, compiled once, its state donated."""
+"""One update as a jitted pure function over a mesh; it donates its state."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,27 +11,26 @@ from genrm_jax.pytrees import TokenBatch, TrainState
 from genrm_jax.runtime import sharding
 from genrm_jax.train.losses import Counts, LossFn, Sums
 
-Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Sums]]
-
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
-  """The state before the first update of `params`; the loss sees `frozen` beside them, the optimiser does not.
+  """The state before the first update.
 
-  The optimiser's moments are float32, whatever the parameters are.
+  Args:
+    params: trained. The optimizer's moments are float32 whatever their dtype.
+    frozen: parameters that the loss reads and the optimizer does not see.
   """
   opt_state = optimizer.init(optax.tree.cast(params, jnp.float32))
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state, {} if frozen is None else frozen)
 
 
 def state_shardings(state: TrainState, param_shardings: Any, mesh: Mesh) -> TrainState:
-  """Shardings of a state: the optimiser's moments lie as the parameters that they belong to, all else is replicated.
+  """Shardings of a state: the moments are sharded like their parameters, everything else is replicated.
 
   Args:
     state: arrays or their shapes.
     param_shardings: of all parameters, trained and frozen.
-    mesh: that they lie on.
   """
-  replicated = NamedSharding(mesh, PartitionSpec())
+  replicated = sharding.replicated(mesh)
   params = {name: param_shardings[name] for name in state.params}
   params_structure = jax.tree.structure(params)
 
@@ -46,62 +44,62 @@ def state_shardings(state: TrainState, param_shardings: Any, mesh: Mesh) -> Trai
 def make_train_step(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
-  mesh: Mesh,
+  batch: NamedSharding,
   shardings: TrainState,
   num_micro_batches: int = 1,
-) -> Step:
-  """A jitted `(state, batch) -> (state, sums)`; the state is donated, nothing is fetched to the host.
+) -> jax.stages.Wrapped:
+  """A jitted `(state, batch) -> (state, sums)` that donates `state` and fetches nothing to the host.
 
-  `loss_fn` is given all parameters; gradients exist for the trained ones only. With micro-batches the rows of a batch
-  go through the model in so many parts, one after another, for less memory; the update is that of the whole batch, also
-  where the parts have different numbers of targets.
+  `loss_fn` receives all parameters; only the trained ones have gradients. With micro-batches the rows of a batch go
+  through the model in that many parts, one after another, to save memory. The update is that of the whole batch even if
+  the parts have different numbers of targets.
   """
 
-  def gradients(state: TrainState, batch: TokenBatch, counts: Counts | None = None):
+  def gradients(state: TrainState, rows: TokenBatch, counts: Counts | None = None) -> tuple[Any, Sums]:
     def loss_of(params):
-      return loss_fn(state.replace(params=params).all_params, batch, counts)
+      return loss_fn(state.replace(params=params).all_params, rows, counts)
 
     (_, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    # Constrained, or they come out whole on every fsdp shard.
+    # Without the constraint every fsdp shard holds the whole gradients.
     return jax.lax.with_sharding_constraint(grads, shardings.params), sums
 
-  def accumulated(state: TrainState, batch: TokenBatch):
-    # Of the forward pass that counts come from, nothing else is read, so none of it is compiled.
-    counts = {name: count for name, (_, count) in loss_fn(state.all_params, batch)[1].items()}
+  def accumulated(state: TrainState, rows: TokenBatch) -> tuple[Any, Sums]:
+    # Only the counts of this forward pass are used, so XLA removes the rest of it.
+    counts = {name: count for name, (_, count) in loss_fn(state.all_params, rows)[1].items()}
 
     def body(total, part):
-      part = jax.lax.with_sharding_constraint(part, sharding.batch_sharding(mesh))
+      part = jax.lax.with_sharding_constraint(part, batch)
       total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, gradients(state, part, counts))
       return total, None
 
-    # Each part has some rows of every shard of the batch, which stay where they are.
-    parts = jax.tree.map(lambda a: a.reshape(-1, num_micro_batches, *a.shape[1:]).swapaxes(0, 1), batch)
+    # Strided, so that each part has rows of every batch shard and no row moves between devices.
+    parts = jax.tree.map(lambda a: a.reshape(-1, num_micro_batches, *a.shape[1:]).swapaxes(0, 1), rows)
     grads = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), state.params)
-    none = {name: (jnp.zeros(()), jnp.zeros(())) for name in counts}
-    (grads, sums), _ = jax.lax.scan(body, (grads, none), parts)
+    zeros = {name: (jnp.zeros(()), jnp.zeros(())) for name in counts}
+    (grads, sums), _ = jax.lax.scan(body, (grads, zeros), parts)
     return grads, {**sums, "loss": (sums["loss"][0], jnp.ones(()))}
 
-  def train_step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Sums]:
-    grads, sums = gradients(state, batch) if num_micro_batches == 1 else accumulated(state, batch)
+  def train_step(state: TrainState, rows: TokenBatch) -> tuple[TrainState, Sums]:
+    grads, sums = gradients(state, rows) if num_micro_batches == 1 else accumulated(state, rows)
     grads = optax.tree.cast(grads, jnp.float32)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    grad_norm = optax.tree.norm(grads)
-    sums = {**sums, "grad_norm": (grad_norm, jnp.ones(()))}
+    sums = {**sums, "grad_norm": (optax.tree.norm(grads), jnp.ones(()))}
     return TrainState(state.step + 1, params, opt_state, state.frozen), sums
 
   return jax.jit(
     train_step,
     donate_argnums=0,
-    in_shardings=(shardings, sharding.batch_sharding(mesh)),
-    out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+    in_shardings=(shardings, batch),
+    out_shardings=(shardings, NamedSharding(batch.mesh, PartitionSpec())),
   )
 
 
-def make_eval_step(loss_fn: LossFn, mesh: Mesh, param_shardings: Any) -> Callable[[Any, TokenBatch], Sums]:
-  """A jitted `(params, batch) -> sums`, of all parameters."""
-  return jax.jit(
-    lambda params, batch: loss_fn(params, batch)[1],
-    in_shardings=(param_shardings, sharding.batch_sharding(mesh)),
-    out_shardings=NamedSharding(mesh, PartitionSpec()),
-  )
+def make_eval_step(loss_fn: LossFn, batch: NamedSharding, param_shardings: Any) -> jax.stages.Wrapped:
+  """A jitted `(params, batch) -> sums` over all parameters."""
+
+  def eval_step(params: Any, rows: TokenBatch) -> Sums:
+    return loss_fn(params, rows)[1]
+
+  replicated = NamedSharding(batch.mesh, PartitionSpec())
+  return jax.jit(eval_step, in_shardings=(param_shardings, batch), out_shardings=replicated)

@@ -85,7 +85,7 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
     state = step.init_state(jax.tree.map(jnp.asarray, _params(model)), optimizer)
     shardings = step.state_shardings(state, where, mesh)
     state = jax.device_put(state, shardings)
-    train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings)
+    train_step = step.make_train_step(loss_fn, optimizer, sharding.batch_sharding(mesh), shardings)
     trained = []
     for i in range(NUM_STEPS):
       state, sums = train_step(

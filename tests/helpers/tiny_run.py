@@ -1,4 +1,4 @@
-"""A run of the training loop that takes no time: the logits of the next token are a row of a table."""
+"""A training run that takes a second: the logits of the next token are a row of a table."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from genrm_jax.runtime import sharding
 from genrm_jax.train import loop, losses, optim
 
 VOCAB = 16
-NUM_STEPS, SAVE_EVERY, LOG_EVERY = 12, 4, 2
+NUM_STEPS, LOG_EVERY, EVAL_EVERY, SAVE_EVERY = 24, 2, 4, 8
 MANIFEST = {"model": {"vocab": VOCAB}, "data": "abc"}
 
 
@@ -35,25 +35,38 @@ def mesh() -> jax.sharding.Mesh:
   return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def train(workdir: pathlib.Path, train_rows=None, *, learning_rate: float = 0.1, manifest=MANIFEST, **changes):
-  """Trains the run called "tiny" with the given rows; what it starts from is returned."""
-  settings = {"batch_size": 4, "seed": 3, "log_every_steps": LOG_EVERY, "save_every_steps": SAVE_EVERY, **changes}
-  on = mesh()
-  where = {"w": sharding.replicated(on)}
-  init = jax.device_put({"w": jnp.cos(jnp.arange(VOCAB * VOCAB, dtype=jnp.float32)).reshape(VOCAB, VOCAB)}, where)
+def train(
+  workdir: pathlib.Path,
+  train_rows=None,
+  eval_rows=None,
+  *,
+  on: jax.sharding.Mesh | None = None,
+  learning_rate: float = 0.1,
+  manifest=MANIFEST,
+  dtype=jnp.float32,
+  **settings,
+):
+  """Trains the run called "tiny"; returns the parameters that it started from."""
+  on = on or mesh()
+  cadences = {"log_every_steps": LOG_EVERY, "eval_every_steps": EVAL_EVERY, "save_every_steps": SAVE_EVERY}
+  settings = {"batch_size": 4, "seed": 3, "best_by": "loss_verify", **cadences, **settings}
   config = loop.TrainConfig(optim=optim.OptimConfig(learning_rate, NUM_STEPS, warmup_steps=3), **settings)
-  loop.train("tiny", loss_fn, init, where, train_rows or rows(0), rows(1, 9), config, on, manifest, workdir)
+  shardings = {"w": sharding.replicated(on)}
+  init = jax.device_put({"w": jnp.cos(jnp.arange(VOCAB * VOCAB, dtype=dtype)).reshape(VOCAB, VOCAB)}, shardings)
+  train_rows, eval_rows = train_rows or rows(0), eval_rows or rows(1, 9)
+  batch = sharding.batch_sharding(on)
+  loop.fit("tiny", loss_fn, init, shardings, train_rows, eval_rows, config, batch, manifest=manifest, workdir=workdir)
   return init
 
 
-class Killing:
-  """Rows that end the run, by `kill()`, when it is asked for those of a step."""
+class CallAt:
+  """Rows that call `act()` when training asks for the batch of a step."""
 
-  def __init__(self, at_step: int, kill):
-    self.rows, self.at_step, self.kill = rows(0), at_step, kill
+  def __init__(self, at_step: int, act):
+    self.rows, self.at_step, self.act = rows(0), at_step, act
     self.num_rows, self.take = self.rows.num_rows, self.rows.take
 
   def order(self, seed: int, step: int, batch_size: int):
     if step == self.at_step:
-      self.kill()
+      self.act()
     return self.rows.order(seed, step, batch_size)

@@ -206,7 +206,7 @@ def test_evaluation_takes_less_than_the_training_step(on_cpu):
     jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh)) for dtype in (jnp.int32, jnp.float32)
   )
   batch = TokenBatch(**{f.name: floats if f.name == "weights" else ints for f in dataclasses.fields(TokenBatch)})
-  evaluate = make_eval_step(loss, mesh, jax.tree.map(lambda a: a.sharding, params))
+  evaluate = make_eval_step(loss, sharding.batch_sharding(mesh), jax.tree.map(lambda a: a.sharding, params))
   with jax.set_mesh(mesh):
     evaluation = evaluate.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
   assert 0 < evaluation < train.parts["temporaries"]

@@ -1,4 +1,4 @@
-"""Losses against numpy; sums and their counts; which hidden states meet which targets."""
+"""Losses match NumPy; sums and counts; gathering of targets."""
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,21 @@ TARGETS = RNG.integers(7, size=(2, 4)).astype(np.int32)
 
 
 def _batch(weights, kind=None):
-  """Targets that are numbered 10 * row + column."""
+  """Targets numbered 10 * row + column."""
   weights = np.asarray(weights, np.float32)
   number = (10 * np.arange(len(weights))[:, None] + np.arange(weights.shape[1])).astype(np.int32)
   kind = np.where(weights > 0, KIND_VERIFY, KIND_PAD) if kind is None else np.asarray(kind)
   return TokenBatch(number, number, weights, number, number, kind.astype(np.int32))
 
 
-def test_cross_entropy_is_numpys():
+def test_cross_entropy_matches_numpy():
   exact = LOGITS.astype(np.float64)
   probs = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
   want = -np.log(np.take_along_axis(probs, TARGETS[..., None], -1)[..., 0])
   np.testing.assert_allclose(losses.cross_entropy(LOGITS, TARGETS), want, rtol=1e-5)
 
 
-def test_cross_entropy_stands_large_logits_and_half_precision():
+def test_cross_entropy_of_large_logits_and_in_half_precision():
   got = losses.cross_entropy(jnp.array([[[1000.0, 0.0]]]), jnp.array([[0]]))
   assert float(got[0, 0]) == 0
   half = losses.cross_entropy(LOGITS.astype(jnp.bfloat16), TARGETS)
@@ -36,7 +36,7 @@ def test_cross_entropy_stands_large_logits_and_half_precision():
   np.testing.assert_allclose(half, losses.cross_entropy(LOGITS, TARGETS), atol=0.05)
 
 
-def test_binary_cross_entropy_is_numpys():
+def test_binary_cross_entropy_matches_numpy():
   z = LOGITS[..., 0]
   labels = TARGETS % 2
   p = 1 / (1 + np.exp(-z.astype(np.float64)))
@@ -57,20 +57,29 @@ def test_targets_are_gathered_first_to_last_in_each_row():
   np.testing.assert_array_equal(got_x, np.stack([targets, targets + 100], axis=-1))
 
 
-def test_no_target_is_lost_when_all_places_are_asked_for():
-  weights = RNG.random((3, 6)) < 0.5
-  batch = _batch(weights)
-  _, at = losses.gather_targets(np.zeros((3, 6, 1), np.float32), batch, 6)
-  for row in range(3):
-    np.testing.assert_array_equal(at.targets[row][at.weights[row] > 0], batch.targets[row][weights[row]])
-
-
-def test_kinds_are_summed_apart_with_their_counts():
+def test_kinds_are_summed_separately_with_their_counts():
   nll = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
   weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
   kind = np.array([[KIND_VERIFY, KIND_SOLVE, KIND_PAD], [KIND_SOLVE, KIND_PAD, KIND_SOLVE]])
   sums = jax.tree.map(float, losses.mean_by_kind(nll, weights, kind))
   assert sums == {"loss_verify": (1.0, 1.0), "loss_solve": (42.0, 3.0)}
+
+
+def test_margins_match_a_loop_over_pairs_in_memory_that_grows_with_the_pairs():
+  segments = np.array([[1, 1, 2, 2, 2, 3, 4, 0], [1, 2, 0, 0, 0, 0, 0, 0], [0] * 8], np.int32)
+  logp = RNG.normal(size=segments.shape).astype(np.float32)
+  batch = _batch(segments > 0).replace(segments=segments)
+  want, is_pair = np.zeros((3, 2)), np.zeros((3, 2), bool)
+  for row, pair in ((0, 0), (0, 1), (1, 0)):
+    chosen, rejected = (segments[row] == 2 * pair + half for half in (1, 2))
+    want[row, pair], is_pair[row, pair] = logp[row][chosen].sum() - logp[row][rejected].sum(), True
+  got, got_is_pair = losses.margins(logp, batch, 2)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_array_equal(got_is_pair, is_pair)
+
+  long = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 4096), a.dtype), batch)
+  jaxpr = jax.make_jaxpr(lambda logp, batch: losses.margins(logp, batch, 2))(long.weights, long)
+  assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 2 * 4096
 
 
 def _sums(verify, solve):
@@ -96,12 +105,3 @@ def test_an_absent_kind_adds_nothing(verify, solve, want):
   assert float(loss) == want
   gradient = jax.grad(lambda sums: losses.unified(sums, 0.5)[0])(_sums(verify, solve))
   assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
-
-
-def test_the_loss_of_a_batch_is_the_mean_over_its_targets():
-  batch = _batch([[0, 1, 0, 1], [1, 0, 0, 0]], [[0, KIND_VERIFY, 0, KIND_SOLVE], [KIND_VERIFY, 0, 0, 0]])
-  batch = batch.replace(targets=TARGETS)
-  x, at = losses.gather_targets(LOGITS, batch, 2)
-  loss, _ = losses.unified(losses.mean_by_kind(losses.cross_entropy(x, at.targets), at.weights, at.kind), 0.5)
-  nll = np.asarray(losses.cross_entropy(LOGITS, TARGETS))
-  assert float(loss) == pytest.approx((nll[0, 1] + nll[1, 0]) / 2 + 0.5 * nll[0, 3])
