@@ -80,8 +80,8 @@ def card(opened: trained.Opened, layout: str) -> str:
   lines = [f"# {name or manifest['run']}", "", *_score_lines(opened), "", "| | |", "| --- | --- |"]
   lines += [f"| {key} | {value} |" for key, value in facts.items()]
   if name is not None:
-    templates = {"solve": form.solve, "verify": form.verify, "verify_cot": form.verify_cot}
-    templates |= {"verdict_question": form.verdict_question, "yes": form.yes, "no": form.no}
+    templates = {name: form.render(getattr(form, name)) for name in ("solve", "verify", "verify_cot")}
+    templates |= {"verdict_question": form.render(form.conclude), "yes": form.yes, "no": form.no}
     ids = {"bos": prompter.tokenizer.bos_id, "yes": prompter.yes_id, "no": prompter.no_id}
     ids |= {"end": prompter.end_id, "cls": prompter.tokenizer.cls_id}
     lines += ["", "Each part of a prompt is tokenised by itself, and the ids are joined after `bos`.", ""]
@@ -176,7 +176,7 @@ def _snippet(opened: trained.Opened) -> str:
       sampling=f"temperature={sample['temperature']}, top_k={sample['top_k']}, top_p={sample['top_p']},"
       if sample["temperature"] > 0
       else "",
-      asked=form.verdict_question.strip(),
+      asked=form.verdict_question,
       yes=prompter.yes_id,
     )
   elif verifier.learns_pairs:
@@ -188,8 +188,8 @@ def _snippet(opened: trained.Opened) -> str:
   return _SNIPPET.format(
     folder=".",
     bos=prompter.tokenizer.bos_id,
-    solve=form.solve,
-    ask="" if verifier.learns_pairs else form.verify_cot if verifier.writes_rationales else form.verify,
+    solve=form.render(form.solve),
+    ask="" if verifier.learns_pairs else form.render(form.verify_cot if verifier.writes_rationales else form.verify),
     body=body,
   )
 

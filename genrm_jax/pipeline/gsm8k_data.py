@@ -1,9 +1,7 @@
 """GSM8K's data as records of three splits: the release, or someone's own solutions; rationales released or sampled."""
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 from etils import epath
 
 from genrm_jax.data import candidates, grading, jsonl, rationales, readers
@@ -12,9 +10,8 @@ from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
-from genrm_jax.tasks.gsm8k import problems as gsm8k
-from genrm_jax.tasks.gsm8k import released, sample
-from genrm_jax.tasks.gsm8k.rows import BadRows
+from genrm_jax.tasks.gsm8k import sample
+from genrm_jax.tasks.gsm8k.task import GSM8K
 
 SPLITS = ("train", "val", "eval")
 
@@ -29,68 +26,27 @@ def data_dir(run: Run) -> epath.Path:
   return epath.Path(c.data_dir).expanduser()
 
 
-def _known(run: Run, where: epath.Path, split: str) -> list[Problem]:
-  """GSM8K's own problems, which say what the right answers are."""
-  source = run.config.task.problems
-  if source not in ("files", "tfds"):
-    raise UserError(f"config.task.problems is {source!r}; it is files or tfds")
-  return gsm8k.read_problems(where, split) if source == "files" else gsm8k.read_problems_tfds(split)
-
-
 def read_release(run: Run) -> None:
   """Problems, their pools and, where the config says so, released rationales; splits separate problems, never rows."""
-  c, where, bad = run.config.task, data_dir(run), BadRows()
-  known = _known(run, where, "train")
-  release = released.scan(where, known, c.rounds, bad)
-  split_of = _split(release.problems, run)
-  if c.direct_set:
-    release = released.with_direct_set(release, where, bad)
-    if not c.num_train:
-      split_of = {p.id: split_of.get(p.id, "train") for p in release.problems}
-  problems = {split: [p for p in release.problems if split_of.get(p.id) == split] for split in SPLITS}
-  pools = {split: [it for p in problems[split] for it in release.candidates[p.id]] for split in SPLITS}
-  for split in ("val", "eval"):  # the direct set was chosen by label
-    pools[split] = [it for it in pools[split] if it.source != released.DIRECT_SOURCE]
-  of_problem = candidates.by_problem(pools["eval"]).values()
-  pools["eval"] = [it for pool in of_problem for it in _drawn(pool, c.eval_candidates, run)]
+  c = run.config.task
+  names = ("problems", "rounds", "direct_set", "num_train", "num_val", "num_eval", "eval_candidates", "candidates")
+  task = GSM8K(str(data_dir(run)), **{name: c[name] for name in names})
+  found = task.released(run.config.seed)
+  problems, pools = {**found.problems}, {**found.candidates}
   if c.candidates:
-    known = _known(run, where, "test")
-    pools["eval"] = readers.read_candidates(c.candidates, known, gsm8k.GSM8K())
-    asked = {it.problem_id for it in pools["eval"]}
-    problems["eval"] = [p for p in known if p.id in asked]
+    pools["eval"] = readers.read_candidates(c.candidates, problems["eval"], task)
+    solved = {it.problem_id for it in pools["eval"]}
+    problems["eval"] = [p for p in problems["eval"] if p.id in solved]
   for split in SPLITS:
     jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems[split])
     jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pools[split])
     right = sum(it.correct for it in pools[split])
     say(f"{split}: {len(problems[split])} problems, {len(pools[split])} solutions, {right} of them right")
   if run.config.grader.way == "released":
-    raw = released.iter_rationales(where, release, c.rounds, bad)
-    _write_rationales(run, raw, pools)
-  left_out = bad.to_dict()
+    _write_rationales(run, found.rationales, pools)
+  left_out = found.left_out()
   jsonl.write_json(run.path("problems", "left_out.json"), left_out)
   say(f"{left_out['left_out']} of {left_out['rows']} rows left out: {run.path('problems', 'left_out.json')}")
-
-
-def _split(problems: Sequence[Problem], run: Run) -> dict[str, str]:
-  """The split of each problem of the pool, by id: evaluation and validation at random, the others for training."""
-  c = run.config.task
-  num_eval = 0 if c.candidates else c.num_eval
-  needed = num_eval + c.num_val + (c.num_train or 1)
-  if needed > len(problems):
-    raise UserError(
-      f"config.task asks for {c.num_train or 1} + {c.num_val} + {num_eval} problems (num_train, num_val, num_eval); "
-      f"the shards in {data_dir(run)} hold {len(problems)}; get more shards or lower these numbers"
-    )
-  order = [problems[i].id for i in np.random.default_rng(run.config.seed).permutation(len(problems))]
-  last = num_eval + c.num_val + c.num_train if c.num_train else len(order)
-  parts = (order[num_eval + c.num_val : last], order[num_eval : num_eval + c.num_val], order[:num_eval])
-  return {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
-
-
-def _drawn(pool: Sequence[Candidate], num: int, run: Run) -> list[Candidate]:
-  """`num` solutions of a problem's pool, all if it has fewer: a draw that hangs on the seed and the problem alone."""
-  rng = np.random.default_rng([run.config.seed, zlib.crc32(pool[0].problem_id.encode())])
-  return [pool[i] for i in sorted(rng.permutation(len(pool))[:num])]
 
 
 def _write_rationales(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Sequence[Candidate]]) -> None:
@@ -163,13 +119,7 @@ def _grader_prompts(
       strict=True,
     )
   }
-  encode, bos = run.tokenizer.encode, run.tokenizer.bos_id
   return [
-    [
-      bos,
-      *encode(
-        grading.reference_prompt(problem_of[it.problem_id].question, reference[it.problem_id, it.index, draw], it.text)
-      ),
-    ]
+    run.prompter.grade(problem_of[it.problem_id].question, it.text, reference[it.problem_id, it.index, draw])
     for it, draw in zip(asked, draws, strict=True)
   ]

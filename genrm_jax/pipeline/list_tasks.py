@@ -20,7 +20,8 @@ from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
 from genrm_jax.tasks import natural
-from genrm_jax.tasks.last_letter import LastLetter, renumber
+from genrm_jax.tasks.compact import renumber
+from genrm_jax.tasks.last_letter import LastLetter
 from genrm_jax.tasks.word_sorting import WordSorting, read_bbh
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
 from genrm_jax.train import saved
@@ -93,7 +94,7 @@ def _solve_prompt(run: Run, task: ListTask, question: str, shown: bool) -> list[
   prompt = run.prompter.solve(question)
   if not shown:
     return prompt
-  shots = run.tokenizer.encode(task.few_shot(run.prompter.format.solve))
+  shots = run.tokenizer.encode(task.few_shot(run.prompter.format.render(run.prompter.format.solve)))
   return [run.tokenizer.bos_id, *shots, *prompt[1:]]
 
 
@@ -208,7 +209,7 @@ def make_stages(make_task: Callable[..., ListTask], run: Run) -> list[Stage]:
   """All stages, in order."""
   _check_sources(run)
   c = run.config.task
-  task = make_task(style=c.style, **c.walk.to_dict())
+  task = make_task(style=c.style, walk=c.walk.to_dict())
   judged = tuple(f"{kind}/{split}.jsonl" for split in ("train", "val") for kind in ("problems", "candidates"))
   written = ("rationales/train.jsonl", "rationales/val.jsonl")
   tokenizer = Stage("tokenizer", lambda: copy_tokenizer(run), writes=("tokenizer.model",))

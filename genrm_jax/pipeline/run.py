@@ -25,7 +25,7 @@ from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime import distributed, sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
 from genrm_jax.train import loop, losses, optim
 
@@ -46,7 +46,7 @@ class Run:
 
   @functools.cached_property
   def prompter(self) -> Prompter:
-    return Prompter(self.tokenizer, get_format(self.config.prompt_format))
+    return Prompter(self.tokenizer, make_format(self.config.prompt_format))
 
   @functools.cached_property
   def pretrained(self) -> tensor_map.Opened | None:
@@ -125,11 +125,11 @@ class Run:
     for name in ("grader", "candidates", "votes"):
       if name in self.config:
         self.sample_config(name)
-    get_format(self.config.prompt_format)
+    make_format(self.config.prompt_format)
     pretrained = self.pretrained
     if self.config.tokenizer.type == "sentencepiece" and self.config.tokenizer.path:
       tokenizer = SentencePieceTokenizer(self.config.tokenizer.path)
-      Prompter(tokenizer, get_format(self.config.prompt_format))
+      Prompter(tokenizer, make_format(self.config.prompt_format))
       if pretrained:
         check_vocab(tokenizer, pretrained.config.vocab_size)
 

@@ -26,7 +26,7 @@ from genrm_jax.model.config import ModelConfig
 from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import Prompter, PromptFormat
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import check_vocab, load_tokenizer
 from genrm_jax.train import saved
 from genrm_jax.verifiers import Verifier, get_verifier, score_candidates
@@ -209,7 +209,7 @@ def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:
     tokenizer = load_tokenizer(manifest["tokenizer"], step / "files")
   except UserError as e:
     raise saved.Damaged(f"checkpoint {step} is damaged: {e}") from e
-  return Prompter(tokenizer, PromptFormat(**manifest["prompts"]))
+  return Prompter(tokenizer, make_format(manifest["prompts"]))
 
 
 def _adapters(manifest: Mapping[str, Any]) -> lora.LoraConfig | None:

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrm_jax.tasks.last_letter import END, PLACES, random_first, random_word, write_list, write_placed
+from genrm_jax.tasks.compact import END, LETTERS, PLACES, random_first, random_word, write_list, write_placed
 from genrm_jax.tasks.word_sorting import STOP, draw_words, order, write_items
 
 _ALIKE = 0.5  # of the words begin like others; see draw_words
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def _marked_walk(left: list[str], right: list[str], numbers: Sequence[str], places: Sequence[str]) -> str:
@@ -36,7 +35,7 @@ def _spoil(rng: np.random.Generator, items: list[str]) -> list[str]:
   """The list, half the time with one letter changed."""
   items = list(items)
   if rng.random() < 0.5:
-    items[rng.integers(len(items))] = _LETTERS[rng.integers(26)]
+    items[rng.integers(len(items))] = LETTERS[rng.integers(26)]
   return items
 
 
@@ -50,7 +49,7 @@ def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) ->
   n = int(rng.integers(min_words, max_words + 1))
   first = int(rng.integers(0, 11 - n))
   words = [random_word(rng) for _ in range(n)]
-  letters = [_LETTERS[i] for i in rng.integers(26, size=n)]
+  letters = [LETTERS[i] for i in rng.integers(26, size=n)]
   numbers, places = [str(first + i) for i in range(n)], PLACES[first : first + n]
   listed = write_list(words, first)
   kind = rng.integers(7)
@@ -125,7 +124,7 @@ def judging_example(rng: np.random.Generator, min_words: int = 1, max_words: int
   longest = int(rng.integers(min_words, max_words + 1))
   n = int(rng.integers(min_words, longest + 1))
   first = random_first(rng, n)
-  letters = [_LETTERS[i] for i in rng.integers(26, size=n)]
+  letters = [LETTERS[i] for i in rng.integers(26, size=n)]
   given = _spoil(rng, letters)
   return f"R{write_list(letters, first)}{write_placed(given, first)}=", "+" if given == letters else "-"
 
@@ -138,5 +137,5 @@ def _misspell(rng: np.random.Generator, word: str) -> str:
   """The word, half the time with one letter changed, left out or put in."""
   if rng.random() < 0.5:
     return word
-  at, letter = int(rng.integers(len(word))), _LETTERS[rng.integers(26)]
+  at, letter = int(rng.integers(len(word))), LETTERS[rng.integers(26)]
   return word[:at] + (letter, "", letter + word[at])[rng.integers(3)] + word[at + 1 :]

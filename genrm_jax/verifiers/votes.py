@@ -9,7 +9,7 @@ from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.records import Vote
 from genrm_jax.text.prompts import Prompter
-from genrm_jax.text.verdicts import Reading, read_rationale
+from genrm_jax.text.verdicts import VerdictLocation, read_rationale
 
 
 def direct_votes(engine: Engine, prompter: Prompter, prompts: Sequence[Sequence[int]], label: str) -> list[Vote]:
@@ -77,7 +77,7 @@ def rationale_votes(
   return [[v for v in mine if v is not None] for mine in votes]
 
 
-def _vote(reading: Reading, ids: list[int], watched: np.ndarray, prompter: Prompter) -> Vote | None:
+def _vote(reading: VerdictLocation, ids: list[int], watched: np.ndarray, prompter: Prompter) -> Vote | None:
   """The vote of a reading; None for a forced one, which is read in a further pass."""
   if reading.state == "forced":
     return None

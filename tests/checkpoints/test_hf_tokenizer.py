@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.checkpoints.hf_tokenizer import export_tokenizer
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import FORMATS, Prompter, get_format
+from genrm_jax.text.prompts import FORMATS, Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, train_sentencepiece
 
 LINES = [
@@ -104,10 +104,10 @@ def test_same_ids_of_prompts(ours, theirs):
   for form in FORMATS.values():
     if _has_turns(ours) or not form.end:
       prompter = Prompter(ours, form)
-      assert theirs(form.solve.replace("{question}", "1 + 1?")).input_ids == prompter.solve("1 + 1?")
+      assert theirs(form.render(form.solve, question="1 + 1?")).input_ids == prompter.solve("1 + 1?")
       assert theirs(form.yes, add_special_tokens=False).input_ids == [prompter.yes_id]
-      asked = ours.encode(form.verdict_question)
-      joined = theirs(form.verdict_question + form.no, add_special_tokens=False)
+      asked = ours.encode(form.render(form.conclude))
+      joined = theirs(form.render(form.conclude) + form.no, add_special_tokens=False)
       assert joined.input_ids == [*asked, prompter.no_id]
 
 
@@ -137,10 +137,10 @@ def test_the_chat_template_writes_our_prompts(gemma3, folder):
   transformers = pytest.importorskip("transformers")
   export_tokenizer(gemma3, folder / "chat", chat=True)
   theirs = transformers.AutoTokenizer.from_pretrained(folder / "chat")
-  form = get_format("genrm_chat")
+  form = make_format("genrm_chat")
   prompter = Prompter(gemma3, form)
   first, second = (
-    text.split("<start_of_turn>user\n")[1].split("<end_of_turn>")[0].replace("{question}", "1 + 1?")
+    form.render(text, question="1 + 1?").split("<start_of_turn>user\n")[1].split("<end_of_turn>")[0]
     for text in (form.solve, form.verify_cot)
   )
   messages = [

@@ -1,11 +1,11 @@
 """A Gemma that compiles in no time, with the character tokenizer and its prompts, for the tests of verifiers."""
 
 from genrm_jax.model.config import get_config
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer
 
 CHAR = CharTokenizer()
-PROMPTER = Prompter(CHAR, get_format("compact"))
+PROMPTER = Prompter(CHAR, make_format("compact"))
 CONFIG = get_config(
   "tiny_gemma1",
   vocab_size=CHAR.vocab_size,

@@ -99,7 +99,7 @@ def test_transformers_gives_the_same_score_by_the_cards_own_lines(name, runs, ex
   # Greedy: the same rationale, token by token. Then the verdict is read where it was asked for, if it was.
   out = theirs["model"].generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
   assert prompter.tokenizer.decode(out) == verifier.rationales(*PAIR)[0].text
-  said = prompter.tokenizer.encode(prompter.format.verdict_question.strip())
+  said = prompter.tokenizer.encode(prompter.format.verdict_question)
   logits = torch.zeros(2, verifier.engine.config.vocab_size)
   logits[0, prompter.yes_id], logits[1, prompter.yes_id] = 1.0, 3.0
 

@@ -23,10 +23,10 @@ from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k import released
 from genrm_jax.tasks.gsm8k.sample import write as write_release
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer
 
-ASK = get_format("genrm").verdict_question.strip()
+ASK = make_format("genrm").verdict_question
 
 
 def _run(workdir, **changes):
@@ -148,7 +148,7 @@ def test_an_unknown_way_of_grading_is_told_before_anything_runs(tmp_path):
 def test_a_solution_that_does_not_fit_has_no_score_and_is_counted(monkeypatch, capsys):
   problem = Problem("p", "gsm8k", "eval", "?", "1")
   pool = [Candidate("p", i, text, "1", True, "s") for i, text in enumerate(["short", "long" * 50, "short"])]
-  prompter = Prompter(CharTokenizer(), get_format("compact"))
+  prompter = Prompter(CharTokenizer(), make_format("compact"))
   engine = type("Engine", (), {"max_tokens": 100})
 
   def score(verifier, engine, prompter, problems, candidates, **_):

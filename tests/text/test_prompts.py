@@ -9,11 +9,11 @@ from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
-from genrm_jax.text.prompts import FORMATS, Prompter, PromptFormat, get_format
+from genrm_jax.text.prompts import FORMATS, Prompter, PromptFormat, make_format
 from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer, train_sentencepiece
 
 CHAR = CharTokenizer()
-CHAT = get_format("genrm_chat")
+CHAT = make_format("genrm_chat")
 WITHOUT_TURNS = [f for f in FORMATS.values() if not f.end]
 LINES = [
   f"Q: Ann has {n} cards, 4.{n} and 5. The answer is {n}.\nA: Let's think step by step. {n}\n" for n in range(40)
@@ -106,7 +106,7 @@ def test_braces_in_a_question_stay_as_they_are(question, gemma):
   ],
 )
 def test_verdicts_must_be_one_token_each(yes, no, message):
-  form = get_format("compact")
+  form = make_format("compact")
   with pytest.raises(UserError, match=message):
     Prompter(CHAR, PromptFormat("x", form.solve, form.verify, form.verify_cot, form.verdict_question, yes, no))
 
@@ -115,7 +115,7 @@ def test_unknown_format():
   with pytest.raises(
     UserError, match="unknown prompt format 'gsm8k'; there are: genrm, genrm_short, genrm_chat, compact"
   ):
-    get_format("gsm8k")
+    make_format("gsm8k")
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda f: f.name)
@@ -188,7 +188,7 @@ def _released(data_dir, kind):
 
 
 def test_direct_prompts_are_the_released_ones(data_dir, trained):
-  prompter = Prompter(trained, get_format("genrm"))
+  prompter = Prompter(trained, make_format("genrm"))
   raw = list(_released(data_dir, "rm"))
   parsed = list(iter_direct(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 212
@@ -198,7 +198,7 @@ def test_direct_prompts_are_the_released_ones(data_dir, trained):
 
 
 def test_rationale_prompts_are_the_released_ones(data_dir, trained):
-  prompter = Prompter(trained, get_format("genrm"))
+  prompter = Prompter(trained, make_format("genrm"))
   raw = list(_released(data_dir, "critiques"))
   parsed = list(iter_critiques(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 259

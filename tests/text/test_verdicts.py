@@ -5,12 +5,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, train_sentencepiece
 from genrm_jax.text.verdicts import Reading, read_rationale
 
 CHAR = CharTokenizer()
-FORM = get_format("genrm")
+FORM = make_format("genrm")
 ASK, ASKED = FORM.verdict_question, FORM.verdict_question.strip()
 LINES = [f"Step {n}: {n} + 1 = {n + 1} is right.\n\nVerification: Is the answer correct (Yes/No)?" for n in range(40)]
 CHAR_TEXT = st.lists(
@@ -36,7 +36,7 @@ def gemma(tmp_path_factory):
 @pytest.fixture(params=["char", "sentencepiece", "chat"])
 def prompter(request, trained, gemma):
   if request.param == "chat":
-    return Prompter(gemma, get_format("genrm_chat"))
+    return Prompter(gemma, make_format("genrm_chat"))
   return Prompter(CHAR if request.param == "char" else trained, FORM)
 
 
@@ -65,7 +65,7 @@ def _check_cut(prompter, text, n):
 
 @pytest.mark.parametrize("name", ["genrm", "compact"])
 def test_what_training_writes_is_read_at_the_verdict(name, trained):
-  with_characters, with_pieces = (Prompter(tokenizer, get_format(name)) for tokenizer in (CHAR, trained))
+  with_characters, with_pieces = (Prompter(tokenizer, make_format(name)) for tokenizer in (CHAR, trained))
 
   @settings(max_examples=200, deadline=None)
   @given(CHAR_TEXT, ANY_TEXT, st.booleans())
@@ -78,7 +78,7 @@ def test_what_training_writes_is_read_at_the_verdict(name, trained):
 
 @pytest.mark.parametrize("name", ["genrm", "compact"])
 def test_a_cut_rationale_is_completed_to_the_question(name, trained):
-  with_characters, with_pieces = (Prompter(tokenizer, get_format(name)) for tokenizer in (CHAR, trained))
+  with_characters, with_pieces = (Prompter(tokenizer, make_format(name)) for tokenizer in (CHAR, trained))
 
   @settings(max_examples=200, deadline=None)
   @given(CHAR_TEXT, ANY_TEXT, st.integers(0, 60))
@@ -146,7 +146,7 @@ def test_a_forced_verdict_is_asked_for_with_the_tokens_of_training(prompter):
 
 
 def test_a_chat_ends_with_its_turn(gemma):
-  chat, other = Prompter(gemma, get_format("genrm_chat")), Prompter(gemma, FORM)
+  chat, other = Prompter(gemma, make_format("genrm_chat")), Prompter(gemma, FORM)
   body = gemma.encode("1 + 1 = 2.")
   assert chat.end_id != other.end_id == gemma.eos_id
   for prompter, read in ((chat, "missing"), (other, "forced")):

@@ -18,7 +18,7 @@ from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.train import optim, step
 from genrm_jax.verifiers import GENRM, GENRM_COT, ORM
 
@@ -170,13 +170,18 @@ def _gate_for(prompter, text):
 
 
 def test_the_gate_reads_rationales_as_scoring_does():
-  short = Prompter(CHAR, get_format("genrm_short"))
+  short = Prompter(CHAR, make_format("genrm_short"))
   _gate_for(short, "ab.")
   with pytest.raises(UserError, match="the rationale for candidate 0 of p0 reads as 'contradictory'"):
     _gate_for(PROMPTER, "ab? No.")
   for prompter, text, sampled, forced in (
     (PROMPTER, "ab? So", "ab?", "ab? So"),
-    (short, "ab.\n", "ab.\n" + short.format.verdict_question, "ab." + short.format.verdict_question),
+    (
+      short,
+      "ab.\n",
+      "ab.\n" + short.format.render(short.format.conclude),
+      "ab." + short.format.render(short.format.conclude),
+    ),
   ):
     with pytest.raises(UserError, match="a forced verdict would be asked for with other tokens") as e:
       _gate_for(prompter, text)

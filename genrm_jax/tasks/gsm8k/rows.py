@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from etils import epath
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.prompts import RELEASED
 
 PathLike = str | os.PathLike[str]
 Row = TypeVar("Row")
@@ -34,7 +35,7 @@ MAX_BAD_SHARE = 0.05
 _FOLDERS = ("genrm-critiques/critiques", "critiques", "")
 CLONE = "git clone https://github.com/genrm-star/genrm-critiques"
 _QUESTION, _SOLUTION = "\n\nQ: ", "\nA: Let's think step by step.\n"
-_ASK, _ASK_COT = "\nVerification: Is the answer correct (Yes/No)?", "\nVerification: Let's verify step by step."
+_ASK, _ASK_COT = RELEASED.render(RELEASED.verify), RELEASED.verify_cot.rstrip()
 _LABELS = {" Yes": True, " No": False}
 _OTHER_FILE = "label disagrees with the file's name"
 _NUM_PLACES = 3

@@ -5,7 +5,7 @@ r"""Whether two mathematical answers are the same, within a time limit.
       equal("2", "9^{9^{9^9}}")       # None, and counted: equal.counts["timed out"] == 1
 
 Answers that are the same text need no library. The others are compared by math-verify (Hugging Face), which reads LaTeX
-into sympy, in a process of its own (math_worker.py): there is no other way to stop sympy for certain. That process
+into sympy, in a process of its own (worker.py): there is no other way to stop sympy for certain. That process
 serves many comparisons; one that takes too long or dies is counted, and the next comparison starts another.
 """
 
@@ -31,7 +31,7 @@ SAME_TEXT, EQUAL, DIFFERENT, UNREADABLE = "same text", "equal", "different", "un
 TOO_LONG, TIMED_OUT, DIED = FAILED = ("too long", "timed out", "died")
 
 _START_SECONDS = 120.0  # to import sympy; a cold disk or a busy machine may need many
-_WORKER = pathlib.Path(__file__).with_name("math_worker.py")
+_WORKER = pathlib.Path(__file__).with_name("worker.py")
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\?\$|~|\\(?:left|right)(?![a-zA-Z])|\s")
 _FRAC = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 

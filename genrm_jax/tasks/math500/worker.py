@@ -1,6 +1,6 @@
 """The process that compares answers with math-verify: one line of JSON in, one word out.
 
-`math_equal.py` starts it by its path, so that it imports neither this package nor what that imports.
+equality.py starts it by its path, so that it imports neither this package nor what that imports.
 """
 
 import contextlib
