@@ -152,7 +152,7 @@ def _check_interface(task: Any, path: str) -> None:
   name, splits = getattr(task, "name", None), getattr(task, "splits", None)
   if not isinstance(name, str) or not name:
     raise UserError(f"task {path}: `name` is {name!r}, expected a string; set it on the class")
-  if not isinstance(splits, (tuple, list)) or not splits or not set(splits) <= set(SPLITS):
+  if not isinstance(splits, (tuple, list)) or not set(splits) <= set(SPLITS):
     raise UserError(f"task {path}: `splits` is {splits!r}, expected some of {', '.join(SPLITS)}; set it on the class")
 
 

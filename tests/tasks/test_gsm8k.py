@@ -49,11 +49,9 @@ def test_broken_problem_lines(row, message, tmp_path):
 
 
 def test_missing_problems(tmp_path):
-  with pytest.raises(UserError, match=r"git clone https://github\.com/openai/grade-school-math") as caught:
+  with pytest.raises(UserError, match=rf"{tmp_path / 'test.jsonl'}; git clone"):
     gsm8k.read_problems(tmp_path, "test")
-  assert str(tmp_path / "grade-school-math/grade_school_math/data/test.jsonl") in str(caught.value)
-  assert str(tmp_path / "test.jsonl") in str(caught.value)
-  with pytest.raises(UserError, match="GSM8K has no split 'val'; it has train and test"):
+  with pytest.raises(UserError, match="no split 'val'"):
     gsm8k.read_problems(tmp_path, "val")
 
 

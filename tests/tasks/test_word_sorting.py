@@ -1,6 +1,8 @@
 """The walk's verdict is the answer's for any solution, each of its steps is true; free text is read."""
 
+import collections
 import itertools
+import json
 import re
 
 import numpy as np
@@ -12,7 +14,7 @@ from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import natural, word_sorting
 from genrm_jax.tasks.last_letter import read_list, write_list
-from genrm_jax.tasks.word_sorting import WordSorting, draw_words, listed_words, order, write_items
+from genrm_jax.tasks.word_sorting import WordSorting, draw_words, listed_words, order, read_bbh, write_items
 from genrm_jax.text.tokenizer import CharTokenizer
 
 TASK, NATURAL = WordSorting(), WordSorting(style="natural")
@@ -50,14 +52,13 @@ def test_problems_have_their_words_and_answer(num_words):
     words, first = read_list(p.question)
     assert len(set(words)) == num_words and all(3 <= len(w) <= 5 for w in words)
     assert p.reference == p.answer + "." == _write(_sorted(words, first), first)
-    assert TASK.same_answer(TASK.extract_answer(p.reference), p.answer)
-    assert (p.id, p.task, p.split) == (f"word_sorting/val/{i:05d}", "word_sorting", "val")
+    assert TASK.grade(p, p.reference).correct
     firsts.add(first)
   assert firsts == set(range(11 - num_words))
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.25, 0.5, "as the task draws"])
-@pytest.mark.parametrize("style", natural.STYLES)
+@pytest.mark.parametrize("style", ["compact", "natural"])
 def test_that_share_of_the_words_begins_like_another(style, alike):
   rng = np.random.default_rng(0)
   if isinstance(alike, float):
@@ -89,11 +90,6 @@ def test_a_word_that_begins_another_stands_before_it_or_after_it():
 )
 def test_answers_are_read_from_well_formed_solutions_only(text, answer):
   assert TASK.extract_answer(text) == answer
-
-
-def test_no_answer_is_the_same_as_nothing():
-  assert TASK.same_answer("A3a", "A3a")
-  assert not TASK.same_answer("A3a", "A4a") and not TASK.same_answer(None, None) and not TASK.same_answer(None, "A3a")
 
 
 def _corrupted(words, first):
@@ -208,7 +204,7 @@ def _check_steps(problem, solution, text):
 def test_walk_ends_in_the_verdict_that_the_answer_deserves(asked):
   problem, solution = asked
   text, verdict = TASK.rationale(problem, solution)
-  assert verdict is TASK.same_answer(TASK.extract_answer(solution), problem.answer)
+  assert verdict is TASK.grade(problem, solution).correct
   assert verdict is (solution == problem.reference)
   assert _check_steps(problem, solution, text) == len(text)
   assert not set("->") & set(text[:-1]) and text[-1] in ("+" if verdict else "->"), "stops at the first error"
@@ -245,7 +241,7 @@ def test_documented_walks():
 
 
 def test_a_repeated_word_in_a_compact_question_is_refused():
-  with pytest.raises(UserError, match="p: a word stands twice in '0a1a;'"):
+  with pytest.raises(UserError, match="p: a word occurs twice in '0a1a;'"):
     TASK.rationale(_problem(["a", "a"], 0), "A0aB1a.")
 
 
@@ -258,7 +254,7 @@ def test_natural_problems():
   words = listed_words(p)
   assert len(set(words)) == 4 and set(words) <= set(natural.WORDS)
   assert p.question == "Sort the following words alphabetically: List: " + " ".join(words)
-  assert (p.id, p.answer) == ("word_sorting/train/00007", " ".join(sorted(words)))
+  assert p.answer == " ".join(sorted(words))
   assert NATURAL.extract_answer(p.reference) == p.answer
   steps = p.reference.split("\n")[1:-1]
   assert [line.partition(": ")[0] for line in steps] == words
@@ -300,7 +296,7 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(words, data):
   )
   solution = data.draw(edits)
   text, verdict = NATURAL.rationale(problem, solution)
-  assert verdict is NATURAL.same_answer(NATURAL.extract_answer(solution), problem.answer)
+  assert verdict is NATURAL.grade(problem, solution).correct
   assert "Wrong." not in text.removesuffix("Wrong.") and text.endswith("Wrong.") is not verdict
 
 
@@ -331,26 +327,53 @@ def test_natural_walk_of_words_that_begin_or_repeat_others():
   assert not verdict and lost.endswith('"pear" is not in the answer again. Wrong.')
 
 
-def test_worked_examples_stand_in_the_form_of_the_prompt():
-  shots = NATURAL.few_shot("Q: {question}\nA: ")
-  parts = shots.split("\n\n")
-  assert parts.pop() == "" and len(parts) == 3
-  for part in parts:
-    question, _, solution = part.partition("\nA: ")
-    words = listed_words(Problem("p", "word_sorting", "", question, ""))
-    assert question.startswith("Q: Sort the following words alphabetically: List: ")
-    assert NATURAL.extract_answer(solution) == " ".join(sorted(words))
-  with pytest.raises(UserError, match='worked examples in the style "natural" only'):
-    TASK.few_shot("{question}")
+# BIG-Bench Hard
 
 
-def test_unknown_styles_and_questions_are_refused():
-  with pytest.raises(UserError, match="unknown task style 'latin'; there are: compact, natural"):
-    WordSorting(style="latin")
-  with pytest.raises(UserError, match=r"p: no words after .* in '0a1b;'"):
-    NATURAL.rationale(_problem(["a", "b"], 0), "The answer is a b")
+def test_bbh(data_dir):
+  problems = read_bbh(data_dir)
+  assert len(problems) == 250
+  lengths = collections.Counter(len(p.answer.split()) for p in problems)
+  assert set(lengths) == set(range(2, 21)) and (lengths[2], lengths[5], lengths[20]) == (13, 12, 20)
+  for i, p in enumerate(problems):
+    words = p.question.partition("List: ")[2].split(" ")
+    assert p.answer == " ".join(sorted(words)) and len(set(words)) == len(words)
+    assert listed_words(p) == words, "no word loses its marks"
+    assert (p.id, p.split, p.reference) == (f"word_sorting/bbh/{i:05d}", "bbh", "")
+    assert NATURAL.rationale(p, f"So the answer is {p.answer}.")[1]
+    assert not NATURAL.rationale(p, f"So the answer is {' '.join(reversed(p.answer.split()))}.")[1]
+  assert sum(not w.isalpha() for p in problems for w in p.answer.split()) == 15
+  clone = data_dir / "BIG-Bench-Hard"
+  for place in (clone, clone / "bbh", clone / "bbh" / "word_sorting.json", str(clone)):
+    assert read_bbh(place) == problems
+  task = WordSorting(style="natural", eval={"num_problems": 9, "min_words": 2, "max_words": 2, "bbh": str(clone)})
+  assert task.problems("eval", np.random.default_rng(0)) == problems
 
 
-def test_words_are_plain_and_differ():
-  assert list(natural.WORDS) == sorted(set(natural.WORDS)) and len(natural.WORDS) > 500
-  assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
+GOOD = {"input": "Sort the following words alphabetically: List: b a", "target": "a b"}
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{", "not a BIG-Bench Hard task"),
+    ("[]", "not a BIG-Bench Hard task"),
+    ('{"examples": [{"input": "x"}]}', "not a BIG-Bench Hard task.*'target'"),
+    (json.dumps({"examples": [GOOD, {**GOOD, "target": "b a"}]}), "example 1 is not .* with the sorted list"),
+    (json.dumps({"examples": [{**GOOD, "input": "Sort b a"}]}), "example 0 is not "),
+    (json.dumps({"examples": [{**GOOD, "input": 3}]}), "example 0 is not "),
+    (json.dumps({"examples": [{"input": GOOD["input"][:-4], "target": ""}]}), "example 0 is not "),
+  ],
+)
+def test_bad_bbh_files_are_named(tmp_path, text, message):
+  path = tmp_path / "word_sorting.json"
+  path.write_text(json.dumps({"examples": [GOOD]}))
+  assert [p.answer for p in read_bbh(path)] == ["a b"]
+  path.write_text(text)
+  with pytest.raises(UserError, match=f"{re.escape(str(path))}: {message}.*fresh clone"):
+    read_bbh(tmp_path)
+
+
+def test_a_missing_bbh_file_is_named_with_the_remedy(tmp_path):
+  with pytest.raises(UserError, match=rf"looked for {re.escape(str(tmp_path))}.*git clone https://github.com/suzgun"):
+    read_bbh(tmp_path)

@@ -10,8 +10,9 @@ from etils import epath
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import base
-from genrm_jax.tasks.gsm8k import answers, released, sample
+from genrm_jax.tasks.gsm8k import answers, sample
 from genrm_jax.tasks.gsm8k.problems import read_problems, read_problems_tfds
+from genrm_jax.tasks.gsm8k.released import DIRECT_SOURCE, Release, iter_rationales, scan, with_direct_set
 from genrm_jax.tasks.gsm8k.rows import BadRows
 
 SOURCES = ("files", "tfds")
@@ -97,25 +98,25 @@ class GSM8K:
       UserError: no such data, or fewer problems than the splits need.
     """
     bad = BadRows()
-    release = released.scan(self.data_dir, self._known("train"), self._rounds, bad)
+    release = scan(self.data_dir, self._known("train"), self._rounds, bad)
     split_of = self._split(release.problems, seed)
     if self._direct_set:
-      release = released.with_direct_set(release, self.data_dir, bad)
+      release = with_direct_set(release, self.data_dir, bad)
       if not self._sizes["train"]:
         split_of = {p.id: split_of.get(p.id, "train") for p in release.problems}
     problems = {split: [p for p in release.problems if split_of.get(p.id) == split] for split in self.splits}
     pools = {split: [c for p in found for c in release.candidates[p.id]] for split, found in problems.items()}
     # The direct set was chosen by label, so that held-out figures from it would mean nothing.
-    pools["val"] = [c for c in pools["val"] if c.source != released.DIRECT_SOURCE]
+    pools["val"] = [c for c in pools["val"] if c.source != DIRECT_SOURCE]
     pools["eval"] = [c for p in problems["eval"] for c in self._drawn(release.candidates[p.id], seed)]
     if self._own_candidates:
       problems["eval"] = self._known("test")
       del pools["eval"]
     return base.Released(problems, pools, self._rationales(release, bad), bad.to_dict)
 
-  def _rationales(self, release: released.Release, bad: BadRows) -> Iterator[Rationale]:
+  def _rationales(self, release: Release, bad: BadRows) -> Iterator[Rationale]:
     # A generator of the task's own: it keeps the task, and so a made-up release, until the rationales have been read.
-    yield from released.iter_rationales(self.data_dir, release, self._rounds, bad)
+    yield from iter_rationales(self.data_dir, release, self._rounds, bad)
 
   def _known(self, split: str) -> list[Problem]:
     """GSM8K's own problems, which define the right answers."""
@@ -137,7 +138,7 @@ class GSM8K:
 
   def _drawn(self, candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
     """A draw from a problem's pool that depends on the seed and the problem only; all of it if it is small."""
-    pool = [c for c in candidates if c.source != released.DIRECT_SOURCE]
+    pool = [c for c in candidates if c.source != DIRECT_SOURCE]
     if not pool:
       return []
     rng = np.random.default_rng([seed, zlib.crc32(pool[0].problem_id.encode())])
