@@ -86,6 +86,7 @@ def test_broken_problem_lines(line, message, tmp_path):
   [
     *(({"value": a}, f'"value" is {b}') for a, b in ((True, "true"), ("0.5", "the string"), (10**400, "a huge"))),
     ({"value": float("nan")}, "NaN is not a JSON number"),
+    ({"value": "1e999"}, 'field "value" is Infinity, expected a finite number'),
     *(({"step": a}, f'"step" is {b}, expected a whole number') for a, b in ((1.0, "1.0"), (True, "true"))),
     *(({"votes": a}, f'"votes{b}, expected') for a, b in (({}, '" is an object'), ([A_VOTE, 1], '[1]" is 1'))),
     *(({"votes": [a]}, f'field "votes[0].{b}"') for a, b in ((A_VOTE | {"p": 1}, "p"), ({}, "state"))),
@@ -94,18 +95,8 @@ def test_broken_problem_lines(line, message, tmp_path):
 )
 def test_broken_score_lines(change, message, tmp_path):
   path = tmp_path / "s.jsonl"
-  path.write_text(json.dumps(SCORE | change) + "\n")
+  path.write_text(json.dumps(SCORE | change).replace('"1e999"', "1e999") + "\n")
   with pytest.raises(UserError, match=re.escape(f"{path}:1: ") + ".*" + re.escape(message)):
-    jsonl.read_records(path, Score)
-
-
-def test_overflow_and_bad_bytes(tmp_path):
-  path = tmp_path / "s.jsonl"
-  path.write_text(json.dumps(SCORE).replace("0.5", "1e999") + "\n")
-  with pytest.raises(UserError, match='field "value" is Infinity, expected a finite number'):
-    jsonl.read_records(path, Score)
-  path.write_bytes(b'{"schema": "\xff"}\n')
-  with pytest.raises(UserError, match=r"s\.jsonl:1: not JSON"):
     jsonl.read_records(path, Score)
 
 

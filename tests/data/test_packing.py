@@ -35,20 +35,17 @@ def _rows(num_rows, row_length=2):
   return packing.pack([_example(i, row_length) for i in range(num_rows)], row_length)
 
 
-def test_sft_example():
+def test_documented_examples():
   e = packing.sft_example("e", [10, 11], [20, 21], KIND_SOLVE)
-  assert e.tokens.tolist() == [10, 11, 20]
-  assert e.targets.tolist() == [11, 20, 21]
-  assert e.weights.tolist() == [0, 1, 1]
-  assert e.kind.tolist() == [KIND_PAD, KIND_SOLVE, KIND_SOLVE]
-  assert e.positions.tolist() == [0, 1, 2]
-
-
-def test_documented_row():
+  assert (e.tokens.tolist(), e.targets.tolist(), e.weights.tolist()) == ([10, 11, 20], [11, 20, 21], [0, 1, 1])
+  assert e.kind.tolist() == [KIND_PAD, KIND_SOLVE, KIND_SOLVE] and e.positions.tolist() == [0, 1, 2]
+  for label in (True, False):
+    e = packing.label_example("e", [10, 11, 12], label)
+    assert (e.tokens.tolist(), e.targets.tolist()) == ([10, 11, 12], [0, 0, int(label)])
+    assert e.weights.tolist() == [0, 0, 1] and e.kind.tolist() == [KIND_PAD, KIND_PAD, KIND_VERIFY]
   prompt, yes = [ord(c) for c in "Q:1+1?"], 1
   rows = packing.pack([packing.sft_example("e", prompt, [yes], KIND_VERIFY)], 8)
-  data = {name: getattr(rows.data, name)[0].tolist() for name in FIELDS}
-  assert data == {
+  assert {name: getattr(rows.data, name)[0].tolist() for name in FIELDS} == {
     "tokens": [*prompt, 0, 0],
     "targets": [*prompt[1:], yes, 0, 0],
     "weights": [0, 0, 0, 0, 0, 1, 0, 0],
@@ -56,16 +53,6 @@ def test_documented_row():
     "positions": [0, 1, 2, 3, 4, 5, 0, 0],
     "kind": [0, 0, 0, 0, 0, KIND_VERIFY, 0, 0],
   }
-
-
-@pytest.mark.parametrize("label", [True, False])
-def test_label_is_at_the_last_token(label):
-  e = packing.label_example("e", [10, 11, 12], label)
-  assert e.tokens.tolist() == [10, 11, 12]
-  assert e.targets.tolist() == [0, 0, int(label)]
-  assert e.weights.tolist() == [0, 0, 1]
-  assert e.kind.tolist() == [KIND_PAD, KIND_PAD, KIND_VERIFY]
-  assert e.positions.tolist() == [0, 1, 2]
 
 
 @settings(max_examples=150, deadline=None)
@@ -96,12 +83,9 @@ def test_pack_keeps_every_example_once_and_whole(lengths, spare):
   assert rows.max_targets == max(int(row.sum()) for row in data.weights)
 
 
-def test_pack_fills_rows():
+def test_rows_are_filled_and_long_examples_refused():
   rows = packing.pack([_example(i, n) for i, n in enumerate([6, 5, 4, 3, 2])], 10)
   assert rows.num_rows == 2 and (rows.data.segments > 0).all()
-
-
-def test_examples_that_cannot_be_packed():
   with pytest.raises(UserError, match="example 1 has 9 tokens, more than a row of 8"):
     packing.pack([_example(0, 3), _example(1, 9)], 8)
   with pytest.raises(UserError, match="no training examples"):
@@ -170,12 +154,12 @@ def test_gaps_follow_the_named_tokens_only(tokens, max_gaps, seed):
   assert ((gaps >= 0) & (gaps <= limits)).all()
 
 
-def test_gaps_have_every_size_from_none_to_near_the_limit():
+def test_gaps_have_every_size_up_to_the_limit():
   e = packing.sft_example("e", [5, 1] * 40, [5, 1], KIND_SOLVE)
-  rng = np.random.default_rng(0)
-  after = e.tokens[:-1] == 5
-  seen = {int(gap) for _ in range(50) for gap in (np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1)[after]}
-  assert set(range(8)) <= seen
+  rng, after = np.random.default_rng(0), e.tokens[:-1] == 5
+  assert set(range(8)) <= {
+    int(gap) for _ in range(50) for gap in (np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1)[after]
+  }
 
 
 @pytest.mark.parametrize("field", FIELDS)

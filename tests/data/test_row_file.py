@@ -86,9 +86,7 @@ def test_a_missing_or_truncated_file(tmp_path):
   file = _file(path, _rows(5))
   path.write_bytes(path.read_bytes()[:-4])
   file.take(np.array([3]))
-  with pytest.raises(
-    UserError, match=r"train\.npy: a row cannot be read \(the file was cut\)"
-  ):
+  with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(the file was cut\)"):
     file.take(np.array([3, 4]))
   path.unlink()
   with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(.*No such file"):

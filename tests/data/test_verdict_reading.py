@@ -97,11 +97,8 @@ def test_the_opening_heading_is_cut_where_it_stands_alone(heading):
   assert READERS["lenient-1"](f"{heading}Step 1: 4 is 4.\n\n{ASK} Yes").text == f"{heading}Step 1: 4 is 4."
   for other in ("**Solution Verification:**\n\nStep 1", "Verification: all is well"):
     assert read(f"{other}\n\n{ASK} Yes").text == other
-
-
-def test_marks_of_the_text_before_the_question_stay():
   for last in ("**Correct.**", "<b>Correct</b>", "**Expected Answer:** 12", "(Correct)"):
-    assert READERS["lenient-2"](f"{last}\n\n**{ASK} Yes**").text == last
+    assert read(f"{last}\n\n**{ASK} Yes**").text == last
 
 
 def test_the_verdict_of_a_step_is_not_the_answers():
@@ -120,9 +117,7 @@ def test_a_solution_begun_anew_does_not_continue_the_steps():
   for after in ("Step 4: as it should be", "Step 2: 8", "Step 1: 4"):
     assert READERS["lenient-2"](f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\n{after}").verdict is False
   assert READERS["lenient-2"](f"{BODY}\n\n{ASK} No\n\nStep 2: 9\n\nStep 1: 4").verdict is False
-
-
-def test_contradicting_verdicts_are_none():
+  # Verdicts that contradict each other.
   text = f"Step 1: 9\n\n{ASK} No\n\nCorrected solution:\nStep 1: 8\n\n{ASK} Yes"
   assert READERS["lenient-2"](text) == (text, None, CONTRADICTION)
   assert READERS["lenient-1"](text).verdict is False

@@ -226,7 +226,7 @@ def test_no_gsm8k_problem_is_in_two_splits(tmp_path):
 
 def test_gsm8k_asks_for_its_data_and_for_no_more_problems_than_there_are(tmp_path):
   (tmp_path / "empty").mkdir()
-  five = gsm8k_data.gsm8k_sample.write(tmp_path / "data", 5, 0)
+  five = gsm8k_data.sample.write(tmp_path / "data", 5, 0)
   for folder, said in (
     ("", r"give the folder with the clones .* --config\.data_dir=DIR"),
     (tmp_path / "empty", rf"no GSM8K train problems; looked for {tmp_path}/empty/.*train\.jsonl.*git clone"),

@@ -189,7 +189,7 @@ def test_a_broken_line_is_named_before_anything_is_trained_on_it(bank):
   lines = path.read_text().splitlines(keepends=True)
   lines[2] = lines[2][: len(lines[2]) // 2] + "\n"
   path.write_text("".join(lines))
-  with pytest.raises(UserError, match=r"bank/candidates/eval\.jsonl:3: not JSON: .*; mend or remove the line"):
+  with pytest.raises(UserError, match=r"bank/candidates/eval\.jsonl:3: not JSON: .*; correct or remove the line"):
     _do(_study(bank, "no_gaps"), "bank")
 
 

@@ -190,30 +190,6 @@ def test_no_mark_dominates():
     assert 0.35 < np.mean([mark in "+<" for mark in drawn]) < 0.65, kind
 
 
-@pytest.mark.parametrize(
-  ("text", "kinds"),
-  [
-    (string_base.__doc__, LISTS),
-    (string_base.sorting_example.__doc__, SORTING),
-    (string_base.judging_example.__doc__, JUDGING),
-  ],
-)
-def test_documented_examples(text, kinds):
-  drawn = re.findall(r"\s([A-Z]\S+=) +(\S+)", text)
-  assert sorted(prompt[0] for prompt, _ in drawn) == sorted(kinds)
-  assert [SOLVERS[prompt[0]](prompt) for prompt, _ in drawn] == [completion for _, completion in drawn]
-
-
-def test_lengths_of_lists():
-  rng = np.random.default_rng(1)
-  sizes = collections.defaultdict(set)
-  for _ in range(3000):
-    prompt, _ = string_base.example(rng, 2, 4)
-    sizes[prompt[0]].add(len(re.findall(r"\d[a-z]", re.split("[;.]", prompt)[0])))
-  assert sizes["O"] == sizes["K"] == sizes["X"] == {1}, "word by word"
-  assert all(sizes[kind] == {2, 3, 4} for kind in "PZLWMT" + "NYV" + "R")
-
-
 def test_examples_of_a_seed_are_recorded():
   rng = np.random.default_rng(7)
   drawn = json.dumps([string_base.example(rng) for _ in range(300)])

@@ -134,7 +134,7 @@ def test_the_gate_opens_for_what_was_packed(verifier):
 
 @pytest.mark.parametrize("verifier", ALL, ids=lambda v: v.name)
 def test_the_gate_shows_both_sequences_where_the_prompt_differs(verifier):
-  other = Prompter(CHAR, dataclasses.replace(PROMPTER.format, verify="??", verify_cot="!!"))
+  other = Prompter(CHAR, dataclasses.replace(PROMPTER.format, verify="?{verdict_question}", verify_cot="!!"))
   rows = packing.pack(_verify_examples(verifier, other), WIDTH)
   problem, candidate, rationale = _asked(verifier)[0]
   scored, trained = (verifier.prompt(p, problem.question, candidate.text) for p in (PROMPTER, other))
