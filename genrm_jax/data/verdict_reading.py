@@ -78,8 +78,8 @@ def _lenient_1(text: str) -> Located:
 
 
 def _lenient_2(text: str) -> Located:
-  asked = [m for m in _LENIENT_2.finditer(text) if m["choice"] or "?" in m["ask"]]
-  final = _after_the_last_step(text, asked)
+  verdicts = [m for m in _LENIENT_2.finditer(text) if m["choice"] or "?" in m["ask"]]
+  final = _after_the_last_step(text, verdicts)
   if not final:
     return Located(text.strip(), None, NO_VERDICT)
   if len({m["verdict"] for m in final}) > 1:

@@ -95,8 +95,6 @@ def _corrupted(words, first):
     st.builds(lambda i, w: [*right[:i], (right[i][0], w), *right[i + 1 :]], place, WORD),
     st.builds(lambda i, w: by_word([*right[:i], *right[i + 1 :], (right[i][0], w)]), place, WORD),
     st.builds(lambda i, n: [*right[:i], (n, right[i][1]), *right[i + 1 :]], place, number),
-    st.builds(lambda i, j, w: [*right[:j], (right[i][0], w), *right[j:]], place, gap, WORD),
-    st.builds(lambda n, j, w: [*right[:j], (n, w), *right[j:]], number, gap, WORD),
     st.builds(lambda n, w: by_word([*right, (n, w)]), number, WORD),
     st.builds(lambda ns: [(n, w) for n, (_, w) in zip(ns, right, strict=False)], st.permutations(range(first, 10))),
     st.builds(lambda by: [((n + by) % 10, w) for n, w in right], number),
@@ -112,8 +110,6 @@ def _corrupted(words, first):
     st.builds(lambda i, n: text[:i] + text[i + n :], at, st.integers(1, 4)),
     st.builds(lambda i: text[:i], at),
     st.builds(lambda s: text + s, st.text(max_size=5)),
-    st.builds(lambda s: s + text, st.text(max_size=3)),
-    st.builds(lambda n: text * n, st.integers(0, 2)),
     st.text(max_size=15),
   )
 

@@ -243,17 +243,14 @@ def test_foreign_keeps_printable_ascii(foreign):
   assert foreign.decode(foreign.encode("☃")) == " ⁇ "
 
 
-@pytest.mark.parametrize(
-  ("options", "message"),
-  [
+def test_files_that_lack_a_piece(tmp_path):
+  for options, message in (
     ({}, "no piece to read the ORM's score from, none of <cls>, <unused0>"),
     ({"control_symbols": ["<cls>"], "bos_id": -1}, "has no bos piece"),
     ({"control_symbols": ["<cls>"], "eos_id": -1}, "has no eos piece"),
-  ],
-)
-def test_files_that_lack_a_piece(options, message, tmp_path):
-  with pytest.raises(UserError, match=message):
-    SentencePieceTokenizer(_other_model(tmp_path, **options))
+  ):
+    with pytest.raises(UserError, match=message):
+      SentencePieceTokenizer(_other_model(tmp_path, **options))
   tokenizer = SentencePieceTokenizer(_other_model(tmp_path, control_symbols=["<unused0>"]))
   assert tokenizer.pad_id == 0 and tokenizer._processor.is_unknown(0), "without pad, unk is the padding"
   assert tokenizer.encode(" Yes") != tokenizer.encode("Yes")
@@ -302,17 +299,10 @@ def test_load_again(trained, tmp_path):
   assert load_tokenizer(spec | {"path": "tiny.model"}, tmp_path).digest == trained.digest
   (tmp_path / "copy.model").write_bytes(trained.file_bytes)
   assert load_tokenizer(spec | {"path": "copy.model"}, tmp_path).file_bytes == trained.file_bytes
-
-
-@pytest.mark.parametrize(
-  ("spec", "message"),
-  [
+  for spec, message in (
     ({"type": "char", "digest": "0" * 64}, "digest .*, but 000000000000 was expected"),
-    ({"type": "bpe", "digest": ""}, "tokenizer type 'bpe' is unknown"),
-    ({}, "tokenizer type None is unknown"),
+    *(({"type": kind, "digest": ""}, f"tokenizer type {kind!r} is unknown") for kind in ("bpe", None)),
     ({"type": "sentencepiece", "path": "/no/such.model", "digest": ""}, "no tokenizer file at /no/such.model"),
-  ],
-)
-def test_load_errors(spec, message):
-  with pytest.raises(UserError, match=message):
-    load_tokenizer(spec)
+  ):
+    with pytest.raises(UserError, match=message):
+      load_tokenizer(spec)

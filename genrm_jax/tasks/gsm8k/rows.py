@@ -272,13 +272,13 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
         break
 
 
-def _parse_inputs(inputs: str, ask: str) -> tuple[str, str]:
+def _parse_inputs(inputs: str, request: str) -> tuple[str, str]:
   """The question and solution of `instruction, Q: ..., A: Let's think step by step. ..., Verification: ...`."""
   _, is_question, rest = inputs.partition(_QUESTION)
   question, is_solution, rest = rest.partition(_SOLUTION)
-  solution, asked, after = rest.rpartition(ask)
-  if not (is_question and is_solution and asked) or after.strip():
-    raise RowError(f'field "inputs" is not of the form "Q: ... A: Let\'s think step by step. ... {ask.strip()}"')
+  solution, is_request, after = rest.rpartition(request)
+  if not (is_question and is_solution and is_request) or after.strip():
+    raise RowError(f'field "inputs" is not of the form "Q: ... A: Let\'s think step by step. ... {request.strip()}"')
   if not solution.strip():
     raise RowError("empty solution")
   return question, solution

@@ -35,8 +35,8 @@ def write(folder: epath.Path, num_problems: int, seed: int) -> epath.Path:
       solution = f"{name} starts with {a}. {opening} {a} + {b} = {claimed}. The answer is {claimed}."
       verdict, label = (RELEASED.yes, "correct") if correct else (RELEASED.no, "incorrect")
       if j >= 4:
-        asked = RELEASED.render(RELEASED.solve, question=question) + solution + RELEASED.render(RELEASED.verify)
-        direct[label].append({"inputs": asked, "targets": verdict, "question_id": i, "model_output_id": j})
+        prompt = RELEASED.render(RELEASED.solve, question=question) + solution + RELEASED.render(RELEASED.verify)
+        direct[label].append({"inputs": prompt, "targets": verdict, "question_id": i, "model_output_id": j})
         continue
       pool[label].append(
         {
