@@ -67,6 +67,7 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
 def card(loaded: LoadedStep, layout: str) -> str:
   """What the exported folder is, where it comes from, and how its score is read: Markdown."""
   manifest, prompter, about = loaded.manifest, loaded.prompter, loaded.manifest["verifier"]
+  form = prompter.format
   embedding, rest = gemma.num_params(loaded.config)
   facts = {
     "model": f"{loaded.config.name}, {embedding + rest:,} parameters, {loaded.config.param_dtype}",
@@ -84,7 +85,9 @@ def card(loaded: LoadedStep, layout: str) -> str:
   if about is not None:
     ids = {"bos": prompter.tokenizer.bos_id, "yes": prompter.yes_id, "no": prompter.no_id}
     ids |= {"end": prompter.end_id, "cls": prompter.tokenizer.cls_id}
-    content = {"templates": prompter.format.texts, "ids": ids, "scoring": manifest["scoring"]}
+    names = ("solve", "verify", "verify_cot", "conclude")
+    templates = {name: prompter.template(name) for name in names} | {"yes": form.yes, "no": form.no}
+    content = {"templates": templates, "ids": ids, "scoring": manifest["scoring"]}
     lines += ["", "Each part of a prompt is tokenised by itself, and the ids are joined after `bos`.", ""]
     lines += ["```json", json.dumps(content, indent=2), "```"]
   if about is not None and layout == "hugging_face" and (snippet := _snippet(loaded)):
@@ -120,7 +123,7 @@ def _snippet(loaded: LoadedStep) -> str | None:
   if code is None:
     return None
   ask, body = code
-  bos, solve = loaded.prompter.tokenizer.bos_id, loaded.prompter.format.solve
+  bos, solve = loaded.prompter.tokenizer.bos_id, loaded.prompter.template("solve")
   return _SNIPPET.format(folder=".", bos=bos, solve=solve, ask=ask, body=body)
 
 

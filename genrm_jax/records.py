@@ -2,13 +2,13 @@
 
 import dataclasses
 
-# States of a vote (text/verdicts.py says when each is given).
+# States of a vote; text/verdicts.py defines them.
 VOTE_STATES = ("ok", "forced", "truncated", "missing", "contradictory")
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A problem of a task. `answer` is the right one, normalised; `reference` a worked solution or ""."""
+  """A problem of a task. `answer` is the right one, normalised; `reference` is a worked solution or ""."""
 
   id: str
   task: str
@@ -20,7 +20,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One solution to a problem. `answer` is None where none could be read; such a candidate is not correct."""
+  """One solution to a problem. `answer` is None where none could be read."""
 
   problem_id: str
   index: int
@@ -48,9 +48,9 @@ class Rationale:
 class Vote:
   """One reading of the verdict: one per candidate for a direct verifier, K for a verifier with rationales.
 
-  `p_yes` and `p_no` are probabilities over the full vocabulary, None where the state gives no number;
-  `num_tokens` counts the sampled tokens; `text` is the sampled rationale ("" for a direct verifier). The DPO verifier
-  asks no question: `p_yes` is the likelihood of the solution, and there is no `p_no`.
+  `p_yes` and `p_no` are probabilities over the full vocabulary, None where the state has no number; `num_tokens` counts
+  the sampled tokens; `text` is the sampled rationale ("" for a direct verifier). The DPO verifier poses no question:
+  `p_yes` is the likelihood of the solution, and there is no `p_no`.
   """
 
   state: str

@@ -8,7 +8,7 @@ import ml_collections
 
 from genrm_jax.model.config import get_config
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import get_format
+from genrm_jax.text.prompts import make_format
 
 # The most positions left out at random after these characters, in training only: see data/packing.with_gaps.
 LIST_GAPS = {"0123456789": 10, "=;!?": 40}
@@ -152,4 +152,4 @@ def tiny_model(smoke: bool, checkpoint: str = "") -> dict[str, Any]:
 
 def prompts(name: str) -> dict[str, str]:
   """Every template of a named format; each may be changed, as in --config.prompts.verify=TEXT."""
-  return dataclasses.asdict(get_format(name))
+  return dataclasses.asdict(make_format(name))

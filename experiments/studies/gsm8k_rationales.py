@@ -22,7 +22,7 @@ from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.runtime.progress import say
 from genrm_jax.tasks.gsm8k.problems import problem_key
 from genrm_jax.tasks.gsm8k.rows import BadRows, CritiqueRow, PoolRow, iter_critiques, iter_pool
-from genrm_jax.text.prompts import get_format
+from genrm_jax.text.prompts import RELEASED
 
 FILTERS = (
   Filter("lenient-2"),
@@ -32,8 +32,7 @@ FILTERS = (
   Filter("exact-1"),
   Filter("exact-1", drop_leaks=True),
 )
-_FORM = get_format("genrm")
-_ASK = _FORM.verdict_question.strip()
+_ASK = RELEASED.verdict_question
 _SAY_EVERY = 20_000  # rows
 _SHOWN = 160  # characters of an example, from its end
 
@@ -50,8 +49,8 @@ class Shape:
     body, asked, end = targets.rpartition(_ASK)
     last_line = (body.strip().splitlines() or [""])[-1]
     seen = {
-      "ends in the verdict question and the verdict": bool(asked) and end in (_FORM.yes, _FORM.no),
-      "verdict is the label": end == (_FORM.yes if correct else _FORM.no),
+      "ends in the verdict question and the verdict": bool(asked) and end in (RELEASED.yes, RELEASED.no),
+      "verdict is the label": end == (RELEASED.yes if correct else RELEASED.no),
       "question on a line of its own": body[-1:] in ("\n", ""),
       "empty line before the question": body.endswith("\n\n"),
       "heading 'Final Grade' before the question": bool(re.search(r"\bfinal grade\W*$", last_line, re.IGNORECASE)),

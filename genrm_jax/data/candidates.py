@@ -6,22 +6,22 @@ import numpy as np
 
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks.base import Task
+from genrm_jax.tasks.base import Task, checked_grade
 
-# (problems, candidate indices) -> one text each, and whether it ended by itself.
+# (problems, candidate indices) -> one text each.
 Generate = Callable[[Sequence[Problem], Sequence[int]], list[str]]
 
 
 def grade(problem: Problem, index: int, text: str, task: Task, source: str) -> Candidate:
-  """A candidate with its answer read and compared with the problem's."""
-  answer = task.extract_answer(text)
-  return Candidate(problem.id, index, text, answer, task.same_answer(answer, problem.answer), source)
+  """A candidate as the task grades it."""
+  graded = checked_grade(task, problem, text)
+  return Candidate(problem.id, index, text, graded.answer, graded.correct, source)
 
 
 def sample_candidates(
   problems: Sequence[Problem], num_candidates: int, task: Task, generate: Generate, source: str
 ) -> list[Candidate]:
-  """`num_candidates` graded solutions to each problem."""
+  """Samples and grades `num_candidates` solutions per problem."""
   repeated = [p for p in problems for _ in range(num_candidates)]
   indices = [i for _ in problems for i in range(num_candidates)]
   texts = generate(repeated, indices)
@@ -29,7 +29,7 @@ def sample_candidates(
 
 
 def by_problem(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-  """Candidates of each problem, in order of first appearance."""
+  """Candidates by problem id, in order of first appearance."""
   pools: dict[str, list[Candidate]] = {}
   for c in candidates:
     pools.setdefault(c.problem_id, []).append(c)
@@ -37,7 +37,7 @@ def by_problem(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-  """The first candidate of every distinct text of a problem: what is worth a verifier's time."""
+  """The first candidate of each distinct text of a problem."""
   seen: dict[tuple[str, str], Candidate] = {}
   for c in candidates:
     seen.setdefault((c.problem_id, c.text), c)
@@ -47,13 +47,8 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
 def choose_pairs(candidates: Sequence[Candidate], max_pairs: int, seed: int) -> list[tuple[Candidate, Candidate]]:
   """Pairs of a correct and an incorrect solution to the same problem, for DPO.
 
-  They are drawn at random, without replacement, from the product of a problem's distinct correct and distinct incorrect
-  solutions. A problem without both gives none.
-
-  Args:
-    candidates: graded candidates.
-    max_pairs: of a problem.
-    seed: of the random choice.
+  At most `max_pairs` per problem are drawn at random, without replacement, from the product of its distinct correct and
+  its distinct incorrect solutions. A problem that lacks either gives none.
   """
   if max_pairs < 1:
     raise UserError(f"max_pairs must be 1 or more, not {max_pairs}")
@@ -75,20 +70,16 @@ def choose_pairs(candidates: Sequence[Candidate], max_pairs: int, seed: int) -> 
 def choose_for_training(
   candidates: Sequence[Candidate], max_per_label: int, balanced: bool, seed: int
 ) -> list[Candidate]:
-  """At most `max_per_label` distinct correct and as many incorrect solutions a problem (paper, appendix A).
+  """At most `max_per_label` distinct correct and as many incorrect solutions per problem (paper, appendix A: 16).
 
-  Args:
-    candidates: graded candidates.
-    max_per_label: the paper's 16.
-    balanced: as many correct as incorrect ones over the whole set: the larger side is thinned at random.
-    seed: of the random choice.
+  With `balanced`, the larger side is thinned at random until the whole set has as many correct as incorrect solutions.
   """
   rng = np.random.default_rng(seed)
   sides: dict[bool, list[Candidate]] = {True: [], False: []}
   for pool in by_problem(distinct(candidates)).values():
     for label, side in sides.items():
-      mine = [c for c in pool if c.correct is label]
-      side.extend(mine[i] for i in sorted(rng.permutation(len(mine))[:max_per_label]))
+      same = [c for c in pool if c.correct is label]
+      side.extend(same[i] for i in sorted(rng.permutation(len(same))[:max_per_label]))
   if not sides[True] or not sides[False]:
     raise UserError(
       f"training needs correct and incorrect solutions, but there are {len(sides[True])} correct and "

@@ -1,9 +1,9 @@
-"""JSON lines of the records in `types.py`, and small JSON files: written whole or not at all, checked when read.
+"""JSON lines of the records in records.py, and small JSON files: written atomically, validated when read.
 
     {"schema": 1, "problem_id": "gsm8k/train/00012", "index": 0, "text": "...", "answer": "7", "correct": true, ...}
 
-Paths may be local or of any store that `etils.epath` knows (`gs://`). Of many processes, which all see the same files,
-only the first writes.
+Paths may be local or in any store that `etils.epath` supports (`gs://`). All processes must see the same files; only
+the first writes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from genrm_jax.runtime.errors import UserError
 PathLike = str | os.PathLike[str]
 Record = TypeVar("Record", Problem, Candidate, Rationale, Score)
 
-# Raised when a record's fields change in a way that an old file cannot be read by.
+# Incremented when the fields of a record change so that old files can no longer be read.
 SCHEMA_VERSIONS: dict[type, int] = {Problem: 1, Candidate: 1, Rationale: 1, Score: 1}
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -37,7 +37,7 @@ _DIGEST_BLOCK_BYTES = 1 << 20
 
 
 def write_records(path: PathLike, records: Iterable[Record]) -> int:
-  """Writes one JSON line a record and returns how many. Until the last line is on disk, `path` stays what it was.
+  """Writes one JSON line per record and returns their number. `path` is replaced once the last line is on disk.
 
   Raises:
     UserError: the place cannot be written, the disk is full, or a record holds NaN or infinity.
@@ -57,7 +57,7 @@ def read_records(path: PathLike, cls: type[Record]) -> list[Record]:
 
 
 def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
-  """Yields the records of a file, one line at a time. A field that the record gives a default may be left out.
+  """Yields the records of a file, one line at a time. Fields with a default may be left out.
 
   Raises:
     UserError: no such file; or `path:line`, for an empty line, one that is not a JSON object, another schema version,
@@ -80,13 +80,13 @@ def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
 
 
 def write_json(path: PathLike, obj: Any) -> None:
-  """Writes a JSON-able object, indented, whole or not at all. Raises UserError as `write_records` does."""
+  """Writes a JSON-able object atomically, indented. Raises UserError as `write_records` does."""
   with atomic_writer(path) as write:
     write(_dump(obj, os.fspath(path), indent=2) + b"\n")
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-  """Writes a file, whole or not at all. Raises UserError as `write_records` does."""
+  """Writes a file atomically. Raises UserError as `write_records` does."""
   with atomic_writer(path) as write:
     write(data)
 
@@ -95,7 +95,7 @@ def read_json(path: PathLike) -> Any:
   """The object in a JSON file. Raises UserError if there is no such file or it is not JSON."""
   with reader(path) as stream:
     text = stream.read()
-  return _load(text, os.fspath(path), "mend it, or remove it and run the stage that wrote it again")
+  return _load(text, os.fspath(path), "correct it, or remove it and rerun the stage that wrote it")
 
 
 def file_digest(path: PathLike) -> str:
@@ -115,22 +115,22 @@ def digest_of(obj: Any) -> str:
 
 @contextlib.contextmanager
 def atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
-  """Yields `write(bytes)` into a hidden file beside `path`, which takes its place if the block ends well."""
+  """Yields `write(bytes)` into a hidden file beside `path`, which replaces `path` if the block succeeds."""
   if not distributed.is_main():
     yield lambda data: None
     return
   target = epath.Path(path)
   temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
   try:
-    # Errors of the caller's own block that are not about this file must keep their type, hence `_named` around each
-    # step here rather than one `try` around the `yield`.
+    # Errors that the caller's block raises about other things must keep their type, hence `_named` around each step
+    # rather than one `try` around the `yield`.
     with _named(path, "written"):
       target.parent.mkdir(parents=True, exist_ok=True)
       stream = temporary.open("wb")
     try:
       yield _Named(path, stream.write)
     except BaseException:
-      with contextlib.suppress(OSError):  # what stands in the buffer may not fit on the disk either
+      with contextlib.suppress(OSError):  # the buffered rest may not fit on the disk either
         stream.close()
       raise
     with _named(path, "written"):
@@ -147,7 +147,7 @@ def atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-  """`write` whose errors name the file."""
+  """A `write` whose errors name the file."""
 
   path: PathLike
   write: Callable[[bytes], Any]
@@ -158,7 +158,7 @@ class _Named:
 
 
 def _sync(stream: Any) -> None:
-  """Waits until a local file is on disk. Files of remote stores have no descriptor; they are complete once closed."""
+  """Waits until a local file is on disk. Remote files have no descriptor; they are complete once closed."""
   try:
     descriptor = stream.fileno()
   except (AttributeError, OSError):
@@ -177,11 +177,11 @@ def reader(path: PathLike) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _named(path: PathLike, done: str) -> Iterator[None]:
-  """Turns an OSError into a UserError that names the file and the remedy."""
+  """Turns an OSError into a UserError with the file and the remedy."""
   try:
     yield
   except FileNotFoundError as e:
-    if done == "written":  # folders are made where they are missing
+    if done == "written":  # missing folders are created, so this is no local path
       raise UserError(f"{os.fspath(path)}: no such bucket, or no such place; check the path") from e
     raise UserError(f"{os.fspath(path)}: no such file; check the path, or run the stage that writes it first") from e
   except OSError as e:
@@ -200,7 +200,7 @@ def _dump(obj: Any, place: str, indent: int | None = None) -> bytes:
     raise UserError(f"{place}: a value that JSON cannot hold ({e}); find where NaN or infinity came from") from e
   try:
     return text.encode()
-  except UnicodeEncodeError:  # half of a surrogate pair: UTF-8 has no form for it, JSON's \uXXXX has
+  except UnicodeEncodeError:  # half of a surrogate pair: not UTF-8, but JSON can escape it
     return json.dumps(obj, ensure_ascii=True, allow_nan=False, indent=indent).encode()
 
 
@@ -213,21 +213,21 @@ def _load(text: bytes, place: str, remedy: str) -> Any:
     return json.loads(text, parse_constant=_refuse_constant)
   except json.JSONDecodeError as e:
     raise UserError(f"{place}: not JSON: {e.msg.removesuffix(' at')} at character {e.pos + 1}; {remedy}") from e
-  except (ValueError, RecursionError) as e:  # not UTF-8, a number without end, nested without end
+  except (ValueError, RecursionError) as e:  # not UTF-8, too many digits, nested too deeply
     raise UserError(f"{place}: not JSON: {e}; {remedy}") from e
 
 
 def _load_object(line: bytes, place: str) -> dict[str, Any]:
   if not line.strip():
     raise UserError(f"{place}: empty line; remove it")
-  value = _load(line, place, "mend or remove the line")
+  value = _load(line, place, "correct or remove the line")
   if not isinstance(value, dict):
     raise UserError(f"{place}: expected a JSON object, found {_kind(value)}; each line is one record in braces")
   return value
 
 
 def _shallow_dict(record: Any) -> dict[str, Any]:
-  """The fields of a record, with the records in its tuples as dicts too."""
+  """The fields of a record; records in its tuples become dicts too."""
   fields = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)
@@ -237,7 +237,7 @@ def _shallow_dict(record: Any) -> dict[str, Any]:
 
 @functools.cache
 def _schema_of(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
-  """The type of each field, and the names of those that have to be there."""
+  """The type of each field, and the names of the required ones."""
   hints = typing.get_type_hints(cls)
   required = frozenset(f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING)
   return {f.name: hints[f.name] for f in dataclasses.fields(cls)}, required
@@ -293,7 +293,7 @@ _NAMES = {
 
 
 def _kind(value: Any) -> str:
-  """What a JSON value is, and the value where it is short."""
+  """The kind of a JSON value, and the value itself if it is short."""
   if value is None:
     return "null"
   if isinstance(value, (dict, list)):

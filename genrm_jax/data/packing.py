@@ -1,7 +1,7 @@
-"""From token ids to packed rows, and the order in which training reads them.
+"""Packs token ids into rows, and defines the order in which training reads them.
 
-An `Example` is one sequence; `pack` lays examples one after another into rows; which rows a step reads (`order`) is a
-pure function of seed and step, so a resumed run needs no iterator state.
+An `Example` is one sequence; `pack` puts several into each row. Which rows a step reads (`order`) is a pure function of
+(seed, step), so a resumed run needs no iterator state.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from genrm_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """What stands together in one row: a sequence, or two that are compared (see `pair`); all arrays have its length.
+  """What must share a row: one sequence, or two that are compared (see `pair`). All arrays have the same length.
 
-  `name` tells a reader of an error where it came from.
+  `name` says in error messages where it came from.
   """
 
   name: str
@@ -36,7 +36,7 @@ _ARRAYS = tuple(f.name for f in dataclasses.fields(Example) if f.name != "name")
 
 
 def sft_example(name: str, prompt: Sequence[int], target: Sequence[int], kind: int) -> Example:
-  """Next-token prediction of `target` after `prompt`; nothing of the prompt is a target.
+  """Next-token prediction of `target` after `prompt`; the prompt itself is no target.
 
   prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
   """
@@ -59,23 +59,23 @@ def _example(name, tokens, targets, weights, kind) -> Example:
 
 
 def pair(name: str, chosen: Example, rejected: Example) -> Example:
-  """Two sequences of which DPO prefers the first: they go into one row, where neither sees the other."""
+  """Two sequences of which DPO prefers the first. They share a row, as segments that do not attend to each other."""
   halves = [chosen, dataclasses.replace(rejected, segments=rejected.segments + 1)]
   return Example(name, *(np.concatenate([getattr(h, field) for h in halves]) for field in _ARRAYS))
 
 
 def with_gaps(example: Example, max_gaps: Mapping[int, int], rng: np.random.Generator) -> Example:
-  """Random gaps in the positions: after token id i, up to `max_gaps[i]` positions are left out.
+  """Random gaps in the positions: after token id i, up to `max_gaps[i]` positions are skipped.
 
-  Rotary embeddings see only differences of positions; gaps at the separators keep a small model from counting on the
-  distances that short training lists happen to have. Half of the examples, by chance, get none, as in scoring; in the
-  others the limits are scaled by a random share, so that every spread from dense to wide is seen.
+  Rotary embeddings see only differences of positions; gaps at separators keep a small model from relying on the
+  distances in short training lists. About half of the examples get none, as in scoring; in the others the limits are
+  scaled by a random share, so that every spread from dense to wide occurs.
   """
   share = max(0.0, 2 * rng.random() - 1)
   limits = np.rint(share * np.asarray([max_gaps.get(int(t), 0) for t in example.tokens]))
   gaps = rng.integers(0, limits.astype(np.int64) + 1)
   shift = np.concatenate([[0], np.cumsum(gaps)[:-1]])
-  shift -= shift[np.searchsorted(example.segments, example.segments)]  # a segment's first token stays where it is
+  shift -= shift[np.searchsorted(example.segments, example.segments)]  # the first token of a segment keeps its position
   return dataclasses.replace(example, positions=(example.positions + shift).astype(np.int32))
 
 
@@ -92,15 +92,20 @@ class Rows:
 
   @property
   def max_targets(self) -> int:
-    """The largest number of targets in a row: logits are computed for so many places of each row and no more."""
+    """The largest number of targets in a row: logits are computed at so many positions of each row."""
     return int(np.max(np.sum(np.asarray(self.data.weights) > 0, axis=1)))
 
   @property
-  def digest(self) -> str:
-    """SHA-256 of the contents: the data's name in a checkpoint.
+  def max_pairs(self) -> int:
+    """The largest number of pairs in a row, where the examples are pairs: two segments each."""
+    return int(np.max(self.data.segments)) // 2
 
-    What a reference model says of pairs is no part of it: that follows from pairs and model, but its last bits change
-    with the devices.
+  @property
+  def digest(self) -> str:
+    """SHA-256 of the contents, by which checkpoints identify their data.
+
+    The log-probabilities of a reference model are left out: they follow from pairs and model, but their last bits
+    depend on the devices.
     """
     h = hashlib.sha256()
     for field in dataclasses.fields(TokenBatch):
@@ -113,16 +118,16 @@ class Rows:
 
   def take(self, index: np.ndarray) -> TokenBatch:
     """The rows of `index`; -1 gives an empty row."""
-    there = (index >= 0)[:, None]
-    return jax.tree.map(lambda a: np.where(there, a[index], 0).astype(a.dtype), self.data)
+    is_row = (index >= 0)[:, None]
+    return jax.tree.map(lambda a: np.where(is_row, a[index], 0).astype(a.dtype), self.data)
 
   def with_reference(self, log_probs: np.ndarray) -> "Rows":
-    """The same pairs, with log p of every target under the reference model, f32[rows, T]."""
+    """The same pairs with log p(target) under the reference model, f32[rows, T]."""
     return dataclasses.replace(self, data=with_reference(self.data, log_probs))
 
 
 def with_reference(batch: TokenBatch, log_probs: np.ndarray) -> PairBatch:
-  """Pairs with log p of every target under the reference model, f32[B, T]."""
+  """Pairs with log p(target) under the reference model, f32[B, T]."""
   return PairBatch(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(TokenBatch)}, reference=log_probs)
 
 
@@ -139,10 +144,10 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def pack(examples: Sequence[Example], row_length: int) -> Rows:
-  """Lays examples into rows of `row_length` tokens: longest first, each into the fullest row that has room.
+  """Packs examples into rows of `row_length` tokens: longest first, each into the fullest row with room for it.
 
   Raises:
-    UserError: no examples, or one that is longer than a row (named, with its length).
+    UserError: no examples, or one that is longer than a row.
   """
   if not examples:
     raise UserError("there are no training examples to pack; look at the ledger of what was dropped")

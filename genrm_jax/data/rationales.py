@@ -6,20 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from genrm_jax.data import grading, verdict_reading
+from genrm_jax.data import verdict_reading
 from genrm_jax.records import Candidate, Problem, Rationale
-from genrm_jax.text.prompts import get_format
+from genrm_jax.text.prompts import RELEASED
 
 LABELS = {True: "correct", False: "incorrect"}
-
-_RELEASED = get_format("genrm")
 
 DISAGREES = "verdict disagrees with the label"
 ASKS_AGAIN = "asks for the verdict more than once"
 EMPTY = "empty"
 LEAK = "names the reference"
 
-# What graders call the solution that they were shown, in any case and markup: "**Expected Answer:**", "the expected
+# How graders refer to the solution they were shown, in any case and markup: "**Expected Answer:**", "the expected
 # steps", "Expected: 12". The words alone are no leak: a problem may be about an "expected profit".
 _LEAK = re.compile(
   r"\bexpected[\s*_]*(?:final[\s*_]*)?(?:answer|solution|step|result|calculation|value)s?\b"
@@ -31,7 +29,7 @@ _LEAK = re.compile(
 def by_program(
   problems: Sequence[Problem], candidates: Sequence[Candidate], write: Callable[[Problem, str], tuple[str, bool]]
 ) -> list[Rationale]:
-  """One rationale a candidate from `write(problem, solution) -> (text, verdict)` (paper, section 3.3)."""
+  """One rationale per candidate from `write(problem, solution) -> (text, verdict)` (paper, section 3.3)."""
   problem_of = {p.id: p for p in problems}
   rationales = []
   for c in candidates:
@@ -45,7 +43,7 @@ class Filter:
   """Turns a grader's raw text into a rationale for training, or says why not (paper, section 3.3 and appendix A).
 
   Attributes:
-    reading: the version of `verdict_reading.READINGS` that finds the verdict.
+    reading: the reader of `verdict_reading.READERS` that finds the verdict.
     drop_leaks: whether rationales that name the reference solution are dropped. The authors kept them.
   """
 
@@ -53,36 +51,36 @@ class Filter:
   drop_leaks: bool = False
 
   def __post_init__(self) -> None:
-    verdict_reading.get_reading(self.reading)
+    verdict_reading.get_reader(self.reading)
 
   @property
   def name(self) -> str:
-    """One word for tables."""
+    """A short name for tables."""
     return self.reading + ("+drop_leaks" if self.drop_leaks else "")
 
   def __call__(self, raw: Rationale, correct: bool) -> Rationale:
-    """The rationale with its verdict, cut before the verdict question; kept if that agrees with the label `correct`."""
-    text, verdict, why = verdict_reading.get_reading(self.reading)(raw.text)
+    """The rationale with its verdict, cut before the verdict question; kept if the verdict is the label `correct`."""
+    text, verdict, why = verdict_reading.get_reader(self.reading)(raw.text)
     read = dataclasses.replace(raw, text=text, verdict=verdict)
     why = why or _why_dropped(read, correct) or (LEAK if self.drop_leaks and names_reference(text) else "")
     return dataclasses.replace(read, kept=not why, why_dropped=why)
 
 
 def names_reference(text: str) -> bool:
-  """Whether a rationale speaks of a reference solution, which a verifier will not have."""
+  """Whether a rationale mentions a reference solution, which a verifier will not have."""
   return _LEAK.search(text) is not None
 
 
 def from_graders(
   raw: Iterable[Rationale], candidates: Sequence[Candidate], keep: Filter | None = None
 ) -> list[Rationale]:
-  """Raw grader outputs through the filter `keep` (None: the default one), in their order."""
+  """Applies the filter `keep` (None: the default one) to raw grader outputs, in order."""
   label, keep = _labels(candidates), keep or Filter()
   return [keep(r, label[r.problem_id, r.candidate_index]) for r in raw]
 
 
 def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidate]) -> list[Rationale]:
-  """Drops rationales that are empty, have no verdict or ask for it twice, or whose verdict disagrees with the label."""
+  """Marks as dropped rationales that are empty, have no verdict, ask for it twice, or disagree with the label."""
   label = _labels(candidates)
   out = []
   for r in rationales:
@@ -92,16 +90,16 @@ def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidat
 
 
 def released_targets(rationale: str, verdict: bool) -> str:
-  """A rationale with the verdict question and the verdict, as the release's `critiques_*` files have it."""
-  return rationale + _RELEASED.verdict_question + (_RELEASED.yes if verdict else _RELEASED.no)
+  """A rationale, the verdict question and the verdict, as in the release's `critiques_*` files."""
+  return rationale + RELEASED.render(RELEASED.conclude) + (RELEASED.yes if verdict else RELEASED.no)
 
 
 def to_released(
   question: str, solution: str, rationale: str, verdict: bool, question_id: int, model_output_id: int
 ) -> dict[str, Any]:
-  """A row in the form of the release's `critiques_*` files."""
+  """A row in the format of the release's `critiques_*` files."""
   return {
-    "inputs": grading.plain_prompt(question, solution, _RELEASED),
+    "inputs": RELEASED.render(RELEASED.solve, question=question) + solution + RELEASED.render(RELEASED.verify_cot),
     "targets": released_targets(rationale, verdict),
     "question_id": question_id,
     "model_output_id": model_output_id,
@@ -109,7 +107,7 @@ def to_released(
 
 
 class Ledger:
-  """Counts filtered rationales one by one: by label, what was kept and, by reason, what was not."""
+  """Counts filtered rationales by label: those kept, and those dropped by reason."""
 
   def __init__(self) -> None:
     self._rows: dict[str, _Row] = {name: _Row() for name in LABELS.values()}
@@ -119,7 +117,7 @@ class Ledger:
     self._rows[LABELS[correct]].add(rationale)
 
   def table(self) -> dict[str, dict[str, Any]]:
-    """For each label: the counts; distinct problems and solutions; share of all labels; length of the kept texts."""
+    """By label: counts, distinct problems and solutions, share of all rationales, lengths of the kept texts."""
     return {name: row.table(self._rows.values()) for name, row in self._rows.items()}
 
   def problems_with_both(self) -> dict[str, int]:
@@ -132,7 +130,7 @@ class Ledger:
 
 
 class _Row:
-  """What a ledger knows of one label."""
+  """One label of a ledger."""
 
   def __init__(self) -> None:
     self.counts = collections.Counter({"all": 0, "kept": 0})
@@ -164,7 +162,7 @@ class _Row:
 def length_statistics(counts: collections.Counter[int]) -> dict[str, int]:
   """Median, 90th percentile and maximum of lengths, given how often each occurs; {} if there are none.
 
-  A percentile is the smallest length that at least so many texts do not exceed.
+  A percentile p is the smallest length that at least p% of the texts do not exceed.
   """
   total, seen = sum(counts.values()), 0
   found: dict[str, int] = {}
@@ -185,10 +183,10 @@ def ledger(rationales: Iterable[Rationale], candidates: Sequence[Candidate]) -> 
 
 
 class Replay:
-  """The same raw rationales through several filters: a ledger of each, and where they differ from the first."""
+  """Applies several filters to the same raw rationales: one ledger per filter, and how each differs from the first."""
 
   def __init__(self, filters: Sequence[Filter], max_examples: int = 3) -> None:
-    """`max_examples`: of each kind of difference, for each filter and label."""
+    """Keeps `max_examples` per filter, label and kind of difference."""
     self.ledgers = {f.name: Ledger() for f in filters}
     self.examples: dict[tuple[str, str, str], list[tuple[Rationale, Rationale, Rationale]]] = {}
     self._filters, self._max_examples = tuple(filters), max_examples
@@ -197,7 +195,7 @@ class Replay:
     }
 
   def add(self, raw: Rationale, correct: bool) -> list[Rationale]:
-    """Filters a rationale; what each filter made of it, in their order."""
+    """Filters a rationale; returns the result of each filter, in order."""
     results = [f(raw, correct) for f in self._filters]
     for f, result in zip(self._filters, results, strict=True):
       self.ledgers[f.name].add(result, correct)
@@ -210,7 +208,7 @@ class Replay:
     return results
 
   def table(self) -> dict[str, dict[str, dict[str, int]]]:
-    """Filter -> label -> kind of difference from the first filter -> how many rationales."""
+    """Filter -> label -> kind of difference from the first filter -> number of rationales."""
     return {
       name: {label: dict(sorted(counts.items())) for label, counts in row.items()} for name, row in self._counts.items()
     }

@@ -1,4 +1,4 @@
-"""A user's own solutions, from JSON lines of a simple form.
+"""Reads a user's own solutions from JSON lines in a simple format.
 
 {"question": "How many ...?", "solution": "... The answer is 7."}
 {"problem_id": "gsm8k/train/00012", "solution": "...", "correct": true}
@@ -23,17 +23,16 @@ _FIELDS = ("question", "problem_id", "solution", "correct")
 
 
 def read_candidates(path: PathLike, problems: Sequence[Problem], task: Task) -> list[Candidate]:
-  """The solutions of a file as candidates; an index counts those of its problem, in the order of the file.
+  """The solutions in a file as candidates; indices count those of each problem, in file order.
 
   Args:
-    path: JSON lines with "solution", one of "question" (white space folded) and "problem_id", and "correct" if the
-      user knows better than `task`, which grades the solution otherwise.
-    problems: those that a line may be about.
-    task: reads and compares answers.
+    path: JSON lines with "solution", either "question" (white space is folded) or "problem_id", and optionally
+      "correct", which overrides the grade by `task`.
+    problems: those that a line may refer to.
+    task: grades the solutions.
 
   Raises:
-    UserError: no such file, no line in it, or `path:line` for a line that is not of this form or about none of
-      `problems`.
+    UserError: no such file, no line in it, or `path:line` for a line in another format or about none of `problems`.
   """
   by_id = {p.id: p for p in problems}
   by_question: dict[str, list[Problem]] = {}
@@ -89,7 +88,7 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
   try:
     row = json.loads(line)
   except (ValueError, RecursionError) as e:
-    raise UserError(f"{place}: not JSON ({e}); mend or remove the line") from e
+    raise UserError(f"{place}: not JSON ({e}); correct or remove the line") from e
   if not isinstance(row, dict):
     raise UserError(f"{place}: expected a JSON object, found {_shown(row)}; each line is one solution in braces")
   if unknown := [name for name in row if name not in _FIELDS]:
@@ -101,7 +100,7 @@ def _text(row: dict[str, Any], name: str, place: str) -> str:
   value = row.get(name)
   if not isinstance(value, str) or not value.strip():
     what = _shown(value) if name in row else "missing"
-    raise UserError(f'{place}: field "{name}" is {what}, expected a text that is not empty; correct it')
+    raise UserError(f'{place}: field "{name}" is {what}, expected a string that is not empty; correct it')
   return value
 
 

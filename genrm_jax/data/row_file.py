@@ -1,6 +1,6 @@
-"""Packed rows in a file, of which a process reads those that its devices hold and no others.
+"""Packed rows in a file, from which each process reads only the rows that its devices hold.
 
-The file is .npy, a record a row with the fields of a TokenBatch (or of a PairBatch); np.load reads it too.
+The file is .npy, one record per row, with the fields of a TokenBatch or PairBatch; np.load reads it too.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from genrm_jax.pytrees import PairBatch, TokenBatch
 from genrm_jax.runtime import distributed
 from genrm_jax.runtime.errors import UserError
 
-_ROWS_AT_A_TIME = 1024  # that are in memory while a file is written
+_ROWS_AT_A_TIME = 1024  # held in memory while a file is written
 
 
 def write(path: jsonl.PathLike, num_rows: int, take: Callable[[np.ndarray], TokenBatch]) -> None:
-  """Writes the rows 0 to `num_rows` - 1, which `take(index)` gives. Raises UserError as `store.write_records` does."""
+  """Writes rows 0 to `num_rows` - 1 as `take(index)` returns them. Raises UserError as `jsonl.write_records` does."""
   with jsonl.atomic_writer(path) as put:
     for start in range(0, num_rows, _ROWS_AT_A_TIME):
       batch = take(np.arange(start, min(start + _ROWS_AT_A_TIME, num_rows)))
@@ -39,10 +39,10 @@ def write(path: jsonl.PathLike, num_rows: int, take: Callable[[np.ndarray], Toke
 
 
 class RowFile:
-  """The rows of a file that `write` has written, as `batches.Rows` gives those in memory."""
+  """Rows in a file by `write`, with the interface of `packing.Rows`."""
 
   def __init__(self, path: jsonl.PathLike):
-    """Reads how many rows there are, and no row. Raises UserError if there is no such file."""
+    """Reads the header. Raises UserError if there is no such file."""
     self.path = path
     with jsonl.reader(path) as stream:
       np.lib.format.read_magic(stream)
@@ -51,21 +51,17 @@ class RowFile:
     self._files, self._name = fsspec.core.url_to_fs(os.fspath(path))
 
   def order(self, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The rows that a step reads; see `batches.order`."""
+    """The rows that a step reads; see `packing.order`."""
     return packing.order(self.num_rows, seed, step, batch_size)
 
   def take(self, index: np.ndarray) -> TokenBatch:
-    """The rows of `index`; -1 gives an empty row.
-
-    Raises:
-      UserError: the file cannot be read any more, or was cut.
-    """
-    there, size = index[index >= 0], self._dtype.itemsize
-    starts = [self._begin + int(i) * size for i in there]
-    read: list[Any] = self._files.cat_ranges([self._name] * len(there), starts, [s + size for s in starts])
+    """The rows of `index`; -1 gives an empty row. Raises UserError if the file can no longer be read or was cut."""
+    present, size = index[index >= 0], self._dtype.itemsize
+    starts = [self._begin + int(i) * size for i in present]
+    read: list[Any] = self._files.cat_ranges([self._name] * len(present), starts, [s + size for s in starts])
     for part in read:
       if isinstance(part, Exception) or len(part) != size:
-        why = part if isinstance(part, Exception) else "it was cut"
+        why = part if isinstance(part, Exception) else "the file was cut"
         raise UserError(f"{self.path}: a row cannot be read ({why}); the same command writes the file again")
     records = np.zeros(len(index), self._dtype)
     records[index >= 0] = np.frombuffer(b"".join(read), self._dtype)
@@ -73,9 +69,9 @@ class RowFile:
     return kind(**{name: records[name] for name in records.dtype.fields})
 
   def with_reference(self, log_probs: np.ndarray) -> "RowFile":
-    """The file once more, with log p of every target under the reference model, f32[rows, T], in a field of its own.
+    """The same pairs with log p(target) under the reference model, f32[rows, T]; rewrites the file.
 
-    To be called by all processes; the first writes it.
+    Must be called by all processes; the first writes.
     """
 
     def take(index: np.ndarray) -> PairBatch:

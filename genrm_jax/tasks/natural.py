@@ -1,4 +1,4 @@
-"""What the list tasks share in their natural format, which is for a real Gemma: words, worked examples, answers."""
+"""What the list tasks share in their natural style, for a real Gemma: words, worked examples, answers."""
 
 import re
 from collections.abc import Sequence
@@ -7,8 +7,6 @@ import numpy as np
 
 from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
-
-STYLES = ("compact", "natural")
 
 # Everyday words, many of which begin alike.
 _WORDS = """
@@ -43,34 +41,28 @@ wagon wall walnut water wave wax west whale wheat wheel willow wind window winte
 """
 WORDS = tuple(_WORDS.split())
 
-# In few-shot prompting a base model goes on to a question of its own, as in the examples that it was shown.
+# In few-shot prompting a base model goes on to a question of its own, as in its examples.
 _NEXT_QUESTION = re.compile(r"^Q:", re.MULTILINE)
 _FINAL = re.compile(r"\banswer is\b[:\s]*(.+)", re.IGNORECASE)
 
 
-def check_style(style: str) -> None:
-  """UserError unless it is one of `STYLES`."""
-  if style not in STYLES:
-    raise UserError(f"unknown task style {style!r}; there are: {', '.join(STYLES)}")
-
-
 def random_word(rng: np.random.Generator, beginning: str = "") -> str:
-  """One of `WORDS`, with this beginning."""
+  """A random one of `WORDS`, among those with this beginning."""
   words = [w for w in WORDS if w.startswith(beginning)] if beginning else WORDS
   return words[rng.integers(len(words))]
 
 
 def few_shot(name: str, style: str, examples: Sequence[Problem], solve: str) -> str:
-  """Worked examples for a base model, to stand before a question: each the filled template and the reference solution.
+  """Worked examples that precede a base model's prompt: each is the filled template and the reference solution.
 
   Args:
     name: of the task.
     style: of the task; UserError unless it is "natural".
     examples: problems with references.
-    solve: how a solution is asked for, with "{question}" in it: `PromptFormat.solve`.
+    solve: the template for a solution, with "{question}" in it.
   """
   if style != "natural":
-    raise UserError(f'{name} has worked examples in the style "natural" only, not in {style!r}')
+    raise UserError(f'{name} has worked examples in the style "natural" only, not in {style!r}; set style="natural"')
   return "".join(f"{solve.replace('{question}', p.question)}{p.reference}\n\n" for p in examples)
 
 
@@ -82,7 +74,7 @@ def first_solution(text: str) -> str:
 def final_answer(text: str) -> str | None:
   """What follows the last "answer is" of a solution, up to the end of the line; None where nothing does.
 
-  Nothing is read from a line on that opens another question ("Q:").
+  Reading stops at a line that opens another question ("Q:").
   """
   found = _FINAL.findall(first_solution(text))
   return found[-1].strip() if found else None

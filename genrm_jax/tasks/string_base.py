@@ -1,7 +1,7 @@
-"""Generic list tasks on which a tiny *base* model is trained, standing in for pretraining.
+"""Generic list tasks that stand in for pretraining of a tiny base model.
 
-None of them is a task of the paper: a list of last letters alone is never asked for, nor is a solution judged. Each
-example is a prompt and its completion, both in the compact form of tasks/last_letter.py:
+None of them is a task of the paper: none asks for last letters alone, and none judges a solution. Each example is a
+prompt and its completion, both in the compact style of tasks/compact.py:
 
     copy            P3mike4dlih;=            3mike4dlih;
     zip             Z3mike4dlih;DaEb;=       3mike:Da4dlih:Eb;
@@ -16,11 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrm_jax.tasks.last_letter import END, PLACES, random_first, random_word, write_list, write_placed
+from genrm_jax.tasks.compact import END, LETTERS, PLACES, random_first, random_word, write_list, write_placed
 from genrm_jax.tasks.word_sorting import STOP, draw_words, order, write_items
 
-_ALIKE = 0.5  # of the words begin like others; see draw_words
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_ALIKE = 0.5  # share of the words that begin like others; see draw_words
 
 
 def _marked_walk(left: list[str], right: list[str], numbers: Sequence[str], places: Sequence[str]) -> str:
@@ -33,15 +32,15 @@ def _marked_walk(left: list[str], right: list[str], numbers: Sequence[str], plac
 
 
 def _spoil(rng: np.random.Generator, items: list[str]) -> list[str]:
-  """The list, half the time with one letter changed."""
+  """The list, with one letter changed half the time."""
   items = list(items)
   if rng.random() < 0.5:
-    items[rng.integers(len(items))] = _LETTERS[rng.integers(26)]
+    items[rng.integers(len(items))] = LETTERS[rng.integers(26)]
   return items
 
 
 def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) -> tuple[str, str]:
-  """A random (prompt, completion): of ten five from `sorting_example`, two from `judging_example`, by chance."""
+  """A random (prompt, completion): half of them by `sorting_example`, a fifth by `judging_example`."""
   draw = rng.integers(10)
   if draw < 5:
     return sorting_example(rng, min_words, max_words)
@@ -50,7 +49,7 @@ def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) ->
   n = int(rng.integers(min_words, max_words + 1))
   first = int(rng.integers(0, 11 - n))
   words = [random_word(rng) for _ in range(n)]
-  letters = [_LETTERS[i] for i in rng.integers(26, size=n)]
+  letters = [LETTERS[i] for i in rng.integers(26, size=n)]
   numbers, places = [str(first + i) for i in range(n)], PLACES[first : first + n]
   listed = write_list(words, first)
   kind = rng.integers(7)
@@ -77,7 +76,7 @@ def example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) ->
 
 
 def sorting_example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) -> tuple[str, str]:
-  """A random (prompt, completion) on the order and the spelling of words; a list is never sorted, nor seen to be.
+  """A random (prompt, completion) on the order and the spelling of words; no example sorts a list.
 
   order        O3mike;4make;=                   mm+ia>
   first        N3mike4dlih5make;=               4dlih;             (in alphabetical order)
@@ -98,26 +97,26 @@ def sorting_example(rng: np.random.Generator, min_words: int = 1, max_words: int
   at = int(rng.integers(n))
   if kind == 2:
     number, word = items[at]
-    given = "" if rng.random() < 0.15 else _misspell(rng, word)
-    others = [(i, given if i == number else w) for i, w in mixed if i != number or given]
-    mark, between = "+" if given == word else "-", END if number == items[-1][0] else ":"
-    return f"Y{_listed(items)}{write_items(others, first)}{number}=", f"{number}{word}{between}{given}{mark}"
+    written = "" if rng.random() < 0.15 else _misspell(rng, word)
+    others = [(i, written if i == number else w) for i, w in mixed if i != number or written]
+    mark, between = "+" if written == word else "-", END if number == items[-1][0] else ":"
+    return f"Y{_listed(items)}{write_items(others, first)}{number}=", f"{number}{word}{between}{written}{mark}"
   place = PLACES[first + at]
-  asked, (number, word) = f"V{write_items(mixed, first)}{place}=", mixed[at]
+  prompt, (number, word) = f"V{write_items(mixed, first)}{place}=", mixed[at]
   if at == n - 1:
-    return asked, f"{place}{number}{word}{STOP}"
+    return prompt, f"{place}{number}{word}{STOP}"
   number_after, word_after = mixed[at + 1]
   following = f"{PLACES[first + at + 1]}{number_after}{word_after}"
-  return asked, f"{place}{number}{word}{following}:{order(word, word_after)}"
+  return prompt, f"{place}{number}{word}{following}:{order(word, word_after)}"
 
 
 def judging_example(rng: np.random.Generator, min_words: int = 1, max_words: int = 8) -> tuple[str, str]:
-  """A random (prompt, completion) that is answered at once, by one mark: what a verifier without a rationale does.
+  """A random (prompt, completion) whose completion ends in one mark, as the answer of a direct verifier does.
 
   same letters       R3a4b;DaEc;=             -
   order              K3mike;4make;=           >
 
-  Short lists are drawn more often: at once, long ones are learnt from short ones only.
+  Short lists are drawn more often, since a model learns long ones only after short ones.
   """
   if rng.random() < 0.5:
     (left, right), first = draw_words(rng, 2, _ALIKE), random_first(rng, 2)
@@ -125,9 +124,9 @@ def judging_example(rng: np.random.Generator, min_words: int = 1, max_words: int
   longest = int(rng.integers(min_words, max_words + 1))
   n = int(rng.integers(min_words, longest + 1))
   first = random_first(rng, n)
-  letters = [_LETTERS[i] for i in rng.integers(26, size=n)]
-  given = _spoil(rng, letters)
-  return f"R{write_list(letters, first)}{write_placed(given, first)}=", "+" if given == letters else "-"
+  letters = [LETTERS[i] for i in rng.integers(26, size=n)]
+  other = _spoil(rng, letters)
+  return f"R{write_list(letters, first)}{write_placed(other, first)}=", "+" if other == letters else "-"
 
 
 def _listed(items: list[tuple[int, str]]) -> str:
@@ -135,8 +134,8 @@ def _listed(items: list[tuple[int, str]]) -> str:
 
 
 def _misspell(rng: np.random.Generator, word: str) -> str:
-  """The word, half the time with one letter changed, left out or put in."""
+  """The word, with one letter changed, left out or inserted half the time."""
   if rng.random() < 0.5:
     return word
-  at, letter = int(rng.integers(len(word))), _LETTERS[rng.integers(26)]
+  at, letter = int(rng.integers(len(word))), LETTERS[rng.integers(26)]
   return word[:at] + (letter, "", letter + word[at])[rng.integers(3)] + word[at + 1 :]

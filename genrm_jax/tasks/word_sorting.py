@@ -1,14 +1,13 @@
 """Word Sorting (paper, section 4.1): put a list of words into alphabetical order.
 
-The compact form for character models numbers the words, and gives letters to the places of a solution, as
-last_letter.py does. A solution is the sorted list, each word with the number that it has in the question, so that there
-is one right solution to a problem:
+The compact style, for character models, writes numbered lists (see compact.py). A solution is the sorted list, each
+word with its number in the question, so that a problem has exactly one right solution:
 
     question   3mike4dlih5make;      solution   D4dlihE5makeF3mike.      answer   D4dlihE5makeF3mike
 
-The program's rationale never sorts. With each number it goes one item on in both lists at once: the item of the
-question, which the solution must have under the same number, and the item of the solution, which the next one must
-follow in the alphabet. It stops at the first error:
+The program's rationale never sorts. With each number it advances by one item in both lists at once: the item of the
+question, which the solution must have under the same number, and the item of the solution, which must precede the next
+one in the alphabet. It stops at the first error:
 
     3mike:mike+D4dlihE5make:dm<       number 3 in question and solution; items D and E, letters up to where they differ
     4dlih:dlih+E5makeF3mike:mm+ai<
@@ -22,14 +21,14 @@ follow in the alphabet. It stops at the first error:
     solution C6xD4dlihE5makeF3mike.   ends in  3mike:mike+C-          a beginning of its own
     solution D4dlihE5makeF3mike       ends in  F3mike-                no end
 
-Why this walk, for models that see at most 4 words in training and meet 5:
-  - All that is looked up is looked up by a number or a letter that stands in the list once. To find a word by its
-    letters is beyond a small model where others begin alike; so is the place that it would have, which must be counted.
-  - Number and letter go up together, as in the walk of last_letter.py, which is known to carry over to longer lists.
-    The lists end together, so they have the same length; each number is found; so each item is there once.
-  - Before a mark stands what it depends on.
+Why this walk suits models that see at most 4 words in training and are evaluated on 5:
+  - Every lookup is by a number or a letter that occurs once in the list. Finding a word by its letters is beyond a
+    small model where others begin alike; so is finding its place, which takes counting.
+  - Number and letter increase together, as in the walk of last_letter.py, which is known to generalise to longer lists.
+    The lists end together, so their lengths agree; each number is found; so each item occurs once.
+  - What a mark depends on is written right before it.
 
-The natural form, for a real Gemma, asks as BIG-Bench Hard does, whose problems `read_bbh` reads.
+The natural style, for a real Gemma, asks as BIG-Bench Hard does, whose problems `read_bbh` reads.
 """
 
 import dataclasses
@@ -37,6 +36,7 @@ import itertools
 import json
 import os
 import re
+import types
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -45,7 +45,7 @@ from etils import epath
 from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import natural
-from genrm_jax.tasks.last_letter import (
+from genrm_jax.tasks.compact import (
   END,
   ITEM,
   PLACES,
@@ -55,6 +55,7 @@ from genrm_jax.tasks.last_letter import (
   write_list,
   write_placed,
 )
+from genrm_jax.tasks.lists import ListTask
 
 _ASK = "Sort the following words alphabetically: List:"
 STOP = "."
@@ -67,9 +68,9 @@ _BBH_FILE = "word_sorting.json"
 
 
 def draw_words(rng: np.random.Generator, num_words: int, alike: float, style: str = "compact") -> list[str]:
-  """Distinct words; that share of them, by chance, begins with 1 to 3 letters of one before it.
+  """Distinct words, of which a share of about `alike` begins with the first 1 to 3 letters of an earlier one.
 
-  Of random words drawn apart 1 in 26 begin alike, and a verifier would hardly ever see what second letters are for.
+  Of independent random words 1 in 26 begin alike, so a verifier would hardly ever need second letters.
   """
   words: list[str] = []
   while len(words) < num_words:
@@ -87,7 +88,7 @@ def _random_word(rng: np.random.Generator, beginning: str) -> str:
 
 
 def order(left: str, right: str) -> str:
-  """Two words letter by letter up to the first difference, marked "<" if the left one comes first, else ">"."""
+  """Compares two words letter by letter up to the first difference: "<" if the left one comes first, else ">"."""
   steps: list[str] = []
   for a, b in itertools.zip_longest(left, right, fillvalue="_"):  # "_" sorts before every letter
     if a != b:
@@ -101,18 +102,20 @@ def write_items(items: Sequence[tuple[int, str]], first: int) -> str:
   return write_placed([f"{number}{word}" for number, word in items], first, STOP)
 
 
-@dataclasses.dataclass(frozen=True)
-class WordSorting:
-  """The task. `style` is "compact", for character models, or "natural", for a real Gemma."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordSorting(ListTask):
+  """The task; see `ListTask` for its options. `eval` may set `bbh`: the problems are then those of `read_bbh(bbh)`."""
 
-  name: str = "word_sorting"
-  style: str = "compact"
+  name = "word_sorting"
+  split_options = types.MappingProxyType({"eval": ("bbh",)})
 
-  def __post_init__(self):
-    natural.check_style(self.style)
+  def problems(self, split: str, rng: np.random.Generator) -> list[Problem]:
+    """Random problems, or those of BIG-Bench Hard."""
+    bbh = getattr(self, split).get("bbh")
+    return read_bbh(bbh) if bbh else super().problems(split, rng)
 
   def problem(self, rng: np.random.Generator, num_words: int, split: str, index: int) -> Problem:
-    """A random problem; in the compact form the first number is random where the list is short enough to allow it."""
+    """A random problem; a compact list starts at a random number, as far as its length allows."""
     words = draw_words(rng, num_words, _ALIKE, self.style)
     problem_id = f"{self.name}/{split}/{index:05d}"
     if self.style == "natural":
@@ -123,32 +126,29 @@ class WordSorting:
     return Problem(problem_id, self.name, split, write_list(words, first), answer, reference)
 
   def few_shot(self, solve: str) -> str:
-    """Worked examples of the natural form; see `natural.few_shot`."""
+    """Worked examples in the natural style; see `natural.few_shot`."""
     examples = [self._natural_problem(shot.split(), "few_shot", "few_shot") for shot in _SHOTS]
     return natural.few_shot(self.name, self.style, examples, solve)
 
   def extract_answer(self, text: str) -> str | None:
-    """The sorted list of a solution, or None.
+    """The sorted list of a solution, None where it gives none.
 
-    Compact: the items, if there are any and "." ends them. Natural: the words of the final answer in lower case with a
-    space between, without numbers, quotes, commas and other marks around them.
+    Compact: the items, if there are any and "." ends them. Natural: the words of the final answer in lower case,
+    separated by spaces, without numbers, quotes, commas and other marks around them.
     """
     if self.style == "natural":
       return " ".join(_read_words(natural.final_answer(text) or "")) or None
     return text.removesuffix(STOP) if _SOLUTION.fullmatch(text) else None
 
-  def same_answer(self, a: str | None, b: str | None) -> bool:
-    return a is not None and a == b
-
   def rationale(self, problem: Problem, solution: str) -> tuple[str, bool]:
-    """The program's walk through question and solution, and the verdict that it comes to."""
+    """The program's walk through question and solution, and its verdict."""
     if self.style == "natural":
       answer = self.extract_answer(solution)
       return _natural_walk(listed_words(problem), answer.split() if answer else [])
     words, first = read_list(problem.question)
     if len(set(words)) < len(words):
       raise UserError(
-        f"{problem.id}: a word stands twice in {problem.question!r}; the compact form needs distinct words"
+        f"{problem.id}: a word occurs twice in {problem.question!r}; the compact style needs distinct words"
       )
     steps = []
     for step in _compact_steps(words, first, solution):
@@ -169,42 +169,42 @@ class WordSorting:
 
 
 def _compact_steps(words: list[str], first: int, solution: str) -> Iterator[str]:
-  """The steps of the walk, each with its mark at the end; what follows the first error means nothing."""
-  given: dict[int, str] = {}
+  """The steps of the walk, each ending in its mark. Steps after the first error are meaningless."""
+  written: dict[int, str] = {}
   for number, word in ITEM.findall(solution):
-    given.setdefault(int(number), word)
+    written.setdefault(int(number), word)
 
-  end = 0  # of the solution's part that has been walked
+  end = 0  # of the part of the solution that has been walked
   for number, word in enumerate(words, first):
     is_last = number == first + len(words) - 1
-    found = given.get(number, "")
+    found = written.get(number, "")
     yield f"{number}{word}{END if is_last else ':'}{found}{'+' if found == word else '-'}"
 
-    here = _PLACED.match(solution, end)
-    if not here or here[1] != PLACES[number]:
-      yield f"{here[1] if here else ''}-"
+    item = _PLACED.match(solution, end)
+    if not item or item[1] != PLACES[number]:
+      yield f"{item[1] if item else ''}-"
       return
-    end = here.end()
+    end = item.end()
     following = _PLACED.match(solution, end)
     if solution[end:] == STOP:
-      yield f"{here[0]}{STOP}{'+' if is_last else '-'}"
+      yield f"{item[0]}{STOP}{'+' if is_last else '-'}"
     elif following and not is_last and following[1] == PLACES[number + 1]:
-      yield f"{here[0]}{following[0]}:{order(here[3], following[3])}"
+      yield f"{item[0]}{following[0]}:{order(item[3], following[3])}"
     else:
-      yield f"{here[0]}{following[1] if following else ''}-"
+      yield f"{item[0]}{following[1] if following else ''}-"
 
 
 def _shared(a: str, b: str) -> int:
-  """How many letters two words have in common at their beginning."""
+  """The length of the common prefix of two words."""
   return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The natural form
+# The natural style
 
 
 def listed_words(problem: Problem) -> list[str]:
-  """The words that a question in the natural form lists; UserError if it lists none."""
+  """The words that a question in the natural style lists; UserError if it lists none."""
   words = _read_words(problem.question.partition(_ASK)[2])
   if not words:
     raise UserError(f'{problem.id}: no words after "{_ASK}" in {problem.question!r}')
@@ -212,17 +212,17 @@ def listed_words(problem: Problem) -> list[str]:
 
 
 def _read_words(text: str) -> list[str]:
-  """The words of a list in free text: lower case, without marks at their ends, without numbers."""
+  """The words of a list in free text, in lower case, without marks at their ends and without numbers."""
   words = [re.sub(r"^\W+|\W+$", "", w) for w in re.split(r"[\s,;]+", text.lower())]
   return [w for w in words if w and not w.isdigit()]
 
 
 def _natural_walk(words: list[str], answer: list[str]) -> tuple[str, bool]:
-  """The walk in English, one line a step, up to the first error."""
+  """The walk in English, one step per line, up to the first error."""
   if not answer:
     return "The solution gives no final answer. Wrong.", False
   lines: list[str] = []
-  left: list[str | None] = list(answer)  # None: found already
+  left: list[str | None] = list(answer)  # None where the word has been found
   for word in words:
     if word not in left:
       return "\n".join([*lines, f'"{word}" is not in the answer{" again" * (word in answer)}. Wrong.']), False
@@ -241,7 +241,7 @@ def _natural_walk(words: list[str], answer: list[str]) -> tuple[str, bool]:
 
 
 def _why(before: str, after: str) -> str:
-  """What decides the order of two words that stand one after the other."""
+  """What decides the order of two neighbouring words."""
   if before == after:
     return "the same word"
   place = _shared(before, after)
@@ -258,13 +258,13 @@ def _why(before: str, after: str) -> str:
 
 
 def read_bbh(path: str | os.PathLike[str]) -> list[Problem]:
-  """The 250 problems of BIG-Bench Hard (2 to 20 words), in the natural form; for evaluation only, never for training.
+  """The 250 problems of BIG-Bench Hard (2 to 20 words), in the natural style; for evaluation only.
 
   Args:
     path: `word_sorting.json` of suzgunmirac/BIG-Bench-Hard, the folder that holds it, the clone, or the clone's folder.
 
   Raises:
-    UserError: no such file, or an example that is no sorting problem or whose target is not its sorted list.
+    UserError: no such file, an example that is no sorting problem, or a target that is not the sorted list.
   """
   found = _bbh_path(epath.Path(path))
   fresh = f"take {_BBH_FILE} from a fresh clone of https://github.com/suzgunmirac/BIG-Bench-Hard"

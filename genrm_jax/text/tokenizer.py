@@ -1,7 +1,7 @@
 """Text to token ids and back: a tiny built-in tokenizer, and any SentencePiece file.
 
-Prompts and continuations are encoded apart and their ids joined, so what counts here is that the pieces of a text do
-not depend on where it stands: `encode(" Yes")` is the same one id after a prompt as alone, and
+Prompts and continuations are encoded separately and their ids joined, so the pieces of a text must not depend on its
+position: `encode(" Yes")` is the same single id after a prompt as alone, and
 `decode(encode(a) + encode(b)) == decode(encode(a)) + decode(encode(b))`.
 """
 
@@ -23,20 +23,20 @@ from genrm_jax.runtime.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
-# The pieces that hold a verdict; text/prompts.py checks that a tokenizer has each as one id.
+# The verdicts; text/prompts.py checks that a tokenizer has one id for each.
 VERDICT_PIECES = (" Yes", " No")
 
-# The pieces that open and close a turn of a chat, in the tokenizer files of Gemma.
+# The pieces that open and close a chat turn in Gemma's tokenizer files.
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 TURN_MARKERS = (START_OF_TURN, END_OF_TURN)
 
-# An embedding may have more rows than there are pieces, to be split evenly over chips: Gemma 1 and 2 have 256,128 rows
-# for 256,000 pieces, Gemma 3 on Hugging Face 262,208 for 262,144.
+# An embedding may have more rows than there are pieces, so that it divides evenly over chips: Gemma 1 and 2 have
+# 256,128 rows for 256,000 pieces, Gemma 3 on Hugging Face 262,208 for 262,144.
 MAX_PADDING_ROWS = 128
 
 
 class Tokenizer(Protocol):
-  """What the library asks of a tokenizer."""
+  """The interface of a tokenizer."""
 
   name: str
   vocab_size: int
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
   bos_id: int
   eos_id: int
   cls_id: int  # the reserved piece whose logit is the ORM's score
-  digest: str  # sha256, in hex, of what defines the tokenizer
+  digest: str  # sha256, in hex, of the tokenizer's definition
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without bos or eos. Raises UserError where the tokenizer cannot express it."""
@@ -52,23 +52,23 @@ class Tokenizer(Protocol):
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; pad, bos, eos, cls, turn markers and an embedding's padding rows are "".
 
-    Raises UserError for an id that no model of this vocabulary can give.
+    Raises UserError for an id outside the vocabulary and its padding rows.
     """
 
   def spec(self) -> dict[str, Any]:
-    """A JSON description, from which `load_tokenizer` opens the same tokenizer again."""
+    """A JSON description, from which `load_tokenizer` opens the same tokenizer."""
 
 
 def load_tokenizer(spec: dict[str, Any], base_dir: PathLike | None = None) -> Tokenizer:
-  """Opens what `Tokenizer.spec()` described.
+  """Opens the tokenizer that a `Tokenizer.spec()` describes.
 
   Args:
     spec: the description.
-    base_dir: where to look for a tokenizer's file first, by its name (a checkpoint's folder, say), then by the path
-      that the description gives, taken from here if it is relative.
+    base_dir: a folder, such as a checkpoint's, in which the tokenizer's file is looked up first by its name, then by
+      the path in the description. Without it, only the path counts.
 
   Raises:
-    UserError: unknown type, no such file, or the tokenizer found is not the one described.
+    UserError: unknown type, no such file, or another tokenizer than the one described.
   """
   kind = spec.get("type")
   tokenizer: Tokenizer
@@ -81,13 +81,13 @@ def load_tokenizer(spec: dict[str, Any], base_dir: PathLike | None = None) -> To
   if tokenizer.digest != spec["digest"]:
     raise UserError(
       f"tokenizer {tokenizer.name}: digest {tokenizer.digest[:12]}, but {str(spec['digest'])[:12]} was expected; "
-      "put back the tokenizer that this run was made with"
+      "restore the tokenizer of this run"
     )
   return tokenizer
 
 
 def check_vocab(tokenizer: Tokenizer, num_rows: int) -> None:
-  """UserError unless an embedding of `num_rows` rows can belong to this tokenizer: a row a piece, and few to spare."""
+  """Raises UserError unless an embedding with `num_rows` rows fits: one row per piece and few to spare."""
   if not 0 <= num_rows - tokenizer.vocab_size <= MAX_PADDING_ROWS:
     raise UserError(
       f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} pieces, but the model's embedding {num_rows} rows; it "
@@ -97,9 +97,9 @@ def check_vocab(tokenizer: Tokenizer, num_rows: int) -> None:
 
 
 class CharTokenizer:
-  """Printable ASCII and the newline, a character a token, except " Yes" and " No", which are one token each.
+  """Printable ASCII and newline, one token per character; " Yes" and " No" are one token each.
 
-  For tiny models that learn from scratch: nothing to train, nothing to download.
+  For tiny models trained from scratch.
   """
 
   name = "char"
@@ -136,22 +136,22 @@ class CharTokenizer:
 
 
 class SentencePieceTokenizer:
-  """Any SentencePiece file: one of ours (`train_sentencepiece`), Gemma's, or someone else's.
+  """Any SentencePiece file: from `train_sentencepiece`, Gemma's, or another.
 
-  Two habits of SentencePiece are switched off when the file is opened, since they would make the pieces of a text
-  depend on where it stands: the space put before the text (`add_dummy_prefix`) and the folding of spaces
-  (`remove_extra_whitespaces`). The rest is the file's own. So, for any file, " Yes" and "Yes" differ, spaces are
-  kept, and joined ids decode to the joined texts. What the file itself loses stays lost:
-    - its normalisation (nmt_nfkc, the default of SentencePiece, makes a newline a space and "½" "1⁄2");
-    - without byte pieces, characters that it does not know (they become unk, which decodes to " ⁇ ") and "▁" (a space).
-  With identity normalisation and byte pieces, as in our own files and Gemma's, decode(encode(x)) == x for every text.
+  Two features of SentencePiece are disabled on loading, since they would make the pieces of a text depend on its
+  position: the space in front of a text (`add_dummy_prefix`) and the folding of spaces (`remove_extra_whitespaces`).
+  Everything else is as the file says. So, for any file, " Yes" and "Yes" differ, spaces are kept, and joined ids decode
+  to the joined texts. Two losses of a file remain:
+    - its normalisation (nmt_nfkc, the default of SentencePiece, turns a newline into a space and "½" into "1⁄2");
+    - without byte pieces, unknown characters (they become unk, which decodes to " ⁇ ") and "▁" (which becomes a space).
+  With identity normalisation and byte pieces, as in our files and Gemma's, decode(encode(x)) == x for every text.
 
-  Reserved ids: bos and eos are the file's. The padding is the file's or, where it has none, unk: batches give padding
-  no weight and hide it from attention, so the id only has to exist. cls is the first of `CLS_PIECES` that the file has.
-  Turn markers are known where the file has them as user-defined pieces, as Gemma's files do: written in a text they
-  become their one id. They have no text, so that what a model sampled cannot open or close a turn in a later prompt.
+  Reserved ids: bos and eos are the file's. The padding id is the file's or, where it has none, unk: padding has no
+  weight and is masked in attention, so the id only has to exist. cls is the first of `CLS_PIECES` in the file. Turn
+  markers are recognised where they are user-defined pieces, as in Gemma's files: in a text they become their single id.
+  They decode to nothing, so a sampled text cannot open or close a turn in a later prompt.
 
-  `file_bytes` is the file as it was read, for copies of it.
+  `file_bytes` is the content of the file.
   """
 
   CLS_PIECES = ("<cls>", "<unused0>", "<extra_id_0>", "▁<extra_id_0>")
@@ -180,7 +180,7 @@ class SentencePieceTokenizer:
     marked = zip(map(sp.piece_to_id, TURN_MARKERS), map(sp.encode, TURN_MARKERS), strict=True)
     turn_ids = [i for i, ids in marked if i != sp.unk_id() and ids == [i]]
     self._specials = frozenset((self.pad_id, self.bos_id, self.eos_id, self.cls_id, *turn_ids))
-    # SentencePiece writes a space as "▁" and cannot tell the two apart; as bytes the real character survives.
+    # SentencePiece writes a space as "▁" and confuses the two; encoded as bytes, a real "▁" survives.
     as_bytes = [sp.piece_to_id(f"<0x{b:02X}>") for b in "▁".encode()]
     self._underscore = None if sp.unk_id() in as_bytes else as_bytes
 
@@ -190,7 +190,7 @@ class SentencePieceTokenizer:
     return token_id
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without bos or eos. Raises UserError if the text is not valid Unicode."""
+    """The ids of a text, without bos or eos. Raises UserError for invalid Unicode."""
     if not text.isascii():
       _check_unicode(text)
       if self._underscore is not None and "▁" in text:
@@ -202,12 +202,12 @@ class SentencePieceTokenizer:
     return self._processor.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids; specials, turn markers and padding rows are "", bytes that are no UTF-8 become U+FFFD."""
+    """The text of ids; specials, turn markers and padding rows are "", invalid UTF-8 becomes U+FFFD."""
     _check_range(ids, self.vocab_size, self.name)
     return self._processor.decode([int(i) for i in ids if i < self.vocab_size and i not in self._specials])
 
   def spec(self) -> dict[str, Any]:
-    """A JSON description for `load_tokenizer`; the file itself is not in it."""
+    """A JSON description for `load_tokenizer`, without the file itself."""
     return {"type": "sentencepiece", "path": self._path, "digest": self.digest}
 
 
@@ -216,18 +216,18 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
   """Learns a BPE vocabulary, writes it to `path` and opens it. The same arguments give the same bytes.
 
-  Every text survives decode(encode(x)); digits stand alone; a newline, " Yes" and " No" are one piece wherever they
-  stand; pad, eos, bos, unk and cls are ids 0 to 4.
+  decode(encode(x)) == x for every text; digits are separate pieces; a newline, " Yes" and " No" are always one piece
+  each; pad, eos, bos, unk and cls are ids 0 to 4.
 
   Args:
-    texts: what to learn from, read once.
-    path: the file to write; its folder is made if need be.
-    vocab_size: the number of pieces, all included; at least about 300, since 256 are bytes.
-    seed: chooses the sample where there are more lines than `max_lines`.
-    max_lines: how many lines are held in memory, of at most 4,096 characters each.
+    texts: training data, read once.
+    path: the file to write; missing folders are created.
+    vocab_size: the total number of pieces; at least about 300, since 256 are bytes.
+    seed: of the sample that is drawn if there are more than `max_lines` lines.
+    max_lines: how many lines of at most 4,096 characters are held in memory.
 
   Raises:
-    UserError: the texts are too few for `vocab_size`, or `vocab_size` is too small for their characters.
+    UserError: too few texts for `vocab_size`, or `vocab_size` is too small for their characters.
   """
   if vocab_size < _MIN_VOCAB_SIZE:
     raise UserError(
@@ -252,7 +252,7 @@ def train_sentencepiece(
       eos_id=1,
       bos_id=2,
       unk_id=3,
-      num_threads=1,  # more threads add up counts in another order
+      num_threads=1,  # with more threads the result would depend on timing
       shuffle_input_sentence=False,
       max_sentence_length=8 * _MAX_LINE_CHARACTERS,
       minloglevel=2,
@@ -275,7 +275,7 @@ _MIN_VOCAB_SIZE = 256 + len(("pad", "eos", "bos", "unk", "cls", "newline")) + le
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-  """The lines of texts, long ones cut: SentencePiece drops long sentences whole."""
+  """The lines of texts, in pieces, since SentencePiece ignores long sentences altogether."""
   for text in texts:
     _check_unicode(text)
     for line in text.split("\n"):
@@ -284,7 +284,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _sample(lines: Iterable[str], size: int, rng: random.Random) -> list[str]:
-  """At most `size` lines, each with the same chance, read once and never all held."""
+  """A uniform sample of at most `size` lines (reservoir sampling)."""
   kept: list[str] = []
   for seen, line in enumerate(lines):
     if seen < size:
@@ -295,7 +295,7 @@ def _sample(lines: Iterable[str], size: int, rng: random.Random) -> list[str]:
 
 
 def _training_remedy(error: str, num_lines: int, vocab_size: int) -> str:
-  """What SentencePiece's error means and what to do about it."""
+  """An error of SentencePiece as a message with a remedy."""
   if not num_lines:
     return "no text to train a tokenizer on; pass at least some lines"
   if too_high := re.search(r"too high.*<= (\d+)", error):
@@ -309,7 +309,7 @@ def _training_remedy(error: str, num_lines: int, vocab_size: int) -> str:
 
 
 def _find(path: str, base_dir: PathLike | None) -> epath.Path:
-  """The file that a description means: beside the run that holds the description, else where it says."""
+  """The tokenizer file of a description: in `base_dir` if it is there, else at its path."""
   places = [epath.Path(path)]
   if base_dir is not None:
     places = [epath.Path(base_dir) / epath.Path(path).name, epath.Path(base_dir) / path]
@@ -329,14 +329,14 @@ def _read_model(path: str) -> bytes:
 
 
 def _without_folding(serialized: bytes, path: str) -> bytes:
-  """The same model, which neither puts a space before a text nor folds its spaces."""
+  """The same model without the space in front of a text and without the folding of spaces."""
   model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
   try:
     model.ParseFromString(serialized)
   except message.DecodeError:
     model.Clear()
   if not model.pieces:
-    raise UserError(f"{path}: not a SentencePiece model, or cut short; copy the file again")
+    raise UserError(f"{path}: not a SentencePiece model, or truncated; copy the file again")
   model.normalizer_spec.add_dummy_prefix = False
   model.normalizer_spec.remove_extra_whitespaces = False
   return model.SerializeToString()
@@ -347,7 +347,7 @@ def _check_unicode(text: str) -> None:
     text.encode()
   except UnicodeEncodeError as e:
     raise UserError(
-      f"the text has half of a surrogate pair, {text[e.start]!r}, at character {e.start}; it is no valid Unicode, "
+      f"the text has half of a surrogate pair, {text[e.start]!r}, at character {e.start}; this is invalid Unicode; "
       "remove it"
     ) from None
 
@@ -355,4 +355,6 @@ def _check_unicode(text: str) -> None:
 def _check_range(ids: Sequence[int], vocab_size: int, name: str) -> None:
   for i in ids:
     if not 0 <= i < vocab_size + MAX_PADDING_ROWS:
-      raise UserError(f"id {i} is outside the {vocab_size} ids of tokenizer {name}; was it sampled with another one?")
+      raise UserError(
+        f"id {i} is outside the {vocab_size} ids of tokenizer {name}; was it sampled with another tokenizer?"
+      )

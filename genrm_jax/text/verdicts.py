@@ -1,14 +1,14 @@
-"""Where in a sampled rationale the verdict is, and the state of the vote that it casts.
+"""Finds the verdict in a sampled rationale, and so the state of the vote that it casts.
 
-    sampled ids    r a t i o n a l e  <verdict question>  Yes  <eos>
-                                                          ^ verdict_index: p(Yes) and p(No) are read here
+    sampled ids    r a t i o n a l e  <conclude>  Yes  <eos>
+                                                  ^ verdict_index: p(Yes) and p(No) are read at this token
 
 States of a vote:
   ok             the rationale poses the verdict question; p(Yes) is read right after it
-  forced         the token budget ended first; the rest of the question is appended and p(Yes) is read there
-  truncated      the token budget ended first and the context has no room for the question: no number
-  missing        the rationale ended by itself without the question: no number
-  contradictory  the question stands more than once, and is answered Yes in one place and No in another: no number
+  forced         the token budget ran out first; the rest of `conclude` is appended and p(Yes) is read after it
+  truncated      the token budget ran out first and the context has no room for the question: no number
+  missing        the rationale ended on its own without the question: no number
+  contradictory  the question occurs more than once, answered Yes in one place and No in another: no number
 """
 
 import bisect
@@ -18,40 +18,46 @@ from genrm_jax.text.prompts import Prompter
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-  """What a sampled rationale says. `verdict_index` is the place of the verdict among the sampled ids, where the state
-  is "ok"; `suffix` holds the ids to append before the verdict can be read, where it is "forced"."""
+class VerdictLocation:
+  """Where the verdict of a sampled rationale is read.
+
+  Attributes:
+    state: of the vote.
+    verdict_index: the index of the verdict among the sampled ids, where the state is "ok".
+    suffix: ids to append before the verdict can be read, where the state is "forced".
+  """
 
   state: str
   verdict_index: int | None = None
   suffix: tuple[int, ...] = ()
 
 
-def read_rationale(ids: list[int], prompter: Prompter, room: int) -> Reading:
-  """Finds the verdict in sampled ids (cut after the end mark, which they hold if the rationale ended by itself).
+def read_rationale(ids: list[int], prompter: Prompter, room: int) -> VerdictLocation:
+  """Finds the verdict in sampled ids.
 
   Args:
-    ids: sampled token ids.
-    prompter: holds the tokenizer and the verdict question.
-    room: how many tokens the context can still take after `ids`.
+    ids: sampled ids up to and including the end mark, which is there if the rationale ended on its own.
+    prompter: holds the tokenizer and the prompt format.
+    room: how many more tokens fit into the context after `ids`.
   """
-  tokenizer, question = prompter.tokenizer, prompter.format.verdict_question.strip()
+  tokenizer, question = prompter.tokenizer, prompter.format.verdict_question
   ended = bool(ids) and ids[-1] == prompter.end_id
   body = ids[:-1] if ended else ids
   text = tokenizer.decode(body)
   if question in text:
     answers = {a for a in (_answer(part, prompter) for part in text.split(question)[1:]) if a is not None}
     if len(answers) > 1:
-      return Reading("contradictory")
-    # The fewest tokens that hold the question. (Not as many characters: a character cut in its bytes decodes to more.)
+      return VerdictLocation("contradictory")
+    # The shortest prefix of ids that contains the question. Counting characters would not do: a character cut between
+    # its bytes decodes to more than one.
     index = bisect.bisect_left(range(len(body)), True, key=lambda n: question in tokenizer.decode(body[:n]))
     if index < len(ids):
-      return Reading("ok", verdict_index=index)
-    return Reading("forced")
+      return VerdictLocation("ok", verdict_index=index)
+    return VerdictLocation("forced")
   if ended:
-    return Reading("missing")
-  suffix = tuple(tokenizer.encode(_rest_of(prompter.format.verdict_question, text)))
-  return Reading("forced", suffix=suffix) if len(suffix) <= room else Reading("truncated")
+    return VerdictLocation("missing")
+  suffix = tuple(tokenizer.encode(_rest_of(prompter.format.render(prompter.format.conclude), text)))
+  return VerdictLocation("forced", suffix=suffix) if len(suffix) <= room else VerdictLocation("truncated")
 
 
 def _answer(text: str, prompter: Prompter) -> bool | None:
@@ -62,9 +68,9 @@ def _answer(text: str, prompter: Prompter) -> bool | None:
   return None
 
 
-def _rest_of(question: str, text: str) -> str:
-  """What is missing of `question` when `text` may already end with its beginning."""
-  for n in range(len(question) - 1, 0, -1):
-    if text.endswith(question[:n]):
-      return question[n:]
-  return question
+def _rest_of(conclude: str, text: str) -> str:
+  """The part of `conclude` that is still missing from a text, which may already end with its beginning."""
+  for n in range(len(conclude) - 1, 0, -1):
+    if text.endswith(conclude[:n]):
+      return conclude[n:]
+  return conclude

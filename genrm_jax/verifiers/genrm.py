@@ -30,6 +30,6 @@ class GenRM(Verifier):
     return "A generative verifier: the score is p(yes), over the full vocabulary, after `solve`, solution, `verify`."
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
-    return self.prompter.format.texts["verify"], snippets.READ_LOGITS.format(
+    return self.prompter.template("verify"), snippets.READ_LOGITS.format(
       value=f"logits.softmax(-1)[{self.prompter.yes_id}].item()"
     )

@@ -8,7 +8,7 @@ from genrm_jax.infer.engine import Engine
 from genrm_jax.pytrees import KIND_VERIFY
 from genrm_jax.records import Rationale, Vote
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.verdicts import locate_verdict
+from genrm_jax.text.verdicts import read_rationale
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
 from genrm_jax.verifiers.base import Item, LabelledData, Scored, Verifier, VoteConfig
@@ -37,7 +37,7 @@ class CoTVotes(Verifier):
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
     sample = scoring["sample"]
     how = f"temperature={sample['temperature']}, top_k={sample['top_k']}, top_p={sample['top_p']},"
-    return self.prompter.format.texts["verify_cot"], snippets.SAMPLE_VOTES.format(
+    return self.prompter.template("verify_cot"), snippets.SAMPLE_VOTES.format(
       num_votes=scoring["num_votes"],
       max_new_tokens=sample["max_new_tokens"],
       do_sample=sample["temperature"] > 0,
@@ -83,12 +83,12 @@ class GenRMCoT(CoTVotes):
     rationale, prompter = item.rationale, self.prompter
     assert rationale is not None
     written = prompter.rationale(rationale.text, item.candidate.correct)
-    location = locate_verdict(written, prompter, room=0)
+    location = read_rationale(written, prompter, room=0)
     if location.verdict_index is None:
       raise UserError(f"the rationale for {item.name} reads as {location.state!r}")
     sampled = written[: location.verdict_index]
     cut = prompter.tokenizer.encode(rationale.text)
-    forced = [*cut, *locate_verdict(cut, prompter, room=len(written)).suffix]
+    forced = [*cut, *read_rationale(cut, prompter, room=len(written)).suffix]
     if forced != sampled:
       raise UserError(
         f"{item.name}: a forced verdict would be asked for with other tokens than a sampled one.\n"

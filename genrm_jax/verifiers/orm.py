@@ -61,6 +61,6 @@ class ORM(Verifier):
     return "A verifier: the score of a solution is the sigmoid of the logit of `cls` after `solve`, solution, `verify`."
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
-    return self.prompter.format.texts["verify"], snippets.READ_LOGITS.format(
+    return self.prompter.template("verify"), snippets.READ_LOGITS.format(
       value=f"logits[{self.prompter.tokenizer.cls_id}].sigmoid().item()"
     )

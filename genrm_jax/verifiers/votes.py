@@ -9,7 +9,7 @@ from genrm_jax.infer.engine import Engine, Rollout
 from genrm_jax.infer.sampling import SampleConfig, sample_keys
 from genrm_jax.records import Vote
 from genrm_jax.text.prompts import Prompter
-from genrm_jax.text.verdicts import VerdictLocation, locate_verdict
+from genrm_jax.text.verdicts import VerdictLocation, read_rationale
 
 
 def direct_votes(engine: Engine, prompter: Prompter, prompts: Sequence[Sequence[int]], label: str) -> list[list[Vote]]:
@@ -71,7 +71,7 @@ def rationale_votes(
   for i, (prompt, of_prompt) in enumerate(zip(prompts, rollouts, strict=True)):
     votes.append([])
     for k, rollout in enumerate(of_prompt):
-      location = locate_verdict(rollout.ids, prompter, engine.max_tokens - len(prompt) - len(rollout.ids))
+      location = read_rationale(rollout.ids, prompter, engine.max_tokens - len(prompt) - len(rollout.ids))
       if location.state == "forced":
         forced.append((i, k, [*prompt, *rollout.ids, *location.suffix]))
       votes[-1].append(_vote(location, rollout, prompter))

@@ -88,10 +88,10 @@ def test_same_ids_of_prompts(ours, theirs):
   for form in FORMATS.values():
     if _has_turns(ours) or not form.end:
       prompter = Prompter(ours, form)
-      assert theirs(form.solve.replace("{question}", "1 + 1?")).input_ids == prompter.solve("1 + 1?")
+      assert theirs(form.render(form.solve, question="1 + 1?")).input_ids == prompter.solve("1 + 1?")
       assert theirs(form.yes, add_special_tokens=False).input_ids == [prompter.yes_id]
-      question = ours.encode(form.verdict_question)
-      joined = theirs(form.verdict_question + form.no, add_special_tokens=False)
+      question = ours.encode(form.render(form.conclude))
+      joined = theirs(form.render(form.conclude) + form.no, add_special_tokens=False)
       assert joined.input_ids == [*question, prompter.no_id]
 
 

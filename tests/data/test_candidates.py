@@ -22,16 +22,16 @@ def _candidates(marks):
 POOLS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.booleans()), max_size=60).map(_candidates)
 
 
-def test_sampled_solutions_are_asked_for_and_graded_in_order():
-  asked = []
+def test_solutions_are_sampled_and_graded_in_order():
+  requests = []
 
   def generate(problems, indices):
-    asked.extend((p.id, i) for p, i in zip(problems, indices, strict=True))
+    requests.extend((p.id, i) for p, i in zip(problems, indices, strict=True))
     return [["DeEh;", "no list", "DeEx;"][i] for i in indices]
 
   got = candidates.sample_candidates(PROBLEMS, 3, LastLetter(), generate, "me")
-  assert asked == [(f"p{p}", i) for p in range(3) for i in range(3)]
-  assert [(c.problem_id, c.index) for c in got] == asked
+  assert requests == [(f"p{p}", i) for p in range(3) for i in range(3)]
+  assert [(c.problem_id, c.index) for c in got] == requests
   assert [(c.text, c.answer, c.correct, c.source) for c in got[3:6]] == [
     ("DeEh;", "eh", True, "me"),
     ("no list", None, False, "me"),
@@ -41,7 +41,7 @@ def test_sampled_solutions_are_asked_for_and_graded_in_order():
 
 @given(POOLS)
 @settings(max_examples=60, deadline=None)
-def test_distinct_keeps_the_first_of_each_text_of_a_problem(pool):
+def test_distinct_keeps_the_first_of_each_text(pool):
   got = candidates.distinct(pool)
   texts = [(c.problem_id, c.text) for c in got]
   assert len(set(texts)) == len(texts) and set(texts) == {(c.problem_id, c.text) for c in pool}
@@ -98,17 +98,12 @@ def test_pairs_are_drawn_from_the_whole_product():
   assert len(candidates.choose_pairs(pool, 99, 0)) == 24
 
 
-def test_pairs_want_both_labels_of_one_problem():
+def test_choices_need_both_labels():
   pool = _candidates([(0, 0, True), (0, 1, True), (1, 2, False)])
   with pytest.raises(UserError, match=r"DPO needs .* none of 2 problems has both"):
     candidates.choose_pairs(pool, 4, 0)
   with pytest.raises(UserError, match="max_pairs must be 1 or more, not 0"):
     candidates.choose_pairs([*pool, *_candidates([(1, 3, True)])], 0, 0)
-
-
-@pytest.mark.parametrize(
-  ("label", "counts"), [(True, "2 correct and 0 incorrect"), (False, "0 correct and 2 incorrect")]
-)
-def test_choice_wants_both_labels(label, counts):
-  with pytest.raises(UserError, match=counts):
-    candidates.choose_for_training(_candidates([(0, 0, label), (1, 0, label)]), 16, True, 0)
+  for label, counts in ((True, "2 correct and 0 incorrect"), (False, "0 correct and 2 incorrect")):
+    with pytest.raises(UserError, match=counts):
+      candidates.choose_for_training(_candidates([(0, 0, label), (1, 0, label)]), 16, True, 0)

@@ -1,9 +1,10 @@
-"""Records survive the disk; broken files are named; nothing half-written is left."""
+"""Records round-trip; errors name file, line and field; writes are atomic."""
 
 import errno
 import json
 import os
 import pathlib
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -44,15 +45,11 @@ def test_round_trip(cls, tmp_path):
   check()
 
 
-def test_line_starts_with_schema_and_keeps_unicode_readable(tmp_path):
-  jsonl.write_records(tmp_path / "deep" / "er" / "p.jsonl", [PROBLEM])
-  line = (tmp_path / "deep" / "er" / "p.jsonl").read_text(encoding="utf-8")
-  assert line.startswith('{"schema": 1, "id": "last/0"')
-  assert "☃" in line
-
-
-def test_fields_with_a_default_may_be_left_out(tmp_path):
-  path = tmp_path / "p.jsonl"
+def test_lines_have_a_schema_and_may_omit_defaults(tmp_path):
+  path = tmp_path / "deep" / "er" / "p.jsonl"
+  jsonl.write_records(path, [PROBLEM])
+  line = path.read_text(encoding="utf-8")
+  assert line.startswith('{"schema": 1, "id": "last/0"') and "☃" in line
   path.write_text(json.dumps(VALID))  # no newline at the end either
   assert jsonl.read_records(path, Problem) == [Problem("p", "t", "train", "q", "a", "")]
   path.write_text(json.dumps(SCORE | {"value": 1}) + "\n")
@@ -67,67 +64,39 @@ def _without(name):
 @pytest.mark.parametrize(
   ("line", "message"),
   [
-    ("", "empty line; remove it"),
-    ("   ", "empty line; remove it"),
-    ("{'a': 1}", "not JSON: Expecting property name"),
-    ('{"schema": 1', "not JSON"),
-    ("[1]", "expected a JSON object, found a list"),
-    ("null", "expected a JSON object, found null"),
-    ('"text"', 'expected a JSON object, found the string "text"'),
-    ("1" * 5000, "not JSON"),
-    ("[" * 100_000, "not JSON"),
-    (_without("schema"), 'no field "schema"; add "schema": 1'),
-    (VALID | {"schema": 2}, "schema 2, but this version of genrm-jax reads Problem schema 1"),
-    (VALID | {"schema": True}, "schema True"),
-    (VALID | {"schema": "1"}, "schema '1'"),
-    (_without("question"), 'no field "question"; a Problem needs answer, id, question'),
-    (VALID | {"anwser": "7"}, 'unknown field "anwser"; a Problem has id, task'),
-    (VALID | {"answer": 7}, 'field "answer" is 7, expected a string'),
-    (VALID | {"answer": None}, 'field "answer" is null, expected a string'),
-    (VALID | {"answer": ["7"]}, 'field "answer" is a list, expected a string'),
+    *((line, "empty line") for line in ("", "   ")),
+    *((line, "not JSON") for line in ("{'a': 1}", '{"schema": 1', "1" * 5000, "[" * 100_000)),
+    *(("[1]", "found a list"), ("null", "found null"), ('"text"', 'found the string "text"')),
+    (_without("schema"), 'no field "schema"'),
+    *((VALID | {"schema": schema}, f"schema {schema!r}") for schema in (2, True, "1")),
+    (_without("question"), 'no field "question"'),
+    (VALID | {"anwser": "7"}, 'unknown field "anwser"'),
+    *((VALID | {"answer": a}, f'field "answer" is {b}, ') for a, b in ((7, "7"), (None, "null"), (["7"], "a list"))),
   ],
 )
 def test_broken_problem_lines(line, message, tmp_path):
   path = tmp_path / "p.jsonl"
   path.write_text(json.dumps(VALID) + "\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n")
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(UserError, match=re.escape(f"{path}:2: ") + ".*" + re.escape(message)):
     jsonl.read_records(path, Problem)
-  assert str(caught.value).startswith(f"{path}:2: ")
-  assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"value": True}, 'field "value" is true, expected a finite number or null'),
-    ({"value": "0.5"}, 'field "value" is the string "0.5"'),
-    ({"value": float("nan")}, "not JSON: NaN is not a JSON number"),
-    ({"value": 10**400}, 'field "value" is a huge whole number'),
-    ({"step": 1.0}, 'field "step" is 1.0, expected a whole number'),
-    ({"step": True}, 'field "step" is true, expected a whole number'),
-    ({"votes": {}}, 'field "votes" is an object, expected a list'),
-    ({"votes": [A_VOTE, 1]}, '"votes[1]" is 1, expected an object'),
-    ({"votes": [A_VOTE | {"p": 1}]}, 'unknown field "votes[0].p"; a Vote has state'),
-    ({"votes": [{}]}, 'no field "votes[0].state"'),
+    *(({"value": a}, f'"value" is {b}') for a, b in ((True, "true"), ("0.5", "the string"), (10**400, "a huge"))),
+    ({"value": float("nan")}, "NaN is not a JSON number"),
+    ({"value": "1e999"}, 'field "value" is Infinity, expected a finite number'),
+    *(({"step": a}, f'"step" is {b}, expected a whole number') for a, b in ((1.0, "1.0"), (True, "true"))),
+    *(({"votes": a}, f'"votes{b}, expected') for a, b in (({}, '" is an object'), ([A_VOTE, 1], '[1]" is 1'))),
+    *(({"votes": [a]}, f'field "votes[0].{b}"') for a, b in ((A_VOTE | {"p": 1}, "p"), ({}, "state"))),
     ({"votes": [A_VOTE | {"p_yes": "x"}]}, 'field "votes[0].p_yes" is the string "x"'),
   ],
 )
 def test_broken_score_lines(change, message, tmp_path):
   path = tmp_path / "s.jsonl"
-  path.write_text(json.dumps(SCORE | change) + "\n")
-  with pytest.raises(UserError) as caught:
-    jsonl.read_records(path, Score)
-  assert str(caught.value).startswith(f"{path}:1: ")
-  assert message in str(caught.value)
-
-
-def test_overflow_and_bad_bytes(tmp_path):
-  path = tmp_path / "s.jsonl"
-  path.write_text(json.dumps(SCORE).replace("0.5", "1e999") + "\n")
-  with pytest.raises(UserError, match='field "value" is Infinity, expected a finite number'):
-    jsonl.read_records(path, Score)
-  path.write_bytes(b'{"schema": "\xff"}\n')
-  with pytest.raises(UserError, match=r"s\.jsonl:1: not JSON"):
+  path.write_text(json.dumps(SCORE | change).replace('"1e999"', "1e999") + "\n")
+  with pytest.raises(UserError, match=re.escape(f"{path}:1: ") + ".*" + re.escape(message)):
     jsonl.read_records(path, Score)
 
 
@@ -183,7 +152,7 @@ def test_full_disk(when, tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(os, when, full)
-    with pytest.raises(UserError, match=r"p\.jsonl: the disk is full, nothing was written; free some space"):
+    with pytest.raises(UserError, match=r"p\.jsonl: the disk is full"):
       jsonl.write_records(path, [PROBLEM, PROBLEM])
   assert jsonl.read_records(path, Problem) == [PROBLEM]
   assert os.listdir(tmp_path) == ["p.jsonl"]
@@ -233,11 +202,9 @@ def test_json_files(tmp_path):
   jsonl.write_json(tmp_path / "o.json", obj)
   assert jsonl.read_json(tmp_path / "o.json") == obj
   (tmp_path / "o.json").write_text('{"a": ')
-  with pytest.raises(UserError, match=r"o\.json: not JSON: Expecting value at character 7"):
+  with pytest.raises(UserError, match=r"o\.json: not JSON"):
     jsonl.read_json(tmp_path / "o.json")
 
-
-def test_file_digest(tmp_path):
   (tmp_path / "abc").write_bytes(b"abc")
   assert jsonl.file_digest(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
   assert jsonl.digest_of([]) == "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"

@@ -1,4 +1,4 @@
-"""Examples are aligned as drawn; packing loses and mixes nothing; the order of rows is a function of (seed, step)."""
+"""Examples are aligned; packing keeps each example whole; the order of rows is a function of (seed, step)."""
 
 import dataclasses
 
@@ -35,20 +35,17 @@ def _rows(num_rows, row_length=2):
   return packing.pack([_example(i, row_length) for i in range(num_rows)], row_length)
 
 
-def test_sft_example_is_as_drawn():
+def test_documented_examples():
   e = packing.sft_example("e", [10, 11], [20, 21], KIND_SOLVE)
-  assert e.tokens.tolist() == [10, 11, 20]
-  assert e.targets.tolist() == [11, 20, 21]
-  assert e.weights.tolist() == [0, 1, 1]
-  assert e.kind.tolist() == [KIND_PAD, KIND_SOLVE, KIND_SOLVE]
-  assert e.positions.tolist() == [0, 1, 2]
-
-
-def test_a_row_is_as_drawn():
+  assert (e.tokens.tolist(), e.targets.tolist(), e.weights.tolist()) == ([10, 11, 20], [11, 20, 21], [0, 1, 1])
+  assert e.kind.tolist() == [KIND_PAD, KIND_SOLVE, KIND_SOLVE] and e.positions.tolist() == [0, 1, 2]
+  for label in (True, False):
+    e = packing.label_example("e", [10, 11, 12], label)
+    assert (e.tokens.tolist(), e.targets.tolist()) == ([10, 11, 12], [0, 0, int(label)])
+    assert e.weights.tolist() == [0, 0, 1] and e.kind.tolist() == [KIND_PAD, KIND_PAD, KIND_VERIFY]
   prompt, yes = [ord(c) for c in "Q:1+1?"], 1
   rows = packing.pack([packing.sft_example("e", prompt, [yes], KIND_VERIFY)], 8)
-  data = {name: getattr(rows.data, name)[0].tolist() for name in FIELDS}
-  assert data == {
+  assert {name: getattr(rows.data, name)[0].tolist() for name in FIELDS} == {
     "tokens": [*prompt, 0, 0],
     "targets": [*prompt[1:], yes, 0, 0],
     "weights": [0, 0, 0, 0, 0, 1, 0, 0],
@@ -58,19 +55,9 @@ def test_a_row_is_as_drawn():
   }
 
 
-@pytest.mark.parametrize("label", [True, False])
-def test_label_stands_at_the_last_token(label):
-  e = packing.label_example("e", [10, 11, 12], label)
-  assert e.tokens.tolist() == [10, 11, 12]
-  assert e.targets.tolist() == [0, 0, int(label)]
-  assert e.weights.tolist() == [0, 0, 1]
-  assert e.kind.tolist() == [KIND_PAD, KIND_PAD, KIND_VERIFY]
-  assert e.positions.tolist() == [0, 1, 2]
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 9))
-def test_pack_holds_every_example_once_and_whole(lengths, spare):
+def test_pack_keeps_every_example_once_and_whole(lengths, spare):
   examples = [_example(i, n) for i, n in enumerate(lengths)]
   rows = packing.pack(examples, max(lengths) + spare)
   data = rows.data
@@ -96,19 +83,27 @@ def test_pack_holds_every_example_once_and_whole(lengths, spare):
   assert rows.max_targets == max(int(row.sum()) for row in data.weights)
 
 
-def test_pack_fills_rows():
+def test_rows_are_filled_and_long_examples_refused():
   rows = packing.pack([_example(i, n) for i, n in enumerate([6, 5, 4, 3, 2])], 10)
   assert rows.num_rows == 2 and (rows.data.segments > 0).all()
-
-
-def test_pack_names_an_example_that_is_too_long():
-  with pytest.raises(UserError, match=r"example 1 has 9 tokens, more than a row of 8; raise row_length"):
+  with pytest.raises(UserError, match="example 1 has 9 tokens, more than a row of 8"):
     packing.pack([_example(0, 3), _example(1, 9)], 8)
-
-
-def test_pack_wants_examples():
   with pytest.raises(UserError, match="no training examples"):
     packing.pack([], 8)
+
+
+def test_pairs_share_a_row_and_are_counted():
+  def pair(i, n, m):
+    return packing.pair(f"pair {i}", _example(2 * i, n), _example(2 * i + 1, m))
+
+  assert packing.pack([pair(0, 2, 3)], 9).max_pairs == 1
+  rows = packing.pack([pair(0, 4, 4), pair(1, 1, 2), pair(2, 3, 1), pair(3, 2, 2)], 8)
+  assert rows.num_rows == 3 and rows.max_pairs == 2
+  assert sorted(row.max() for row in rows.data.segments) == [2, 2, 4]
+  for tokens, segments in zip(rows.data.tokens, rows.data.segments, strict=True):
+    for p in range(segments.max() // 2):
+      chosen, rejected = (int(tokens[segments == 2 * p + half][0]) // 1000 - 1 for half in (1, 2))
+      assert rejected == chosen + 1 and chosen % 2 == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -148,7 +143,7 @@ def test_take_gives_rows_in_order_and_empty_ones():
   st.dictionaries(st.integers(0, 5), st.integers(0, 8)),
   st.integers(0, 2**31),
 )
-def test_gaps_stand_only_after_the_named_tokens(tokens, max_gaps, seed):
+def test_gaps_follow_the_named_tokens_only(tokens, max_gaps, seed):
   e = packing.sft_example("e", tokens, [1, 2], KIND_SOLVE)
   got = packing.with_gaps(e, max_gaps, np.random.default_rng(seed))
   for name in ("tokens", "targets", "weights", "kind"):
@@ -159,24 +154,19 @@ def test_gaps_stand_only_after_the_named_tokens(tokens, max_gaps, seed):
   assert ((gaps >= 0) & (gaps <= limits)).all()
 
 
-def test_gaps_have_every_size_from_none_to_near_the_limit():
+def test_gaps_have_every_size_up_to_the_limit():
   e = packing.sft_example("e", [5, 1] * 40, [5, 1], KIND_SOLVE)
-  rng = np.random.default_rng(0)
-  after = e.tokens[:-1] == 5
-  seen = {int(gap) for _ in range(50) for gap in (np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1)[after]}
-  assert set(range(8)) <= seen
+  rng, after = np.random.default_rng(0), e.tokens[:-1] == 5
+  assert set(range(8)) <= {
+    int(gap) for _ in range(50) for gap in (np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1)[after]
+  }
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_digest_tells_any_change(field):
+def test_digest_depends_on_every_field(field):
   rows = _rows(3)
   assert _rows(3).digest == rows.digest
   changed = getattr(rows.data, field).copy()
   changed[2, 1] += 1
   assert dataclasses.replace(rows, data=rows.data.replace(**{field: changed})).digest != rows.digest
-
-
-def test_digest_tells_the_order_of_rows():
-  rows = _rows(3)
-  turned = packing.Rows(rows.take(np.array([1, 0, 2])), rows.num_examples)
-  assert turned.digest != rows.digest
+  assert packing.Rows(rows.take(np.array([1, 0, 2])), rows.num_examples).digest != rows.digest

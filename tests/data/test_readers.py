@@ -1,4 +1,4 @@
-"""A user's own solutions are matched, graded and counted; a wrong line is named by its place and field."""
+"""A user's own solutions are matched and graded; errors name line and field."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from genrm_jax.data.readers import read_candidates
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks.gsm8k.problems import GSM8K
+from genrm_jax.tasks.gsm8k.task import GSM8K
 
 QUESTIONS = ("How  many\na?", "How many b?", "Twice?", "Twice?")
 PROBLEMS = [Problem(f"p{i}", "gsm8k", "train", q, "7") for i, q in enumerate(QUESTIONS)]
@@ -40,19 +40,16 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    (b"{", r"not JSON \(.*\); mend or remove the line"),
-    (b"", "not JSON"),
-    (b"[" * 100_000, "not JSON"),
-    (b"\xff", "not JSON"),
+    *((line, "not JSON") for line in (b"{", b"", b"[" * 100_000, b"\xff")),
     ([1], r"expected a JSON object, found \[1\]"),
-    (GOOD | {"label": 1}, 'unknown field "label"; a line has question, problem_id, solution, correct'),
+    (GOOD | {"label": 1}, 'unknown field "label"'),
     (GOOD | {"problem_id": "p1"}, 'give one of the fields "question" and "problem_id"'),
     ({"solution": "s"}, 'give one of the fields "question" and "problem_id"'),
     ({"problem_id": "p1"}, 'field "solution" is missing'),
-    (GOOD | {"solution": " \n"}, r'field "solution" is " \\n", expected a text that is not empty'),
-    (GOOD | {"solution": None}, 'field "solution" is null, expected a text'),
-    (GOOD | {"question": 3}, 'field "question" is 3, expected a text'),
-    (GOOD | {"question": "Who?" * 30}, r'field "question" is "Who\?.*\.\.\., none of the 4 problems\''),
+    (GOOD | {"solution": " \n"}, r'field "solution" is " \\n"'),
+    (GOOD | {"solution": None}, 'field "solution" is null'),
+    (GOOD | {"question": 3}, 'field "question" is 3'),
+    (GOOD | {"question": "Who?" * 30}, r'field "question" is "Who\?.*\.\.\., none of'),
     (GOOD | {"question": "Twice?"}, 'field "question" is "Twice[?]", that of 2 problems; give its problem_id'),
     ({"problem_id": "p9", "solution": "s"}, 'field "problem_id" is "p9", none of the 4 problems; give an id'),
     (GOOD | {"correct": 1}, 'field "correct" is 1, expected true or false'),

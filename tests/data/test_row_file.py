@@ -1,4 +1,4 @@
-"""Rows go through a file unchanged, and only those that are asked for are read from it."""
+"""A row file gives the same rows as memory and reads only those it needs."""
 
 import dataclasses
 
@@ -34,15 +34,15 @@ def _same(got, want):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.data())
-def test_what_is_taken_is_what_memory_gives(tmp_path_factory, num_rows, at_a_time, data):
+def test_a_file_gives_the_rows_of_memory(tmp_path_factory, num_rows, at_a_time, data):
   rows, path = _rows(num_rows), tmp_path_factory.mktemp("rows") / "new" / "train.npy"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(row_file, "_ROWS_AT_A_TIME", at_a_time)
-    there = _file(path, rows)
-  assert there.num_rows == rows.num_rows == num_rows
+    file = _file(path, rows)
+  assert file.num_rows == rows.num_rows == num_rows
   index = np.asarray(data.draw(st.lists(st.integers(-1, num_rows - 1), min_size=1, max_size=12)))
-  _same(there.take(index), rows.take(index))
-  np.testing.assert_array_equal(there.order(3, 2, 4), rows.order(3, 2, 4))
+  _same(file.take(index), rows.take(index))
+  np.testing.assert_array_equal(file.order(3, 2, 4), rows.order(3, 2, 4))
 
 
 def test_numpy_reads_the_file_too(tmp_path):
@@ -52,24 +52,24 @@ def test_numpy_reads_the_file_too(tmp_path):
   _same(TokenBatch(**{name: records[name] for name in records.dtype.names}), rows.data)
 
 
-def test_only_rows_that_are_asked_for_are_read(tmp_path, monkeypatch):
-  there, asked = _file(tmp_path / "train.npy", _rows(40)), []
+def test_only_the_needed_rows_are_read(tmp_path, monkeypatch):
+  file, ranges = _file(tmp_path / "train.npy", _rows(40)), []
   whole = (tmp_path / "train.npy").stat().st_size
-  read = type(there._files).cat_ranges
+  read = type(file._files).cat_ranges
 
   def recorded(self, paths, starts, ends, **kwargs):
-    asked.extend(zip(starts, ends, strict=True))
+    ranges.extend(zip(starts, ends, strict=True))
     return read(self, paths, starts, ends, **kwargs)
 
-  monkeypatch.setattr(type(there._files), "cat_ranges", recorded)
-  there.take(np.array([7, -1, 30]))
-  (first, first_end), (second, second_end) = asked
+  monkeypatch.setattr(type(file._files), "cat_ranges", recorded)
+  file.take(np.array([7, -1, 30]))
+  (first, first_end), (second, second_end) = ranges
   row = first_end - first
   assert second_end - second == row == 8 * 6 * 4 and second - first == 23 * row
-  assert whole - 40 * row == first - 7 * row, "what is beside the rows stands before them"
+  assert whole - 40 * row == first - 7 * row, "the header precedes the rows"
 
 
-def test_the_reference_goes_into_the_file(tmp_path):
+def test_with_reference(tmp_path):
   rows = _rows(5)
   log_probs = np.random.default_rng(0).normal(size=rows.data.tokens.shape).astype(np.float32)
   got = _file(tmp_path / "train.npy", rows).with_reference(log_probs)
@@ -79,15 +79,15 @@ def test_the_reference_goes_into_the_file(tmp_path):
   _same(taken, rows.with_reference(log_probs).take(index))
 
 
-def test_a_file_that_is_gone_or_was_cut_is_named(tmp_path):
+def test_a_missing_or_truncated_file(tmp_path):
   path = tmp_path / "train.npy"
   with pytest.raises(UserError, match=r"train\.npy: no such file"):
     row_file.RowFile(path)
-  there = _file(path, _rows(5))
+  file = _file(path, _rows(5))
   path.write_bytes(path.read_bytes()[:-4])
-  there.take(np.array([3]))
-  with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(it was cut\); the same command writes"):
-    there.take(np.array([3, 4]))
+  file.take(np.array([3]))
+  with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(the file was cut\)"):
+    file.take(np.array([3, 4]))
   path.unlink()
   with pytest.raises(UserError, match=r"train\.npy: a row cannot be read \(.*No such file"):
-    there.take(np.array([3]))
+    file.take(np.array([3]))

@@ -1,4 +1,4 @@
-"""Verdicts are found where graders put them, by every version as it always did, and never guessed."""
+"""Each version of the reader finds verdicts where graders put them, and never guesses."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.data.verdict_reading import CONTRADICTION, NO_VERDICT, READINGS, get_reading
+from genrm_jax.data.verdict_reading import CONTRADICTION, NO_VERDICT, READERS, get_reader
 from genrm_jax.runtime.errors import UserError
 
 ASK = "Verification: Is the answer correct (Yes/No)?"
@@ -16,18 +16,18 @@ BODY = "2 + 2 is 4."
 LENIENT = ("lenient-1", "lenient-2")
 
 
-def test_there_are_readings_and_only_these():
-  assert list(READINGS) == ["exact-1", "lenient-1", "lenient-2"]
-  with pytest.raises(UserError, match="'lenient'; there are: exact-1"):
-    get_reading("lenient")
+def test_unknown_readers():
+  assert list(READERS) == ["exact-1", "lenient-1", "lenient-2"]
+  with pytest.raises(UserError, match=r"'lenient'.* exact-1"):
+    get_reader("lenient")
 
 
-@pytest.mark.parametrize("name", READINGS)
+@pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(
   ("end", "verdict"), [("Yes", True), ("No", False), ("Yes.", True), ("No**", False), ("Yes\n\nQ: another\n", True)]
 )
-def test_every_reading_finds_the_very_words(name, end, verdict):
-  assert READINGS[name](f"{BODY}\n\n{ASK} {end}") == (BODY, verdict, "")
+def test_every_reader_finds_the_exact_words(name, end, verdict):
+  assert READERS[name](f"{BODY}\n\n{ASK} {end}") == (BODY, verdict, "")
 
 
 @pytest.mark.parametrize("name", LENIENT)
@@ -44,9 +44,9 @@ def test_every_reading_finds_the_very_words(name, end, verdict):
     ("\n\nVerification: Is the answer correct? (Yes/No) Yes", True),
   ],
 )
-def test_lenient_readings_allow_marks(name, end, verdict):
-  assert READINGS[name](BODY + end) == (BODY, verdict, "")
-  assert READINGS["exact-1"](f"{BODY}\n\n**{ASK}** Yes").verdict is None
+def test_lenient_readers_allow_marks(name, end, verdict):
+  assert READERS[name](BODY + end) == (BODY, verdict, "")
+  assert READERS["exact-1"](f"{BODY}\n\n**{ASK}** Yes").verdict is None
 
 
 @pytest.mark.parametrize(
@@ -67,95 +67,78 @@ def test_lenient_readings_allow_marks(name, end, verdict):
   ],
 )
 def test_lenient_2_reads_and_cuts_more(end, verdict):
-  assert READINGS["lenient-2"](BODY + end) == (BODY, verdict, "")
-  before = READINGS["lenient-1"](BODY + end)
+  assert READERS["lenient-2"](BODY + end) == (BODY, verdict, "")
+  before = READERS["lenient-1"](BODY + end)
   assert before.verdict is None or before.text != BODY
 
 
-@pytest.mark.parametrize("name", READINGS)
+@pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(
   "text",
   [
-    "",
-    BODY,
-    f"{BODY}\n\n{ASK}",
-    f"{ASK} Maybe",
-    f"{ASK} Yesterday",
-    f"{ASK} Nothing",
-    f"{ASK} yes",
-    "Yes",
-    f"{BODY}\n\nVerification: Yes",
-    f"{BODY}\n\nVerification: Is the answer correct (Yes",
-    f"{BODY}\n\n{ASK} Cannot be determined.",
-    f"{BODY}\n\n{ASK} X, where X is either Yes or No.",
+    *("", BODY, "Yes", f"{BODY}\n\n{ASK}", f"{ASK} Maybe", f"{ASK} Yesterday", f"{ASK} Nothing", f"{ASK} yes"),
+    *(f"{BODY}\n\nVerification: Yes", f"{BODY}\n\nVerification: Is the answer correct (Yes"),
+    *(f"{BODY}\n\n{ASK} Cannot be determined.", f"{BODY}\n\n{ASK} X, where X is either Yes or No."),
     "I wonder: Is the answer correct\nYes",
   ],
 )
 def test_no_verdict_is_guessed(name, text):
-  assert READINGS[name](f" {text}\n") == (text, None, NO_VERDICT)
-
-
-def test_an_unanswered_choice_is_no_yes():
-  text = f"{BODY}\n\nVerification: Is the answer correct? Yes/No"
-  assert READINGS["lenient-2"](text) == (text, None, NO_VERDICT)
+  assert READERS[name](f" {text}\n") == (text, None, NO_VERDICT)
+  unanswered = f"{BODY}\n\nVerification: Is the answer correct? Yes/No"
+  assert READERS["lenient-2"](unanswered) == (unanswered, None, NO_VERDICT)
 
 
 @pytest.mark.parametrize(
   "heading", ["**Verification:**\n\n", "Verification:\n", "<b>Verification:</b>\n", "# Verification\n"]
 )
 def test_the_opening_heading_is_cut_where_it_stands_alone(heading):
-  read = READINGS["lenient-2"]
+  read = READERS["lenient-2"]
   assert read(f"{heading}Step 1: 4 is 4.\n\n{ASK} Yes").text == "Step 1: 4 is 4."
-  assert READINGS["lenient-1"](f"{heading}Step 1: 4 is 4.\n\n{ASK} Yes").text == f"{heading}Step 1: 4 is 4."
+  assert READERS["lenient-1"](f"{heading}Step 1: 4 is 4.\n\n{ASK} Yes").text == f"{heading}Step 1: 4 is 4."
   for other in ("**Solution Verification:**\n\nStep 1", "Verification: all is well"):
     assert read(f"{other}\n\n{ASK} Yes").text == other
-
-
-def test_marks_of_the_text_before_the_question_stay():
   for last in ("**Correct.**", "<b>Correct</b>", "**Expected Answer:** 12", "(Correct)"):
-    assert READINGS["lenient-2"](f"{last}\n\n**{ASK} Yes**").text == last
+    assert read(f"{last}\n\n**{ASK} Yes**").text == last
 
 
 def test_the_verdict_of_a_step_is_not_the_answers():
   steps = f"Step 1: 2 + 2 = 4\n**{ASK} Yes**\n\nStep 2: 4 + 4 = 9\n**{ASK} No**\n\nStep 3: so 9"
   text = f"{steps}\n\n**Final Grade:** {ASK} No"
-  assert READINGS["lenient-2"](text) == (steps, False, "")
-  assert READINGS["lenient-2"](steps) == (steps, None, NO_VERDICT)
+  assert READERS["lenient-2"](text) == (steps, False, "")
+  assert READERS["lenient-2"](steps) == (steps, None, NO_VERDICT)
   numbered = text.replace("Step ", "").replace(": ", ". ", 1)
-  assert READINGS["lenient-2"](numbered).verdict is False
-  assert READINGS["lenient-1"](text).verdict is True  # the old version takes the first
+  assert READERS["lenient-2"](numbered).verdict is False
+  assert READERS["lenient-1"](text).verdict is True  # the old version takes the first
 
 
-def test_a_solution_begun_anew_after_the_verdict_counts_no_steps_on():
+def test_a_solution_begun_anew_does_not_continue_the_steps():
   text = f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\nCorrect solution:\nStep 1: 4\nStep 2: 8"
-  assert READINGS["lenient-2"](text) == ("Step 1: 4\n\nStep 2: 9", False, "")
+  assert READERS["lenient-2"](text) == ("Step 1: 4\n\nStep 2: 9", False, "")
   for after in ("Step 4: as it should be", "Step 2: 8", "Step 1: 4"):
-    assert READINGS["lenient-2"](f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\n{after}").verdict is False
-  assert READINGS["lenient-2"](f"{BODY}\n\n{ASK} No\n\nStep 2: 9\n\nStep 1: 4").verdict is False
-
-
-def test_contradicting_verdicts_are_none():
+    assert READERS["lenient-2"](f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\n{after}").verdict is False
+  assert READERS["lenient-2"](f"{BODY}\n\n{ASK} No\n\nStep 2: 9\n\nStep 1: 4").verdict is False
+  # Verdicts that contradict each other.
   text = f"Step 1: 9\n\n{ASK} No\n\nCorrected solution:\nStep 1: 8\n\n{ASK} Yes"
-  assert READINGS["lenient-2"](text) == (text, None, CONTRADICTION)
-  assert READINGS["lenient-1"](text).verdict is False
+  assert READERS["lenient-2"](text) == (text, None, CONTRADICTION)
+  assert READERS["lenient-1"](text).verdict is False
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(READINGS)), st.text(max_size=30), st.booleans())
+@given(st.sampled_from(list(READERS)), st.text(max_size=30), st.booleans())
 def test_text_before_the_verdict_stays(name, body, verdict):
-  got = READINGS[name](f"{body}.\n\n{ASK} {'Yes' if verdict else 'No'}")
+  got = READERS[name](f"{body}.\n\n{ASK} {'Yes' if verdict else 'No'}")
   assert got == (f"{body}.".strip(), verdict, "")
 
 
-@pytest.mark.parametrize("name", READINGS)
+@pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(
   "piece",
   ["\n", "*", "<b>", "<_>", "Is the answer correct ", "Is the answer correct? ", "1.", "\n1. ", "- ", f"\n1. {ASK} No"],
 )
-def test_hostile_texts_take_no_time(name, piece):
+def test_hostile_texts_take_linear_time(name, piece):
   start = time.process_time()
   for text in (piece * 20_000, f"{piece * 20_000}{ASK} Yes", f"Is the answer correct?{piece * 20_000}Yes"):
-    READINGS[name](text)
+    READERS[name](text)
   assert time.process_time() - start < 5
 
 
@@ -168,7 +151,7 @@ def test_shares_of_the_released_pool(data_dir):
       pytest.skip(f"no raw pool: {path}")
     with gzip.open(path) as lines:
       texts = [json.loads(line)["verifier_output"] for line, _ in zip(lines, range(3000), strict=False)]
-    shares = [sum(read(t).verdict is not None for t in texts) / len(texts) for read in READINGS.values()]
+    shares = [sum(read(t).verdict is not None for t in texts) / len(texts) for read in READERS.values()]
     assert sorted(shares) == shares
     for share, bound in zip(shares, bounds, strict=True):
       assert bound - 0.02 < share < bound + 0.035

@@ -1,15 +1,11 @@
-"""Small SentencePiece files that are laid out as Gemma's, for tests, since the real ones cannot be had freely.
+"""Writes small SentencePiece files with the layout of Gemma's, since the real ones are not freely available.
 
-Real are: the algorithm and its settings, the control and user-defined pieces and their ids up to the runs of spaces,
-and that the 256 bytes follow the user-defined pieces. The rest of the vocabulary is learnt from a few made-up texts.
-To write one:
-
-  python tests/text/gemma_like.py <2 or 3> <file to write>
+The algorithm and its settings, the control and user-defined pieces and their ids up to the runs of spaces, and the
+place of the 256 bytes are Gemma's. The rest of the vocabulary is learnt from made-up texts.
 """
 
 import io
 import pathlib
-import sys
 
 import sentencepiece
 
@@ -69,7 +65,3 @@ def write(path, family: int) -> SentencePieceTokenizer:
   )
   pathlib.Path(path).write_bytes(model.getvalue())
   return SentencePieceTokenizer(path)
-
-
-if __name__ == "__main__":
-  write(sys.argv[2], int(sys.argv[1]))

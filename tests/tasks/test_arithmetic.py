@@ -1,4 +1,4 @@
-"""False equations are found where there are any, and nowhere else; planted slips are found."""
+"""False equations are found, and nothing else; planted slips are found."""
 
 import random
 
@@ -13,13 +13,8 @@ from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
     ("So 48 / 2 = 24 and 48 + 24 = 62.", ["48 + 24 = 62"]),
     ("They pay $10 * 3 = $60.", ["$10 * 3 = $60"]),
     ("In total 1,200 / 3 - 100 = 200 eggs", ["1,200 / 3 - 100 = 200"]),
-    ("2 × 32 + 14 = 84", ["2 × 32 + 14 = 84"]),
-    ("a total of 14 + 3 = 18", ["14 + 3 = 18"]),
-    ("- 4 * 3 = 13", ["4 * 3 = 13"]),
-    ("x = 40 + 50 = 80", ["40 + 50 = 80"]),
-    ("12 - 15 = 3", ["12 - 15 = 3"]),
-    ("1 / 2 * 6 x 2 = 7", ["1 / 2 * 6 x 2 = 7"]),
-    ("0.1 + 0.2 = 0.4", ["0.1 + 0.2 = 0.4"]),
+    *((f"and {text}", [text]) for text in ("14 + 3 = 18", "12 - 15 = 3", "0.1 + 0.2 = 0.4", "1 / 2 * 6 x 2 = 7")),
+    *(("- 4 * 3 = 13", ["4 * 3 = 13"]), ("x = 40 + 50 = 80", ["40 + 50 = 80"]), ("2 × 3 = 8", ["2 × 3 = 8"])),
   ],
 )
 def test_false_equations(text, found):
@@ -40,7 +35,7 @@ def test_false_equations(text, found):
     "12 = 13",
   ],
 )
-def test_what_is_true_or_not_meant_as_arithmetic(text):
+def test_no_false_equation(text):
   assert false_equations(text) == []
 
 
@@ -55,15 +50,9 @@ def test_a_planted_slip_is_carried_on_and_found():
     assert slipped == text.replace("26", said)
 
 
-@pytest.mark.parametrize(
-  "text",
-  ["The answer is 5.", "2 + 2 = 5", "2 + 3 = 5 * 2 = 10", "3 / 0 = 3"],
-)
-def test_nothing_to_plant(text):
-  assert plant_slip(text, random.Random(0)) is None
-
-
-def test_a_number_that_only_contains_the_result_stays():
+def test_slips_that_cannot_be_planted_and_numbers_that_stay():
+  for text in ("The answer is 5.", "2 + 2 = 5", "2 + 3 = 5 * 2 = 10", "3 / 0 = 3"):
+    assert plant_slip(text, random.Random(0)) is None
   slipped = plant_slip("1 + 1 = 2 of 20, 2.5, 12, 1,2 and 2", random.Random(0))
   assert slipped is not None
   digit = slipped[8]

@@ -1,4 +1,4 @@
-"""GSM8K's problems are read from files and from TFDS; a broken line is named by its place."""
+"""GSM8K's problems are read from files and from TFDS; errors name file and line."""
 
 import json
 import sys
@@ -32,28 +32,23 @@ def test_problems_from_files(inside, tmp_path):
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    ("", r"train\.jsonl:2: not JSON"),
-    ("{", r"train\.jsonl:2: not JSON"),
-    ("[" * 100_000, r"train\.jsonl:2: not JSON"),
-    ("[]", r"train\.jsonl:2: not a JSON object"),
-    ({"answer": "#### 1"}, r'train\.jsonl:2: field "question" is missing'),
-    ({"question": "q", "answer": 1}, r'train\.jsonl:2: field "answer" is not text'),
-    ({"question": "q", "answer": "1"}, r'train\.jsonl:2: field "answer" does not end in "#### <number>"'),
-    ({"question": "q", "answer": "1 #### "}, r'train\.jsonl:2: field "answer" does not end in'),
+    *((row, "not JSON") for row in ("", "{", "[" * 100_000)),
+    ("[]", "not a JSON object"),
+    ({"answer": "#### 1"}, 'field "question" is missing'),
+    ({"question": "q", "answer": 1}, 'field "answer" is not text'),
+    *(({"question": "q", "answer": text}, 'field "answer" does not end in') for text in ("1", "1 #### ")),
   ],
 )
 def test_broken_problem_lines(row, message, tmp_path):
   _write_problems(tmp_path, [ROW, row])
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match=rf"train\.jsonl:2: {message}"):
     gsm8k.read_problems(tmp_path, "train")
 
 
 def test_missing_problems(tmp_path):
-  with pytest.raises(UserError, match=r"git clone https://github\.com/openai/grade-school-math") as caught:
+  with pytest.raises(UserError, match=rf"{tmp_path / 'test.jsonl'}; git clone"):
     gsm8k.read_problems(tmp_path, "test")
-  assert str(tmp_path / "grade-school-math/grade_school_math/data/test.jsonl") in str(caught.value)
-  assert str(tmp_path / "test.jsonl") in str(caught.value)
-  with pytest.raises(UserError, match="GSM8K has no split 'val'; it has train and test"):
+  with pytest.raises(UserError, match="no split 'val'"):
     gsm8k.read_problems(tmp_path, "val")
 
 
@@ -97,9 +92,7 @@ def test_tfds_errors(monkeypatch):
     raise ConnectionError("no route")
 
   _fake_tfds(monkeypatch, no_network)
-  with pytest.raises(
-    UserError, match=r"TFDS could not give gsm8k/test \(data_dir=None\): ConnectionError: no route; check"
-  ):
+  with pytest.raises(UserError, match=r"TFDS could not give gsm8k/test .*ConnectionError: no route"):
     gsm8k.read_problems_tfds("test")
   with pytest.raises(UserError, match="no split"):
     gsm8k.read_problems_tfds("val")

@@ -1,4 +1,4 @@
-"""The released data is read row by row; bad rows are counted, bad files are named; records are put together."""
+"""The released data is streamed; bad rows are counted, bad files are errors; records are as documented."""
 
 import gzip
 import itertools
@@ -8,15 +8,15 @@ import zipfile
 
 import pytest
 
-from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k import problems
 from genrm_jax.tasks.gsm8k import rows as gsm8k_rows
 from genrm_jax.tasks.gsm8k.released import iter_rationales, scan, with_direct_set
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct, iter_pool
+from genrm_jax.text.prompts import RELEASED
 
-INSTRUCTION = 'Solve ... When asked "Verification: Is the answer correct (Yes/No)?", respond.'
-ASK, ASK_COT = "Verification: Is the answer correct (Yes/No)?", "Verification: Let's verify step by step.\n"
+INSTRUCTION = f'Solve ... When asked "{RELEASED.verdict_question}", respond.'
+ASK, ASK_COT = RELEASED.verdict_question, RELEASED.verify_cot.lstrip()
 
 
 def _inputs(question, solution, ask=ASK):
@@ -160,19 +160,11 @@ def test_solutions_of_the_direct_set_come_after_those_of_the_pool(release):
     with_direct_set(found, release, BadRows())
 
 
-def test_problems_of_another_source(release):
-  renamed = [
-    Problem("other/b", "gsm8k", "train", "How many b?", "1"),
-    Problem("other/c", "gsm8k", "t", QUESTIONS[2], "1"),
-  ]
-  assert [p.id for p in scan(release, renamed, (0,), BadRows()).problems] == ["other/b", "other/c"]
-
-
 def test_some_rounds_of_the_rationales_and_a_file_that_changed(release):
   found = _scan(release, (0, 1), BadRows())
   assert [r.text for r in iter_rationales(release, found, (1,), BadRows())][:3] == ["r1 2", "r1 1", "r1 0"]
   _write_pool(_pool_path(release), [_pool_row(QUESTIONS[2], 0, "another", 1, "r")])
-  with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz:1: a solution that was not there .* Run the command again"):
+  with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz:1: a solution that is new .* Run the command again"):
     list(iter_rationales(release, found, (0,), BadRows()))
 
 
@@ -230,82 +222,73 @@ def test_a_solution_with_two_labels(release):
   assert len(found.candidates["gsm8k/train/00000"]) == 100 and found.by_text["gsm8k/train/00000"]["s7"].correct
   (file,) = bad.to_dict()["files"].values()
   assert file["left_out"] == {"same solution with two labels": {"rows": 1, "first_lines": [51]}}
-  mine = [r for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
-  assert len(mine) == 100 and bad.to_dict()["left_out"] == 1
+  found_rationales = [r for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
+  assert len(found_rationales) == 100 and bad.to_dict()["left_out"] == 1
 
 
-def _some_bad(release, num_bad, total):
+def _with_bad_rows(release, num_bad, total):
   good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(total - num_bad)]
   _write_pool(_pool_path(release), ["{", *good, *(["[]"] * (num_bad - 1))])
 
 
-def test_one_bad_row_in_twenty_is_borne(release):
-  _some_bad(release, 5, 100)
+def test_one_bad_row_in_twenty_is_tolerated(release):
+  _with_bad_rows(release, 5, 100)
   bad = BadRows()
   assert len(list(iter_pool(release, (0,), bad))) == 95 + 9
   bad.check()
   (file,) = bad.to_dict()["files"].values()
   assert file["left_out"]["not a JSON object"] == {"rows": 4, "first_lines": [97, 98, 99]}
+  for num_bad, total, line in ((6, 100, 96), (1, 2, 1)):
+    _with_bad_rows(release, num_bad, total)
+    message = rf"shard_0\.jsonl\.gz: {num_bad} of {total} rows cannot be used, .* \(first in line {line}\)"
+    with pytest.raises(UserError, match=message):
+      list(iter_pool(release, (0,), bad))
+    with pytest.raises(UserError, match=message):
+      bad.check()
 
 
-@pytest.mark.parametrize(("num_bad", "total", "line"), [(6, 100, 96), (1, 2, 1)])
-def test_more_bad_rows_are_another_file(num_bad, total, line, release):
-  _some_bad(release, num_bad, total)
-  bad = BadRows()
-  message = rf"shard_0\.jsonl\.gz: {num_bad} of {total} rows cannot be used, .* \(first in line {line}\); is this the"
-  with pytest.raises(UserError, match=message):
-    list(iter_pool(release, (0,), bad))
-  with pytest.raises(UserError, match=message):
-    bad.check()
-
-
-def test_a_line_without_end_takes_no_more_memory_than_a_row_may(release, monkeypatch):
+def test_an_endless_line_takes_bounded_memory(release, monkeypatch):
   monkeypatch.setattr(gsm8k_rows, "MAX_ROW_BYTES", 1000)
   rows = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(60)]
   long = _pool_row(QUESTIONS[0], 99, "9" * 1_000_000, 1, "r")
   _write_pool(_pool_path(release), [rows[0], "x" * 1000, long, *rows[1:], "y" * 2500])
-  lengths = []
-  monkeypatch.setattr(
-    gsm8k_rows, "json_object", lambda line, read=gsm8k_rows.json_object: lengths.append(len(line)) or read(line)
-  )
+  lengths, read = [], gsm8k_rows.json_object
+  monkeypatch.setattr(gsm8k_rows, "json_object", lambda line: lengths.append(len(line)) or read(line))
   bad = BadRows()
   assert [r.solution for r in iter_pool(release, (0,), bad)][:60] == [f"s{i}" for i in range(60)]
   (file,) = bad.to_dict()["files"].values()
-  assert file["left_out"] == {
-    "longer than 1000 bytes": {"rows": 3, "first_lines": [2, 3, 63]},
-  }
+  assert file["left_out"] == {"longer than 1000 bytes": {"rows": 3, "first_lines": [2, 3, 63]}}
   assert max(lengths) == 1001
 
 
+DIRECT = {"inputs": _inputs("q", "s"), "targets": " Yes"}
+COT = {"inputs": _inputs("q", "s", ASK_COT), "targets": "Fine."}
+
+
 @pytest.mark.parametrize(
-  ("row", "reason"),
+  ("kind", "change", "reason"),
   [
-    ({"inputs": "Q: q", "targets": " Yes"}, 'field "inputs" is not of the form'),
-    ({"inputs": _inputs("q", "s", ASK_COT), "targets": " Yes"}, 'field "inputs" is not of the form'),
-    ({"inputs": _inputs("q", "s") + " Yes", "targets": " Yes"}, 'field "inputs" is not of the form'),
-    ({"inputs": _inputs("q", " "), "targets": " Yes"}, "empty solution"),
-    ({"inputs": _inputs("q", "s"), "targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
-    ({"inputs": _inputs("q", "s"), "targets": " No"}, "label disagrees with the file's name"),
-    ({"targets": " Yes"}, 'field "inputs" is missing'),
+    *(("rm", {"inputs": text}, 'field "inputs" is not') for text in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
+    ("rm", {"inputs": _inputs("q", " ")}, "empty solution"),
+    ("rm", {"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
+    ("rm", {"targets": " No"}, "label disagrees with the file's name"),
+    ("rm", {"inputs": ...}, 'field "inputs" is missing'),
+    ("critiques", {"targets": " "}, "empty rationale"),
   ],
 )
-def test_bad_rows_of_the_direct_set(row, reason, release):
-  path = release / "genrm-critiques/critiques/rm_correct_solutions_batch_2.zip"
-  _write_zip(path, [{"inputs": _inputs("q", f"s{i}"), "targets": " Yes"} for i in range(30)] + [row])
+def test_bad_rows_of_the_filtered_sets(kind, change, reason, release):
+  good, read, split, name = {
+    "rm": (DIRECT, iter_direct, "train", "rm_correct_solutions_batch_2.zip"),
+    "critiques": (COT, iter_critiques, "val", "critiques_correct_solutions_batch_16_val.zip"),
+  }[kind]
+  others = len(list(read(release, split, BadRows()))) - 1
+  row = {k: v for k, v in (good | change).items() if v is not ...}
+  _write_zip(release / "genrm-critiques/critiques" / name, [good] * 30 + [row])
   bad = BadRows()
-  assert len(list(iter_direct(release, "train", bad))) == 30 + 5
+  assert len(list(read(release, split, bad))) == 30 + others
   (file,) = bad.to_dict()["files"].values()
-  ((given, count),) = file["left_out"].items()
-  assert given.startswith(reason) and count == {"rows": 1, "first_lines": [31]}
-
-
-def test_bad_rows_of_the_cot_set(release):
-  path = release / "genrm-critiques/critiques/critiques_incorrect_solutions_batch_16_val.zip"
-  good = {"inputs": _inputs("q", "s", ASK_COT), "targets": "Wrong."}
-  _write_zip(path, [good] * 30 + [good | {"targets": " "}])
-  bad = BadRows()
-  assert len(list(iter_critiques(release, "val", bad))) == 31
-  assert bad.to_dict()["left_out"] == 1 and "empty rationale" in str(bad.to_dict())
+  ((found, count),) = file["left_out"].items()
+  assert found.startswith(reason) and count == {"rows": 1, "first_lines": [31]}
 
 
 def _cut(data):
@@ -329,41 +312,38 @@ def test_damaged_archives(spoil, release):
     (_pool_path(release), iter_pool(release, (0,), BadRows())),
   ):
     path.write_bytes(spoil(path.read_bytes()))
-    # Changed bytes may give broken rows before the checksum at the end tells.
-    with pytest.raises(UserError, match=rf"{path.name}.*{gsm8k_rows.CLONE} anew"):
+    # Changed bytes may give broken rows before the checksum at the end reveals them.
+    with pytest.raises(UserError, match=rf"{path.name}.*{gsm8k_rows.CLONE} again"):
       list(rows)
 
 
-def test_archives_of_another_content(release):
+def test_missing_files_and_empty_archives(release, tmp_path):
   path = release / "genrm-critiques/critiques/rm_incorrect_solutions_batch_0.zip"
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("a.txt", "")
-  with pytest.raises(UserError, match=r"batch_0\.zip: holds 0 JSONL files, expected one"):
+  with pytest.raises(UserError, match=r"batch_0\.zip: holds 0 JSONL files"):
     list(iter_direct(release, "train", BadRows()))
   _write_zip(path, [])
-  with pytest.raises(UserError, match=r"batch_0\.zip/rows\.jsonl: holds no row; git clone"):
+  with pytest.raises(UserError, match=r"batch_0\.zip/rows\.jsonl: holds no row"):
     list(iter_direct(release, "train", BadRows()))
-
-
-def test_missing_files(release, tmp_path):
-  with pytest.raises(
-    UserError, match=r"no released GenRM data; looked in .*nowhere.*; git clone https://github\.com/gen"
-  ):
+  with pytest.raises(UserError, match=r"no released GenRM data; .*nowhere.*; git clone"):
     list(iter_direct(tmp_path / "nowhere", "train", BadRows()))
-  with pytest.raises(UserError, match=r"no file .*_correct_solutions_round_3_shard_0\.jsonl\.gz; .*git clone"):
-    _scan(release, (3,), BadRows())
   with pytest.raises(UserError, match=r"no file .*critiques_correct_solutions_batch_\*\.zip; git clone"):
     list(iter_critiques(release, "train", BadRows()))
-  with pytest.raises(UserError, match="no split 'test'; it has train and val"):
+  with pytest.raises(UserError, match="no split 'test'"):
     list(iter_direct(release, "test", BadRows()))
-  # One shard alone will do, in every round that is asked for.
+
+
+def test_every_round_needs_the_files_of_each_shard(release):
+  with pytest.raises(UserError, match=r"no file .*_correct_solutions_round_3_shard_0\.jsonl\.gz; .*git clone"):
+    _scan(release, (3,), BadRows())
   for number, label in itertools.product((0, 1), ("correct", "incorrect")):
     _pool_path(release, label, number, 0).unlink()
   assert [p.id for p in _scan(release, (0, 1), BadRows()).problems] == ["gsm8k/train/00001"]
   _pool_path(release, "incorrect", 1, 1).unlink()
-  with pytest.raises(UserError, match=r"no file .*_incorrect_solutions_round_1_shard_1\.jsonl\.gz; a shard needs both"):
+  with pytest.raises(UserError, match=r"no file .*_incorrect_solutions_round_1_shard_1\.jsonl\.gz"):
     _scan(release, (0, 1), BadRows())
-  # What lies there of other rounds does not matter.
+  # Files of other rounds do not matter.
   shutil.copy(_pool_path(release, "correct", 1, 1), _pool_path(release, "correct", 1, 5))
   assert len(list(iter_pool(release, (0,), BadRows()))) == 6
   shutil.rmtree(release / "genrm-critiques/critiques/data_collection")

@@ -1,16 +1,15 @@
-"""Lists are read as written; the program's walk ends in the right verdict for any solution; free text is read."""
+"""The program's walk is true at every step and ends in the right verdict for any solution; free text is read."""
 
 import re
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.records import Problem
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import last_letter, natural
-from genrm_jax.tasks.last_letter import PLACES, LastLetter, random_word, read_list, write_list, write_placed
+from genrm_jax.tasks.last_letter import PLACES, LastLetter, read_list, write_list, write_placed
 from genrm_jax.text.tokenizer import CharTokenizer
 
 TASK = LastLetter()
@@ -24,41 +23,7 @@ def _problem(words, first):
   return Problem("p", TASK.name, "train", question, "".join(letters), reference)
 
 
-@settings(max_examples=100, deadline=None)
-@given(WORDS, st.integers(0, 4))
-def test_list_round_trip(words, first):
-  text = write_list(words, first)
-  assert read_list(text) == (words, first)
-  assert text == "".join(f"{first + i}{w}" for i, w in enumerate(words)) + ";"
-
-
-def test_documented_lists():
-  assert write_list(["mike", "dlih"], 3) == "3mike4dlih;" and write_placed(["e", "h"], 3) == "DeEh;"
-  assert write_list([], 0) == ";" and read_list(";") == ([], 0)
-
-
-@pytest.mark.parametrize(("items", "first"), [(["a", "b"], 9), (["a"], -1), (["a"] * 11, 0)])
-def test_numbers_have_one_digit(items, first):
-  assert write_list(["a"] * 10, 0) and write_list(["a"], 9)
-  with pytest.raises(UserError, match=rf"a list of {len(items)} items from number {first} "):
-    write_list(items, first)
-
-
-def test_problems_have_ten_words_at_most():
-  with pytest.raises(UserError, match="a list of 11 items has no numbers of one digit; ask for 10 words"):
-    TASK.problem(np.random.default_rng(0), 11, "val", 0)
-
-
-@pytest.mark.parametrize(
-  "text",
-  ["", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;", "٣mike;"],
-)
-def test_what_is_no_list_is_refused(text):
-  with pytest.raises(UserError, match="not a numbered list"):
-    read_list(text)
-
-
-@pytest.mark.parametrize("num_words", range(1, 11))
+@pytest.mark.parametrize("num_words", [1, 2, 5, 10])
 def test_problems_have_their_words_and_answer(num_words):
   rng = np.random.default_rng(num_words)
   firsts = set()
@@ -68,49 +33,21 @@ def test_problems_have_their_words_and_answer(num_words):
     assert len(words) == num_words and all(3 <= len(w) <= 5 for w in words)
     assert p.answer == "".join(w[-1] for w in words)
     assert p.reference == write_placed(list(p.answer), first)
-    assert TASK.same_answer(TASK.extract_answer(p.reference), p.answer)
-    assert (p.id, p.task, p.split) == (f"last_letter/val/{i:05d}", "last_letter", "val")
+    assert TASK.grade(p, p.reference).correct
     firsts.add(first)
   assert firsts == set(range(11 - num_words))
-
-
-def test_words_have_all_lengths_and_letters():
-  words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
-  assert {len(w) for w in words} == {2, 3, 4}
-  assert set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
 
 
 @pytest.mark.parametrize(
   ("text", "answer"),
   [
-    ("DeEh;", "eh"),
-    ("Aa;", "a"),
-    ("IaJb;", "ab"),
-    ("", None),
-    (";", None),
-    ("DeEh", None),
-    ("DeEh;;", None),
-    ("DeEh; ", None),
-    ("DeEh;\n", None),
-    ("DeFh;", None),
-    ("EeDh;", None),
-    ("JaAb;", None),
-    ("DeeEh;", None),
-    ("DEEh;", None),
-    (" DeEh;", None),
-    ("٣e;", None),
-    ("²e;", None),
+    *(("DeEh;", "eh"), ("Aa;", "a"), ("IaJb;", "ab")),
+    *[(text, None) for text in ("", ";", "DeEh", "DeEh;;", "DeEh; ", "DeEh;\n", " DeEh;", "٣e;", "²e;")],
+    *[(text, None) for text in ("DeFh;", "EeDh;", "JaAb;", "DeeEh;", "DEEh;")],
   ],
 )
 def test_answers_are_read_from_well_formed_solutions_only(text, answer):
   assert TASK.extract_answer(text) == answer
-
-
-def test_no_answer_is_the_same_as_nothing():
-  assert TASK.same_answer("eh", "eh")
-  assert not TASK.same_answer("eh", "he")
-  assert not TASK.same_answer(None, None)
-  assert not TASK.same_answer(None, "eh") and not TASK.same_answer("eh", None)
 
 
 def _edits(problem):
@@ -130,7 +67,7 @@ def _edits(problem):
 
 
 @st.composite
-def _asked(draw):
+def _drawn(draw):
   problem = _problem(draw(WORDS), draw(st.integers(0, 4)))
   return problem, draw(_edits(problem))
 
@@ -153,27 +90,11 @@ def _check_step(step, word, number, solution, done, is_last):
   assert step[7] == ("+" if letter == word[-1] and goes_on else "-")
 
 
-@settings(max_examples=250, deadline=None)
-@given(_asked())
-@example((MIKE, ""))
-@example((MIKE, "DeEh"))
-@example((MIKE, "DeEh;;"))
-@example((MIKE, "DeEh;Fx;"))
-@example((MIKE, "DeEhFx;"))
-@example((MIKE, "DeEhF;"))
-@example((MIKE, ";"))
-@example((MIKE, "٣eEh;"))
-@example((MIKE, "ADeEh;"))
-@example((MIKE, "DexxEh;"))
-@example((MIKE, "DeAEh;"))
-@example((_problem(["mike", "dlih"], 8), "IeJhKa;"))
-@example((_problem(["mike"], 9), "Je"))
-def test_walk_ends_in_the_verdict_that_the_solution_deserves(asked):
-  problem, solution = asked
+def _check_walk(problem, solution):
   words, first = read_list(problem.question)
   text, verdict = TASK.rationale(problem, solution)
   assert verdict is (solution == problem.reference)
-  assert verdict is TASK.same_answer(TASK.extract_answer(solution), problem.answer) or first != _first_of(solution)
+  assert verdict is TASK.grade(problem, solution).correct or first != _first_of(solution)
   steps = STEP.findall(text)
   assert "".join(map("".join, steps)) == text
   for i, step in enumerate(steps):
@@ -184,32 +105,38 @@ def test_walk_ends_in_the_verdict_that_the_solution_deserves(asked):
   CharTokenizer().encode(text)
 
 
+@settings(max_examples=250, deadline=None)
+@given(_drawn())
+def test_walk_ends_in_the_verdict_that_the_solution_deserves(drawn):
+  _check_walk(*drawn)
+
+
+def test_walks_of_chosen_solutions():
+  for text in (*("", "DeEh", "DeEh;;", "DeEh;Fx;", "DeEhFx;", "DeEhF;", ";", "٣eEh;", "ADeEh;", "DexxEh;", "DeAEh;"),):
+    _check_walk(MIKE, text)
+  for problem, text in ((_problem(["mike", "dlih"], 8), "IeJhKa;"), (_problem(["mike"], 9), "Je")):
+    _check_walk(problem, text)
+
+
 def _first_of(solution):
   return PLACES.find(solution[:1]) if solution else None
 
 
 @settings(max_examples=150, deadline=None)
-@given(_asked())
-@example((MIKE, "DeEh;"))
-@example((MIKE, "DaEh;"))
-@example((MIKE, "DeEhFx;"))
-def test_other_walks_say_the_same_in_another_order_or_to_the_end(asked):
-  problem, solution = asked
+@given(_drawn())
+def test_other_walks_reorder_the_steps_or_go_to_the_end(drawn):
+  problem, solution = drawn
   words, first = read_list(problem.question)
   text, verdict = TASK.rationale(problem, solution)
-  given_first, same = LastLetter(true_first=False).rationale(problem, solution)
+  given_first, same = LastLetter(walk={"true_first": False}).rationale(problem, solution)
   assert same is verdict
   assert given_first == re.sub(r"([:;])([a-z])([A-J][a-z]?)(?=[A-J;]?[+-])", r"\1\3\2", text)
-  to_the_end, same = LastLetter(stop=False).rationale(problem, solution)
+  to_the_end, same = LastLetter(walk={"stop": False}).rationale(problem, solution)
   assert same is verdict and to_the_end.startswith(text) and ("-" not in to_the_end) is verdict
   steps = STEP.findall(to_the_end)
   assert "".join(map("".join, steps)) == to_the_end and len(steps) == len(words)
   for i, step in enumerate(steps):
     _check_step(step, words[i], first + i, solution, i, i == len(words) - 1)
-
-
-def test_a_walk_that_does_not_stop():
-  assert LastLetter(stop=False).rationale(MIKE, "DaEh;") == ("3mike:eDa-4dlih;hEh;+", False)
 
 
 def test_documented_walks():
@@ -232,39 +159,19 @@ def test_natural_problems():
   assert set(words) <= set(natural.WORDS)
   assert p.answer == "".join(w[-1] for w in words) == NATURAL.extract_answer(p.reference)
   assert re.findall(r'last letter of "(\w+)" is "(\w)"', p.reference) == [(w, w[-1]) for w in words]
-  assert (p.id, p.task) == ("last_letter/train/00007", "last_letter")
 
 
 @pytest.mark.parametrize(
   ("text", "answer"),
   [
-    ("So the answer is eh.", "eh"),
-    ('The answer is "EH".', "eh"),
-    ("the answer is: e-h", "eh"),
-    ("The answer is\ne, h", "eh"),
-    ("The answer is xy. No.\nThe answer is eh. That is all.", "eh"),
+    *((f"The answer is {text}", "eh") for text in ('"EH".', "e-h", "\ne, h", "xy.\nThe answer is eh. That is all.")),
     ("The answer is eh.\n\nQ: Next?\nA: The answer is no.", "eh"),
     ("The answer is e", "e"),
-    ("The answer is eh because they end so", None),
-    ("The answer is 12.", None),
-    ("The answer is", None),
-    ("eh", None),
+    *((text, None) for text in ("The answer is eh because they end so", "The answer is 12.", "The answer is", "eh")),
   ],
 )
 def test_answers_are_read_from_free_text(text, answer):
   assert NATURAL.extract_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-  ("text", "solution"),
-  [
-    ("The answer is eh.\n\nQ: Next?\nA: e", "The answer is eh."),
-    ("The answer is eh. Q: what?\n", "The answer is eh. Q: what?"),
-    ("Q: Next?", ""),
-  ],
-)
-def test_a_solution_ends_where_a_base_model_asks_on(text, solution):
-  assert natural.first_solution(text) == solution
 
 
 @settings(max_examples=150, deadline=None)
@@ -283,7 +190,7 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(words, data):
     )
   )
   text, verdict = NATURAL.rationale(problem, solution)
-  assert verdict is NATURAL.same_answer(NATURAL.extract_answer(solution), problem.answer)
+  assert verdict is NATURAL.grade(problem, solution).correct
   assert text.endswith("Right." if verdict else "Wrong.") and "Wrong." not in text.removesuffix("Wrong.")
 
 
@@ -305,21 +212,3 @@ def test_natural_walk_names_the_error(said, end):
     + end
   )
   assert verdict is (said == "eh")
-
-
-def test_worked_examples_stand_in_the_form_of_the_prompt():
-  parts = NATURAL.few_shot("Q: {question}\nA: ").split("\n\n")
-  assert parts.pop() == "" and len(parts) == 3
-  for part in parts:
-    words = re.search('"(.+?)"', part)[1].split()
-    assert part.startswith('Q: Take the last letters of each word in "')
-    assert NATURAL.extract_answer(part.partition("\nA: ")[2]) == "".join(w[-1] for w in words)
-  with pytest.raises(UserError, match='worked examples in the style "natural" only'):
-    TASK.few_shot("{question}")
-
-
-def test_unknown_styles_and_questions_are_refused():
-  with pytest.raises(UserError, match="unknown task style 'latin'; there are: compact, natural"):
-    LastLetter(style="latin")
-  with pytest.raises(UserError, match="p: no words in double quotes"):
-    NATURAL.rationale(MIKE, "The answer is eh")

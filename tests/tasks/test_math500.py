@@ -24,67 +24,38 @@ def _braced(parts):
   return "{" + "".join(parts) + "}"
 
 
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    (r"so \boxed{7}.", "7"),
-    (r"$\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
-    (r"\boxed{3}, no: \boxed{4}", "4"),
-    (r"\boxed{x = \boxed{5}}", "5"),
-    (r"\fbox{12}", "12"),
-    (r"\boxed {12}", "12"),
-    (r"so $\boxed 5$.", "5"),
-    (r"$\boxed 2x + 1$ is it", "2x + 1"),
-    (r"\(\boxed \frac12\)", r"\frac12"),
-    (r"\boxed 5 it is", "5"),
-    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed{\}}", r"\}"),
-    ("\\boxed{\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}}\n", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
-    (r"The answer is 3. But \boxed{4}", "4"),
-  ],
-)
-def test_the_last_box_holds_the_answer(text, answer):
-  assert read_answer(text) == (answer, BOXED)
+ANSWERS = [
+  *((text, "7", BOXED) for text in (r"so \boxed{7}.", r"\boxed{3}, no: \boxed{7}", r"\fbox{7}", r"\boxed {7}")),
+  *((text, "5", BOXED) for text in (r"\boxed{x = \boxed{5}}", r"so $\boxed 5$.", r"\boxed 5 it is")),
+  (r"The answer is 3. But \boxed{4}", "4", BOXED),
+  (r"$\boxed{\frac{1}{2}}$", r"\frac{1}{2}", BOXED),
+  (r"$\boxed 2x + 1$ is it", "2x + 1", BOXED),
+  (r"\(\boxed \frac12\)", r"\frac12", BOXED),
+  (r"\boxed{\{1, 2\}}", r"\{1, 2\}", BOXED),
+  (r"\boxed{\}}", r"\}", BOXED),
+  ("\\boxed{\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}}\n", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", BOXED),
+  ("The answer is 3.5.", "3.5", SAID),
+  ("The answer is 3. The answer is 10,000. I hope so.", "10,000", SAID),
+  ("The final answer is: $x = 2$, as said.", "x = 2", SAID),
+  (r"the answer is \(\frac{1}{2}\) of it", r"\frac{1}{2}", SAID),
+  (r"The answer is $\$5$.", r"\$5", SAID),
+  ("The answer is\nRome\nin Italy", "Rome", SAID),
+  (r"\boxedfoo{3} The answer is 4", "4", SAID),
+  *((text, None, NOWHERE) for text in ("", "x = 5", "The answer is ", "The answer isotope is 5")),
+  *((text, None, EMPTY) for text in (r"\boxed{}", r"The answer is 5: \boxed{ \, }", r"\boxed")),
+  *((text, None, UNBALANCED) for text in (r"\boxed{5", r"\boxed{3} \boxed{\frac{1}{2}")),
+  (r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_001, None, TOO_LONG),
+  (r"\boxed{" + "{" * 10_000, None, TOO_LONG),
+  ("The answer is " + "9" * 5000, None, TOO_LONG),
+]
 
 
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    ("The answer is 3.5.", "3.5"),
-    ("The answer is 3. The answer is 10,000. I hope so.", "10,000"),
-    ("The final answer is: $x = 2$, as said.", "x = 2"),
-    (r"the answer is \(\frac{1}{2}\) of it", r"\frac{1}{2}"),
-    (r"The answer is $\$5$.", r"\$5"),
-    ("The answer is\nRome\nin Italy", "Rome"),
-    (r"\boxedfoo{3} The answer is 4", "4"),
-  ],
-)
-def test_without_a_box_it_is_what_is_said(text, answer):
-  assert read_answer(text) == (answer, SAID)
+@pytest.mark.parametrize(("text", "answer", "where"), ANSWERS)
+def test_an_answer_is_read_from_the_last_box_or_statement(text, answer, where):
+  assert read_answer(text) == (answer, where)
 
 
-@pytest.mark.parametrize(
-  ("text", "where"),
-  [
-    ("", NOWHERE),
-    ("x = 5", NOWHERE),
-    ("The answer is ", NOWHERE),
-    ("The answer isotope is 5", NOWHERE),
-    (r"\boxed{}", EMPTY),
-    (r"The answer is 5: \boxed{ \, }", EMPTY),
-    (r"\boxed", EMPTY),
-    (r"\boxed{5", UNBALANCED),
-    (r"\boxed{3} \boxed{\frac{1}{2}", UNBALANCED),
-    (r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_001, TOO_LONG),
-    (r"\boxed{" + "{" * 10_000, TOO_LONG),
-    ("The answer is " + "9" * 5000, TOO_LONG),
-  ],
-)
-def test_why_there_is_no_answer_is_told(text, where):
-  assert read_answer(text) == (None, where)
-
-
-def test_reading_takes_no_longer_than_the_text():
+def test_reading_takes_linear_time():
   for text in (
     r"\boxed{" + "9" * 10_000_000 + "}",
     "9" * 10_000_000,
@@ -119,30 +90,21 @@ def equal():
 
 
 SAME = [
-  (r"\frac{1}{2}", "0.5"),
-  (r"\frac12", "1/2"),
-  ("x^2 + 2x + 1", "(x+1)^2"),
-  (r"2\sqrt{2}", r"\sqrt{8}"),
-  ("1, 2, 3", "3,1,2"),
-  (r"3\frac{1}{2}", "3.5"),
-  ("5", "x = 5"),
-  ("1{,}234", "1234"),
-  (r"90^\circ", "90"),
+  *((r"\frac{1}{2}", "0.5"), (r"\frac12", "1/2"), ("x^2 + 2x + 1", "(x+1)^2"), (r"2\sqrt{2}", r"\sqrt{8}")),
+  *(("1, 2, 3", "3,1,2"), (r"3\frac{1}{2}", "3.5"), ("5", "x = 5"), ("1{,}234", "1234"), (r"90^\circ", "90")),
   (r"\text{Sunday}", r"\text{sunday}"),
 ]
 OTHER = [("5", "6"), ("x", "y"), ("[1,2)", "(1,2)"), (r"\pi", "3.14"), ("(1,2)", "(2,1)"), (r"\text{odd}", "even")]
 
 
-@pytest.mark.parametrize(("right", "answer"), SAME)
-def test_the_same_answer_in_another_form_is_equal(right, answer, equal):
-  before = equal.counts[equality.EQUAL]
-  assert equal(right, answer) is True
-  assert equal.counts[equality.EQUAL] == before + 1, "found by the library"
-
-
-@pytest.mark.parametrize(("right", "answer"), OTHER)
-def test_another_answer_is_not_equal(right, answer, equal):
-  assert equal(right, answer) is False
+@pytest.mark.parametrize(
+  ("right", "answer", "outcome"),
+  [*((*pair, equality.EQUAL) for pair in SAME), *((*pair, equality.DIFFERENT) for pair in OTHER)],
+)
+def test_other_forms_are_equal_and_other_answers_are_not(right, answer, outcome, equal):
+  before = equal.counts.copy()
+  assert equal(right, answer) is (outcome == equality.EQUAL)
+  assert equal.counts - before == {outcome: 1}, "found by the library"
 
 
 def test_the_same_text_needs_no_library():
@@ -160,26 +122,24 @@ def test_the_same_text_needs_no_library():
     assert compare.counts == {equality.SAME_TEXT: 5}
 
 
-def test_what_the_library_cannot_read_is_another_answer_and_counted(equal):
+def test_unreadable_answers_differ_and_are_counted(equal):
   before = equal.counts[equality.UNREADABLE]
   assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False
   assert equal.counts[equality.UNREADABLE] == before + 2
 
 
-def test_a_comparison_that_takes_too_long_is_killed_and_counted():
+def test_a_long_comparison_is_killed_and_counted():
   pytest.importorskip("math_verify")
   with equality.MathEqual(1.0) as compare:
     compare("1", "2")
     first = compare._worker
-    start = time.monotonic()
     assert compare("2", "9^{9^{9^9}}") is None
-    assert 1 <= time.monotonic() - start < 11
     assert first.poll() is not None, "it is gone"
     assert compare("2", "9" * 1001) is None
     assert {k: compare.counts[k] for k in equality.FAILED if k != "died"} == {"timed out": 1, "too long": 1}
 
 
-def test_a_process_that_does_not_answer_is_killed_and_counted():
+def test_a_worker_that_hangs_is_killed_and_counted():
   pytest.importorskip("math_verify")
   with equality.MathEqual(0.1) as compare:
     worker = compare._start()
@@ -188,7 +148,7 @@ def test_a_process_that_does_not_answer_is_killed_and_counted():
     assert compare.counts == {equality.TIMED_OUT: 1} and worker.returncode == -signal.SIGKILL
 
 
-def test_a_process_that_dies_is_counted_and_another_goes_on(equal):
+def test_a_worker_that_dies_is_counted_and_replaced(equal):
   assert equal("1/2", "0.5") is True
   first, before = equal._worker, equal.counts[equality.DIED]
   first.kill()
@@ -208,15 +168,11 @@ def test_no_process_is_left_behind():
     worker = compare._worker
   with pytest.raises(ProcessLookupError):
     os.kill(worker.pid, 0)
-  # Where the caller died, the end of its input ends the process.
+  # The end of its input ends the worker, even if the caller has died; and so does its CPU limit.
   with equality.MathEqual(20.0) as compare:
     compare("1/2", "0.5")
     compare._worker.stdin.close()
     assert compare._worker.wait(timeout=30) == 0
-
-
-def test_a_process_whose_caller_has_died_ends_by_itself():
-  pytest.importorskip("math_verify")
   command = [sys.executable, "-P", equality._WORKER, "0.1"]
   with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
     worker.stdin.write(b'["2", "9^{9^{9^9}}"]\n')
@@ -225,9 +181,9 @@ def test_a_process_whose_caller_has_died_ends_by_itself():
     assert worker.stdout.read() == b"ready\n"
 
 
-def test_it_is_told_what_is_missing(monkeypatch):
+def test_bad_limits_and_a_missing_library(monkeypatch):
   for seconds in (0, -1.0, float("nan"), float("inf")):
-    with pytest.raises(UserError, match="must be more than 0 seconds"):
+    with pytest.raises(UserError, match="more than 0 seconds"):
       equality.MathEqual(seconds)
   monkeypatch.setattr(equality.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"needs math-verify: pip install 'genrm-jax\[math\]'"):
@@ -245,10 +201,10 @@ PROBLEM = Problem("p", "math500", "eval", "?", "1/2")
 
 
 def test_equal_answers_vote_together():
-  asked = []
+  pairs = []
 
   def compare(right, answer):
-    asked.append((right, answer))
+    pairs.append((right, answer))
     return {"0.5": right == "1/2", "7.0": right == "7"}.get(answer, False)
 
   graded = math500.grade(PROBLEM, [*_solutions("7", "0.5", "7.0", "8", "7", "0.5"), *_solutions("")], compare)
@@ -256,36 +212,23 @@ def test_equal_answers_vote_together():
   assert [g.candidate.correct for g in graded] == [False, True, False, False, False, True, False]
   assert [g.equal for g in graded] == [g.candidate.correct for g in graded]
   assert [g.candidate.index for g in graded] == list(range(7)) and graded[-1].where == EMPTY
-  assert asked == [
-    ("1/2", "7"),
-    ("1/2", "0.5"),
-    ("1/2", "7.0"),
-    ("7", "7.0"),
-    ("1/2", "8"),
-    ("7", "8"),
-  ], "each distinct answer once"
+  expected = [("1/2", "7"), ("1/2", "0.5"), ("1/2", "7.0"), ("7", "7.0"), ("1/2", "8"), ("7", "8")]
+  assert pairs == expected, "each distinct answer once"
 
 
-def test_what_cannot_be_compared_is_wrong_and_compared_once():
-  asked = []
+def test_failed_comparisons_and_labels_in_the_file():
+  pairs = []
 
   def compare(right, answer):
-    asked.append((right, answer))
+    pairs.append((right, answer))
     return None if answer == "bad" else False
 
   graded = math500.grade(PROBLEM, _solutions("bad", "7", "bad"), compare)
-  assert [(g.candidate.answer, g.candidate.correct, g.equal) for g in graded] == [
-    ("bad", False, None),
-    ("7", False, False),
-    ("bad", False, None),
-  ]
-  assert asked == [("1/2", "bad"), ("1/2", "7")]
-
-
-def test_a_label_of_the_file_stands():
-  graded = math500.grade(
-    PROBLEM, [*_solutions("1/2", correct=False), *_solutions("7", correct=True)], lambda a, b: a == b
-  )
+  found = [(g.candidate.answer, g.candidate.correct, g.equal) for g in graded]
+  assert found == [("bad", False, None), ("7", False, False), ("bad", False, None)]
+  assert pairs == [("1/2", "bad"), ("1/2", "7")], "compared once"
+  labelled = [*_solutions("1/2", correct=False), *_solutions("7", correct=True)]
+  graded = math500.grade(PROBLEM, labelled, lambda a, b: a == b)
   assert [(g.candidate.correct, g.equal) for g in graded] == [(False, True), (True, False)]
 
 
@@ -321,21 +264,17 @@ def test_problems_and_solutions_are_read(tmp_path):
 @pytest.mark.parametrize(
   ("rows", "said"),
   [
-    ([ROW, "{"], r"problems:2: not JSON \(.*\); mend or remove the line"),
-    (["[1]"], r"problems:1: expected a JSON object, found list"),
-    (["[" * 100_000], r"problems:1: not JSON"),
-    ([b"\xff".decode("latin-1") + "{"], r"problems:1: not JSON"),
-    ([{"problem": "x"}], r'problems:1: no field "answer"; a line needs problem, answer'),
-    ([{**ROW, "anser": "3"}], r'problems:1: unknown field "anser"; a line may have problem, answer, solution, subject'),
-    ([{**ROW, "answer": 2}], r'problems:1: field "answer" is 2, expected a string'),
-    ([{**ROW, "level": True}], r'problems:1: field "level" is true, expected a string or a whole number'),
-    ([{**ROW, "level": None}], r'problems:1: field "level" is null, expected a string or a whole number'),
+    *(([ROW, line], "problems:2: not JSON") for line in ("{", "[" * 100_000, b"\xff".decode("latin-1") + "{")),
+    (["[1]"], "problems:1: expected a JSON object"),
+    ([{"problem": "x"}], r'problems:1: no field "answer"'),
+    ([{**ROW, "anser": "3"}], r'problems:1: unknown field "anser"'),
+    *(([{**ROW, **d}], 'problems:1: field ".*" is .*, expected a string') for d in ({"answer": 2}, {"level": None})),
     ([{**ROW, "answer": " $ "}], r'problems:1: "answer" is empty'),
     ([ROW, {**ROW, "answer": "3"}], r"problems:2: the problem of .*problems:1 again \('What is .*'\); remove one"),
     ([], r"problems: the file holds no problem"),
   ],
 )
-def test_a_broken_file_of_problems_is_one_clear_message(rows, said, tmp_path):
+def test_broken_files_of_problems(rows, said, tmp_path):
   with pytest.raises(UserError, match=rf"^{tmp_path}/{said}"):
     math500.read_problems(_write(tmp_path / "problems", *rows))
 
@@ -352,13 +291,10 @@ def test_a_broken_file_of_problems_is_one_clear_message(rows, said, tmp_path):
     ({"problem": "p0", "solution": "x"}, r": no solution to '1' and 1 other problems; add some"),
   ],
 )
-def test_a_broken_file_of_solutions_is_one_clear_message(row, said, tmp_path):
+def test_broken_files_of_solutions(row, said, tmp_path):
+  with pytest.raises(UserError, match=f"{tmp_path}/none: could not be read"):
+    math500.read_problems(tmp_path / "none")
   problems = [Problem(str(i), "math500", "eval", f"p{i}", "1") for i in range(3)]
   path = _write(tmp_path / "solutions", {"problem": "p0", "solution": "x"}, row)
   with pytest.raises(UserError, match=rf"^{path}{said}"):
     math500.read_solutions(path, problems)
-
-
-def test_a_missing_file_is_named(tmp_path):
-  with pytest.raises(UserError, match=f"{tmp_path}/none: could not be read: No such file or directory; check the path"):
-    math500.read_problems(tmp_path / "none")

@@ -1,18 +1,19 @@
-"""The walk's verdict is the answer's for any solution, each of its steps is true; free text is read."""
+"""The program's walk is true at every step and ends in the right verdict for any solution; free text is read."""
 
-import itertools
+import collections
+import json
 import re
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import natural, word_sorting
 from genrm_jax.tasks.last_letter import read_list, write_list
-from genrm_jax.tasks.word_sorting import WordSorting, draw_words, listed_words, order, write_items
+from genrm_jax.tasks.word_sorting import WordSorting, listed_words, order, read_bbh, write_items
 from genrm_jax.text.tokenizer import CharTokenizer
 
 TASK, NATURAL = WordSorting(), WordSorting(style="natural")
@@ -50,30 +51,9 @@ def test_problems_have_their_words_and_answer(num_words):
     words, first = read_list(p.question)
     assert len(set(words)) == num_words and all(3 <= len(w) <= 5 for w in words)
     assert p.reference == p.answer + "." == _write(_sorted(words, first), first)
-    assert TASK.same_answer(TASK.extract_answer(p.reference), p.answer)
-    assert (p.id, p.task, p.split) == (f"word_sorting/val/{i:05d}", "word_sorting", "val")
+    assert TASK.grade(p, p.reference).correct
     firsts.add(first)
   assert firsts == set(range(11 - num_words))
-
-
-@pytest.mark.parametrize("alike", [0.0, 0.25, 0.5, "as the task draws"])
-@pytest.mark.parametrize("style", natural.STYLES)
-def test_that_share_of_the_words_begins_like_another(style, alike):
-  rng = np.random.default_rng(0)
-  if isinstance(alike, float):
-    pairs = [draw_words(rng, 2, alike, style) for _ in range(600)]
-  else:
-    questions = [WordSorting(style=style).problem(rng, 2, "train", i).question for i in range(600)]
-    pairs, alike = [re.findall("[a-z]+", question)[-2:] for question in questions], 0.25
-  same = [np.mean([a[:n] == b[:n] for a, b in pairs]) for n in (1, 2)]
-  assert abs(same[0] - alike) < 0.1 and 0.35 * alike <= same[1] < 0.75 * alike + 0.03
-
-
-def test_a_word_that_begins_another_stands_before_it_or_after_it():
-  rng = np.random.default_rng(0)
-  pairs = [pair for _ in range(400) for pair in itertools.combinations(draw_words(rng, 4, 0.5), 2)]
-  shorter_first = [a < b for a, b in pairs if a.startswith(b) or b.startswith(a)]
-  assert len(shorter_first) > 50 and 0.3 < np.mean(shorter_first) < 0.7
 
 
 @pytest.mark.parametrize(
@@ -89,11 +69,6 @@ def test_a_word_that_begins_another_stands_before_it_or_after_it():
 )
 def test_answers_are_read_from_well_formed_solutions_only(text, answer):
   assert TASK.extract_answer(text) == answer
-
-
-def test_no_answer_is_the_same_as_nothing():
-  assert TASK.same_answer("A3a", "A3a")
-  assert not TASK.same_answer("A3a", "A4a") and not TASK.same_answer(None, None) and not TASK.same_answer(None, "A3a")
 
 
 def _corrupted(words, first):
@@ -120,8 +95,6 @@ def _corrupted(words, first):
     st.builds(lambda i, w: [*right[:i], (right[i][0], w), *right[i + 1 :]], place, WORD),
     st.builds(lambda i, w: by_word([*right[:i], *right[i + 1 :], (right[i][0], w)]), place, WORD),
     st.builds(lambda i, n: [*right[:i], (n, right[i][1]), *right[i + 1 :]], place, number),
-    st.builds(lambda i, j, w: [*right[:j], (right[i][0], w), *right[j:]], place, gap, WORD),
-    st.builds(lambda n, j, w: [*right[:j], (n, w), *right[j:]], number, gap, WORD),
     st.builds(lambda n, w: by_word([*right, (n, w)]), number, WORD),
     st.builds(lambda ns: [(n, w) for n, (_, w) in zip(ns, right, strict=False)], st.permutations(range(first, 10))),
     st.builds(lambda by: [((n + by) % 10, w) for n, w in right], number),
@@ -137,14 +110,12 @@ def _corrupted(words, first):
     st.builds(lambda i, n: text[:i] + text[i + n :], at, st.integers(1, 4)),
     st.builds(lambda i: text[:i], at),
     st.builds(lambda s: text + s, st.text(max_size=5)),
-    st.builds(lambda s: s + text, st.text(max_size=3)),
-    st.builds(lambda n: text * n, st.integers(0, 2)),
     st.text(max_size=15),
   )
 
 
 @st.composite
-def _asked(draw):
+def _drawn(draw):
   words, first = draw(WORDS), draw(st.integers(0, 4))
   return _problem(words, first), draw(_corrupted(words, first))
 
@@ -185,30 +156,9 @@ def _check_steps(problem, solution, text):
   return len(text)
 
 
-@settings(max_examples=400, deadline=None)
-@given(_asked())
-@example((MIKE, "D4dlihE5makeF3mike"))
-@example((MIKE, "D4dlihE5makeF3mike.\n"))
-@example((MIKE, "D4dlih;E5makeF3mike."))
-@example((MIKE, "4dlih5make3mike."))
-@example((MIKE, ",D4dlihE5makeF3mike."))
-@example((MIKE, "DD4dlihE5makeF3mike."))
-@example((MIKE, "D4dlihE5makeF3mika."))
-@example((MIKE, "D4dlihE4dlihF5makeG3mike."))
-@example((MIKE, "D4dlihE5makeF3mikeG3mile."))
-@example((MIKE, "D4dlihE5makeF3mikeG4zzz."))
-@example((MIKE, "D4dlihE5makeE5makeF3mike."))
-@example((MIKE, "E4dlihF5makeG3mike."))
-@example((MIKE, "D4dlihE5makeF3mike.G3mike"))
-@example((MIKE, "D٤dlihE5makeF3mike."))
-@example((_problem(["a", "aa"], 0), "A1aaB0a."))
-@example((_problem(["a"], 9), "xJ9a."))
-@example((_problem(["a"], 9), "J9aK9b."))
-@example((_problem(list(LETTERS[:10]), 0), _write(list(enumerate(LETTERS[:10])), 0, "A0k.")))
-def test_walk_ends_in_the_verdict_that_the_answer_deserves(asked):
-  problem, solution = asked
+def _check_walk(problem, solution):
   text, verdict = TASK.rationale(problem, solution)
-  assert verdict is TASK.same_answer(TASK.extract_answer(solution), problem.answer)
+  assert verdict is TASK.grade(problem, solution).correct
   assert verdict is (solution == problem.reference)
   assert _check_steps(problem, solution, text) == len(text)
   assert not set("->") & set(text[:-1]) and text[-1] in ("+" if verdict else "->"), "stops at the first error"
@@ -216,21 +166,50 @@ def test_walk_ends_in_the_verdict_that_the_answer_deserves(asked):
   assert not set("S=!?") & set(text), "the marks of the prompts"
 
 
-def test_words_are_walked_up_to_their_first_difference():
-  assert order("make", "mike") == "mm+ai<" and order("mike", "make") == "mm+ia>"
-  assert order("mik", "mike") == "mm+ii+kk+_e<" and order("mike", "mik") == "mm+ii+kk+e_>"
-  assert order("a", "a") == "aa+__>"
-  for a, b in itertools.permutations(LETTERS, 2):
-    assert order(a, b) == a + b + ("<" if LETTERS.index(a) < LETTERS.index(b) else ">")
+@settings(max_examples=400, deadline=None)
+@given(_drawn())
+def test_walk_ends_in_the_verdict_that_the_answer_deserves(drawn):
+  _check_walk(*drawn)
+
+
+def test_walks_of_chosen_solutions():
+  for text in (
+    *("D4dlihE5makeF3mike", "D4dlihE5makeF3mike.\n", "D4dlih;E5makeF3mike.", "4dlih5make3mike."),
+    *(",D4dlihE5makeF3mike.", "DD4dlihE5makeF3mike.", "D4dlihE5makeF3mika.", "D4dlihE4dlihF5makeG3mike."),
+    *("D4dlihE5makeF3mikeG3mile.", "D4dlihE5makeF3mikeG4zzz.", "D4dlihE5makeE5makeF3mike."),
+    *("E4dlihF5makeG3mike.", "D4dlihE5makeF3mike.G3mike", "D٤dlihE5makeF3mike."),
+  ):
+    _check_walk(MIKE, text)
+  for problem, text in (
+    (_problem(["a", "aa"], 0), "A1aaB0a."),
+    (_problem(["a"], 9), "xJ9a."),
+    (_problem(["a"], 9), "J9aK9b."),
+    (_problem(list(LETTERS[:10]), 0), _write(list(enumerate(LETTERS[:10])), 0, "A0k.")),
+  ):
+    _check_walk(problem, text)
+
+
+@pytest.mark.parametrize("style", ["compact", "natural"])
+def test_a_quarter_of_the_words_begins_like_another(style):
+  rng = np.random.default_rng(0)
+  questions = [WordSorting(style=style).problem(rng, 2, "train", i).question for i in range(600)]
+  pairs = [re.findall("[a-z]+", question)[-2:] for question in questions]
+  same = [np.mean([a[:n] == b[:n] for a, b in pairs]) for n in (1, 2)]
+  assert abs(same[0] - 0.25) < 0.1 and 0.08 <= same[1] < 0.22
 
 
 @settings(max_examples=100, deadline=None)
 @given(WORD, WORD)
-def test_order_is_python_order(a, b):
+def test_words_are_walked_up_to_their_first_difference(a, b):
   assert order(a, b).endswith("<") == (a < b)
+  assert order("make", "mike") == "mm+ai<" and order("mike", "make") == "mm+ia>"
+  assert order("mik", "mike") == "mm+ii+kk+_e<" and order("mike", "mik") == "mm+ii+kk+e_>"
+  assert order("a", "a") == "aa+__>"
 
 
 def test_documented_walks():
+  with pytest.raises(UserError, match="p: a word occurs twice in '0a1a;'"):
+    TASK.rationale(_problem(["a", "a"], 0), "A0aB1a.")
   drawn = re.findall(r"solution (\S+) +ends in +(\S+)", word_sorting.__doc__)
   assert len(drawn) >= 7
   for solution, end in drawn:
@@ -240,13 +219,8 @@ def test_documented_walks():
   assert "".join(walk) == TASK.rationale(MIKE, MIKE.reference)[0]
   for name, text in (("question", MIKE.question), ("solution", MIKE.reference), ("answer", MIKE.answer)):
     assert re.search(rf"{name}   {re.escape(text)}\s", word_sorting.__doc__)
-  assert write_items([(4, "dlih")], 3) == "D4dlih." and '"D4dlih."' in write_items.__doc__
+  assert write_items([(4, "dlih")], 3) == "D4dlih."
   assert write_items([(4, "dlih"), (3, "mike")], 0) == "A4dlihB3mike."
-
-
-def test_a_repeated_word_in_a_compact_question_is_refused():
-  with pytest.raises(UserError, match="p: a word stands twice in '0a1a;'"):
-    TASK.rationale(_problem(["a", "a"], 0), "A0aB1a.")
 
 
 # The natural form
@@ -258,7 +232,7 @@ def test_natural_problems():
   words = listed_words(p)
   assert len(set(words)) == 4 and set(words) <= set(natural.WORDS)
   assert p.question == "Sort the following words alphabetically: List: " + " ".join(words)
-  assert (p.id, p.answer) == ("word_sorting/train/00007", " ".join(sorted(words)))
+  assert p.answer == " ".join(sorted(words))
   assert NATURAL.extract_answer(p.reference) == p.answer
   steps = p.reference.split("\n")[1:-1]
   assert [line.partition(": ")[0] for line in steps] == words
@@ -268,7 +242,6 @@ def test_natural_problems():
 @pytest.mark.parametrize(
   ("text", "answer"),
   [
-    ("So the answer is bar foo.", "bar foo"),
     ("The answer is: bar, foo, zap", "bar foo zap"),
     ("The answer is bar foo. No, wait.\nSo the answer is foo bar.", "foo bar"),
     ("the answer is **Bar Foo**", "bar foo"),
@@ -276,10 +249,7 @@ def test_natural_problems():
     ("The answer is 1. bar 2. foo", "bar foo"),
     ("The answer is\n\nit&t o'connell shouldn't", "it&t o'connell shouldn't"),
     ("The answer is bar foo.\n\nQ: Sort these: List: b a\nA: The answer is a b.", "bar foo"),
-    ("bar foo", None),
-    ("The answer is ...", None),
-    ("Q: the answer is bar", None),
-    ("", None),
+    *((text, None) for text in ("bar foo", "The answer is ...", "Q: the answer is bar", "")),
   ],
 )
 def test_answers_are_read_from_free_text(text, answer):
@@ -300,57 +270,70 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(words, data):
   )
   solution = data.draw(edits)
   text, verdict = NATURAL.rationale(problem, solution)
-  assert verdict is NATURAL.same_answer(NATURAL.extract_answer(solution), problem.answer)
+  assert verdict is NATURAL.grade(problem, solution).correct
   assert "Wrong." not in text.removesuffix("Wrong.") and text.endswith("Wrong.") is not verdict
 
 
 @pytest.mark.parametrize(
-  ("answer", "end"),
+  ("words", "answer", "end"),
   [
-    ("apple pear plum", "All the words are there, in alphabetical order."),
-    ("apple plum pear", '"plum", "pear": letter 2 is the first that differs, and "l" comes after "e". Wrong.'),
-    ("apple plum", '"apple" is word 1 of the answer. Right.\n"pear" is not in the answer. Wrong.'),
-    ("apple paer plum", '"pear" is not in the answer. Wrong.'),
-    ("apple pear plum plum", 'The answer also has "plum", which is one word too many. Wrong.'),
+    ("plum apple pear", "apple pear plum", "All the words are there, in alphabetical order."),
+    ("plum apple pear", "apple plum pear", 'letter 2 is the first that differs, and "l" comes after "e". Wrong.'),
+    ("plum apple pear", "apple plum", '"apple" is word 1 of the answer. Right.\n"pear" is not in the answer. Wrong.'),
+    ("plum apple pear", "apple paer plum", '"pear" is not in the answer. Wrong.'),
+    ("plum apple pear", "apple pear plum plum", 'also has "plum", which is one word too many. Wrong.'),
+    ("pear pearl pear", "pear pear pearl", "All the words are there, in alphabetical order."),
+    ("pear pearl pear", "pear pearl pear", "ends where the first goes on, so it should come first. Wrong."),
+    ("pear pearl pear", "pear pearl", '"pear" is not in the answer again. Wrong.'),
   ],
 )
-def test_natural_walk_names_the_error(answer, end):
-  problem = NATURAL._natural_problem(["plum", "apple", "pear"], "p", "train")
+def test_natural_walk_names_the_error(words, answer, end):
+  problem = NATURAL._natural_problem(words.split(), "p", "train")
   text, verdict = NATURAL.rationale(problem, f"The answer is {answer}.")
   assert text.endswith(end) and verdict is (answer == problem.answer)
 
 
-def test_natural_walk_of_words_that_begin_or_repeat_others():
-  problem = NATURAL._natural_problem(["pear", "pearl", "pear"], "p", "train")
-  right, verdict = NATURAL.rationale(problem, "The answer is pear pear pearl")
-  assert verdict and '"pear", "pear": the same word. Right.\n' in right
-  assert '"pear", "pearl": the first ends where the second goes on, so it comes first. Right.' in right
-  wrong, verdict = NATURAL.rationale(problem, "The answer is pear pearl pear")
-  assert not verdict and wrong.endswith("the second ends where the first goes on, so it should come first. Wrong.")
-  lost, verdict = NATURAL.rationale(problem, "The answer is pear pearl")
-  assert not verdict and lost.endswith('"pear" is not in the answer again. Wrong.')
+# BIG-Bench Hard
 
 
-def test_worked_examples_stand_in_the_form_of_the_prompt():
-  shots = NATURAL.few_shot("Q: {question}\nA: ")
-  parts = shots.split("\n\n")
-  assert parts.pop() == "" and len(parts) == 3
-  for part in parts:
-    question, _, solution = part.partition("\nA: ")
-    words = listed_words(Problem("p", "word_sorting", "", question, ""))
-    assert question.startswith("Q: Sort the following words alphabetically: List: ")
-    assert NATURAL.extract_answer(solution) == " ".join(sorted(words))
-  with pytest.raises(UserError, match='worked examples in the style "natural" only'):
-    TASK.few_shot("{question}")
+def test_bbh(data_dir):
+  problems = read_bbh(data_dir)
+  assert len(problems) == 250
+  lengths = collections.Counter(len(p.answer.split()) for p in problems)
+  assert set(lengths) == set(range(2, 21)) and (lengths[2], lengths[5], lengths[20]) == (13, 12, 20)
+  for i, p in enumerate(problems):
+    words = p.question.partition("List: ")[2].split(" ")
+    assert p.answer == " ".join(sorted(words)) and len(set(words)) == len(words)
+    assert listed_words(p) == words, "no word loses its marks"
+    assert (p.id, p.split, p.reference) == (f"word_sorting/bbh/{i:05d}", "bbh", "")
+    assert NATURAL.rationale(p, f"So the answer is {p.answer}.")[1]
+    assert not NATURAL.rationale(p, f"So the answer is {' '.join(reversed(p.answer.split()))}.")[1]
+  assert sum(not w.isalpha() for p in problems for w in p.answer.split()) == 15
+  clone = data_dir / "BIG-Bench-Hard"
+  for place in (clone, clone / "bbh", clone / "bbh" / "word_sorting.json", str(clone)):
+    assert read_bbh(place) == problems
+  task = WordSorting(style="natural", eval={"num_problems": 9, "min_words": 2, "max_words": 2, "bbh": str(clone)})
+  assert task.problems("eval", np.random.default_rng(0)) == problems
 
 
-def test_unknown_styles_and_questions_are_refused():
-  with pytest.raises(UserError, match="unknown task style 'latin'; there are: compact, natural"):
-    WordSorting(style="latin")
-  with pytest.raises(UserError, match=r"p: no words after .* in '0a1b;'"):
-    NATURAL.rationale(_problem(["a", "b"], 0), "The answer is a b")
+GOOD = {"input": "Sort the following words alphabetically: List: b a", "target": "a b"}
 
 
-def test_words_are_plain_and_differ():
-  assert list(natural.WORDS) == sorted(set(natural.WORDS)) and len(natural.WORDS) > 500
-  assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    *((text, "not a BIG-Bench Hard task") for text in ("{", "[]", '{"examples": [{"input": "x"}]}')),
+    (json.dumps({"examples": [GOOD, {**GOOD, "target": "b a"}]}), "example 1 is not .* with the sorted list"),
+    *((json.dumps({"examples": [{**GOOD, "input": text}]}), "example 0 is not ") for text in ("Sort b a", 3)),
+    (json.dumps({"examples": [{"input": GOOD["input"][:-4], "target": ""}]}), "example 0 is not "),
+  ],
+)
+def test_bad_bbh_files_are_named(tmp_path, text, message):
+  path = tmp_path / "word_sorting.json"
+  path.write_text(json.dumps({"examples": [GOOD]}))
+  assert [p.answer for p in read_bbh(path)] == ["a b"]
+  path.write_text(text)
+  with pytest.raises(UserError, match=f"{re.escape(str(path))}: {message}.*fresh clone"):
+    read_bbh(tmp_path)
+  with pytest.raises(UserError, match=rf"looked for {re.escape(str(tmp_path / 'none'))}.*git clone"):
+    read_bbh(tmp_path / "none")

@@ -1,17 +1,17 @@
-"""The place of the verdict in a rationale, and the states of rationales that do not lead to one."""
+"""Where the verdict of a rationale is read, and the states of rationales without one."""
 
 import gemma_like
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, train_sentencepiece
-from genrm_jax.text.verdicts import Reading, read_rationale
+from genrm_jax.text.verdicts import VerdictLocation, read_rationale
 
 CHAR = CharTokenizer()
-FORM = get_format("genrm")
-ASK, ASKED = FORM.verdict_question, FORM.verdict_question.strip()
+FORM = make_format("genrm")
+ASK, ASKED = FORM.render(FORM.conclude), FORM.verdict_question  # with the empty line before it, and without
 LINES = [f"Step {n}: {n} + 1 = {n + 1} is right.\n\nVerification: Is the answer correct (Yes/No)?" for n in range(40)]
 CHAR_TEXT = st.lists(
   st.sampled_from([*"abz?.(/)V ", "\n", " Yes", " No", "\n\nVerification: Is", ASKED[:-1], ASKED[1:]]), max_size=12
@@ -36,61 +36,50 @@ def gemma(tmp_path_factory):
 @pytest.fixture(params=["char", "sentencepiece", "chat"])
 def prompter(request, trained, gemma):
   if request.param == "chat":
-    return Prompter(gemma, get_format("genrm_chat"))
+    return Prompter(gemma, make_format("genrm_chat"))
   return Prompter(CHAR if request.param == "char" else trained, FORM)
 
 
 def _check_written(prompter, text, correct):
   """A rationale that training would supervise reads as "ok", at the verdict."""
-  assume(prompter.format.verdict_question.strip() not in text)
+  assume(prompter.format.verdict_question not in text)
   ids = prompter.rationale(text, correct)
   for written in (ids, ids[:-1]):
     reading = read_rationale(written, prompter, room=0)
-    assert reading == Reading("ok", verdict_index=len(ids) - 2)
+    assert reading == VerdictLocation("ok", verdict_index=len(ids) - 2)
     assert ids[reading.verdict_index] == prompter.verdict_id(correct)
 
 
 def _check_cut(prompter, text, n):
-  """Cut by the budget anywhere before the verdict, it is completed to end in the question, asked once."""
-  question = prompter.format.verdict_question
-  assume(question.strip() not in text)
+  """Cut anywhere before the verdict, it is completed so that it ends with the question, posed once."""
+  question, conclude = prompter.format.verdict_question, prompter.format.render(prompter.format.conclude)
+  assume(question not in text)
   ids = prompter.rationale(text, True)[:-2]
   reading = read_rationale(ids[:n], prompter, room=1000)
   assert reading.state == "forced" and reading.verdict_index is None
   completed = prompter.tokenizer.decode([*ids[:n], *reading.suffix])
-  assert completed.endswith(question) and completed.count(question.strip()) == 1
+  assert completed.endswith(conclude) and completed.count(question) == 1
   if n > len(prompter.tokenizer.encode(text)) and not text.endswith("\n"):
-    assert completed == text + question
+    assert completed == text + conclude
 
 
 @pytest.mark.parametrize("name", ["genrm", "compact"])
-def test_what_training_writes_is_read_at_the_verdict(name, trained):
-  with_characters, with_pieces = (Prompter(tokenizer, get_format(name)) for tokenizer in (CHAR, trained))
+def test_what_training_writes_is_read_at_the_verdict_and_completed_where_it_is_cut(name, trained):
+  with_characters, with_pieces = (Prompter(tokenizer, make_format(name)) for tokenizer in (CHAR, trained))
 
-  @settings(max_examples=200, deadline=None)
-  @given(CHAR_TEXT, ANY_TEXT, st.booleans())
-  def check(characters, anything, correct):
-    _check_written(with_characters, characters.replace("?", "") if name == "compact" else characters, correct)
-    _check_written(with_pieces, anything.replace("?", "") if name == "compact" else anything, correct)
-
-  check()
-
-
-@pytest.mark.parametrize("name", ["genrm", "compact"])
-def test_a_cut_rationale_is_completed_to_the_question(name, trained):
-  with_characters, with_pieces = (Prompter(tokenizer, get_format(name)) for tokenizer in (CHAR, trained))
-
-  @settings(max_examples=200, deadline=None)
-  @given(CHAR_TEXT, ANY_TEXT, st.integers(0, 60))
-  def check(characters, anything, n):
-    _check_cut(with_characters, characters.replace("?", "") if name == "compact" else characters, n)
-    _check_cut(with_pieces, anything.replace("?", "") if name == "compact" else anything, n)
+  @settings(max_examples=250, deadline=None)
+  @given(CHAR_TEXT, ANY_TEXT, st.booleans(), st.integers(0, 60))
+  def check(characters, anything, correct, n):
+    for prompter, text in ((with_characters, characters), (with_pieces, anything)):
+      text = text.replace("?", "") if name == "compact" else text
+      _check_written(prompter, text, correct)
+      _check_cut(prompter, text, n)
 
   check()
 
 
 def _read(prompter, text, room=1000):
-  """Reads a text in which "$" at the end is the end mark."""
+  """Reads a text in which a final "$" is the end mark."""
   ids = prompter.tokenizer.encode(text.removesuffix("$"))
   return read_rationale([*ids, prompter.end_id] if text.endswith("$") else ids, prompter, room)
 
@@ -132,21 +121,16 @@ def test_states(prompter, text, state):
 def test_the_suffix_is_the_rest_of_the_question(prompter, cut):
   rest = tuple(prompter.tokenizer.encode(ASK[cut:]))
   text = "1 + 1 = 2." + ASK[:cut]
-  assert _read(prompter, text) == Reading("forced", suffix=rest)
-  assert _read(prompter, text, room=len(rest)) == Reading("forced", suffix=rest)
-  assert _read(prompter, text, room=len(rest) - 1) == Reading("truncated")
-  assert _read(prompter, "1 + 1 = 2." + ASK, room=0) == Reading("forced")
-
-
-def test_a_forced_verdict_is_asked_for_with_the_tokens_of_training(prompter):
-  text = "1 + 1 = 2."
-  written = prompter.rationale(text, True)
-  ids = prompter.tokenizer.encode(text)
-  assert [*ids, *_read(prompter, text).suffix] == written[:-2]
+  assert _read(prompter, text) == VerdictLocation("forced", suffix=rest)
+  assert _read(prompter, text, room=len(rest)) == VerdictLocation("forced", suffix=rest)
+  assert _read(prompter, text, room=len(rest) - 1) == VerdictLocation("truncated")
+  assert _read(prompter, "1 + 1 = 2." + ASK, room=0) == VerdictLocation("forced")
+  if not cut:  # the same tokens as in training
+    assert [*prompter.tokenizer.encode(text), *rest] == prompter.rationale(text, True)[:-2]
 
 
 def test_a_chat_ends_with_its_turn(gemma):
-  chat, other = Prompter(gemma, get_format("genrm_chat")), Prompter(gemma, FORM)
+  chat, other = Prompter(gemma, make_format("genrm_chat")), Prompter(gemma, FORM)
   body = gemma.encode("1 + 1 = 2.")
   assert chat.end_id != other.end_id == gemma.eos_id
   for prompter, read in ((chat, "missing"), (other, "forced")):

@@ -8,12 +8,12 @@ import tiny_model as tiny
 from genrm_jax.infer.engine import Engine, Rollout
 from genrm_jax.infer.sampling import SampleConfig, sample_keys
 from genrm_jax.records import VOTE_STATES, Vote
-from genrm_jax.text.prompts import Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer
 from genrm_jax.verifiers import votes as score
 
 CHAR = CharTokenizer()
-PROMPTER = Prompter(CHAR, get_format("compact"))
+PROMPTER = Prompter(CHAR, make_format("compact"))
 TRACKED = (PROMPTER.yes_id, PROMPTER.no_id)
 SETTINGS = SampleConfig(6)
 
@@ -125,8 +125,8 @@ def test_a_question_at_the_very_end_needs_no_room(monkeypatch):
 
 
 def test_a_question_cut_in_the_middle_is_completed(monkeypatch):
-  prompter = Prompter(CHAR, get_format("genrm_short"))
-  question = prompter.format.verdict_question
+  prompter = Prompter(CHAR, make_format("genrm_short"))
+  question = prompter.format.render(prompter.format.conclude)
   _generate_by_hand(monkeypatch, [["ab." + question[:n] for n in (0, 1, 17, len(question) - 1)]])
   prompt = prompter.cot("a?", "b")
   keys = jax.random.split(jax.random.key(0), (1, 4))

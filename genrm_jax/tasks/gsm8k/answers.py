@@ -1,8 +1,8 @@
-"""Final answers to GSM8K problems: found in a solution, brought to one form, compared.
+"""Extracts, normalises and compares final answers to GSM8K problems.
 
-The work for an answer is bounded by construction, whatever the text: a statement is looked for in the last
-`MAX_SOLUTION_CHARACTERS` of a solution, no more than `MAX_ANSWER_CHARACTERS` of it are read, and a number has no more
-than `MAX_DIGITS`.
+The work per answer is bounded by construction, whatever the text: a statement is searched for in the last
+`MAX_SOLUTION_CHARACTERS` of a solution, at most `MAX_ANSWER_CHARACTERS` of it are read, and a number has at most
+`MAX_DIGITS`.
 """
 
 import decimal
@@ -18,7 +18,7 @@ _MARK = "####"
 
 _PLAIN_INTEGER = re.compile(r"\s*\$?(0|[1-9][0-9]{0,30})\.?\s*\Z")  # nearly all answers
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?![0-9])|[0-9]+)"
-# A minus sign stands first, or between a space and a digit; between spaces it is an operation.
+# A minus sign comes first, or between a space and a digit; between spaces it is an operator.
 _SIGN = r"(?:(?:(?<![^(:])|(?<=[(:] ))-\s*|(?<=\s)-(?=[0-9.])|\bnegative\s+)?"
 _NUMBER = re.compile(
   rf"(?P<sign>{_SIGN})(?:"
@@ -29,14 +29,14 @@ _NUMBER = re.compile(
 _SCALES = {"hundred": 10**2, "k": 10**3, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _WORD = re.compile(rf"({'|'.join(_WORDS)})(?: (?!half|third|quarter)[a-z]+)?")
-# Beside a number, these make it part of something else: an operation, a variable, a part of a whole.
+# Next to a number, these make it part of something else: an operation, a variable, a fraction of a whole.
 _NOT_PLAIN = re.compile(
   r"[+*^×÷√]|[a-z)] - |\b(?:half|halves)\b|\b(?:a|one) (?:third|quarter)\b|(?<![a-z'])[b-fjn-rt-z](?![a-z'])"
   r"|(?<![a-z'0-9])k(?![a-z'])"
 )
 _EDGES = " :;,*\"'"
 _SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
-# What explains an answer is no part of it: "9 (1 more than 8)", "4 inches because 3.998 is rounded".
+# A remark that explains an answer is no part of it: "9 (1 more than 8)", "4 inches because 3.998 is rounded".
 _REMARK = re.compile(r"(?<=[a-z0-9.]) \((?:[^()]*[a-z][^()]*\)|[^()]*\)$)|,? (?:because|since|which|meaning|but) .*")
 _MARKUP = (
   (re.compile(r"\{,\}"), ","),
@@ -66,29 +66,29 @@ def extract_answer(text: str) -> str | None:
 
 
 def normalise_answer(text: str) -> str:
-  """The one form of an answer that equal answers share; "" where there is nothing.
+  """The normal form that equal answers share; "" for an empty answer.
 
-  A text with one number in it (or one number several times) is that number: without currency, thousands separators,
-  percent sign, units, markup, remarks; of an equation, what stands after the last "="; "3 1/2" and "7/2" are 3.5, "1/3"
-  stays a fraction. Anything else ("5 hours and 17 minutes", "9 or 10", "x + 9", "7:08 pm") is folded text: lower case,
-  no white space around, no period at the end. Beyond `MAX_ANSWER_CHARACTERS`, up to the next white space before, a text
-  is not read.
+  A text with one number in it (or one number several times) becomes that number, without currency, thousands
+  separators, percent sign, units, markup and remarks; of an equation, the side after the last "=" counts. "3 1/2" and
+  "7/2" become 3.5, "1/3" stays a fraction. Any other text ("5 hours and 17 minutes", "9 or 10", "x + 9", "7:08 pm") is
+  folded: lower case, stripped, without a final period. Only the words within the first `MAX_ANSWER_CHARACTERS` are
+  read.
 
       "$1,234.50." -> "1234.5"   "**72** miles" -> "72"   "4 + 5 = 9" -> "9"   "50%" -> "50"   "2 thousand" -> "2000"
       "12 500" -> "12500"   "4 (3.998, rounded)" -> "4"   "2 & 2/3" -> "8/3"   "two times" -> "2"
   """
-  text = _first_words(text)
+  text = _whole_words(text)
   if integer := _PLAIN_INTEGER.match(text):
     return integer[1]
-  plain = _first_words(text.casefold())
-  while (cleaned := _plain(plain)) != plain:  # what stood around markup may be markup; each round shortens
+  plain = _whole_words(text.casefold())
+  while (cleaned := _plain(plain)) != plain:  # removing markup may reveal more of it; each round shortens the text
     plain = cleaned
   value = _value(plain)
   return _shown(value) if value is not None else plain
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
-  """Whether two answers are the same after normalisation; None and "" are the same as nothing."""
+  """Whether two answers are the same after normalisation; None and "" equal nothing, not even themselves."""
   if a is None or b is None:
     return False
   left = normalise_answer(a)
@@ -96,12 +96,12 @@ def same_answer(a: str | None, b: str | None) -> bool:
 
 
 def stated_line(text: str) -> str:
-  """The first line of `text` with something on it, as far as an answer is read."""
-  return next((line for line in _first_words(text).splitlines() if line.strip()), "")
+  """The first line of `text` that is not blank, as far as an answer is read."""
+  return next((line for line in _whole_words(text).splitlines() if line.strip()), "")
 
 
-def _first_words(text: str) -> str:
-  """The words within the first `MAX_ANSWER_CHARACTERS`: half a number would be another number."""
+def _whole_words(text: str) -> str:
+  """The whole words within the first `MAX_ANSWER_CHARACTERS`: half a number would be a different number."""
   if len(text) <= MAX_ANSWER_CHARACTERS:
     return text
   if text[MAX_ANSWER_CHARACTERS].isspace():
@@ -111,7 +111,7 @@ def _first_words(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-  """Folded text without markup and currency; white space folded."""
+  """The text without markup and currency, with white space folded."""
   for pattern, instead in _MARKUP:
     text = pattern.sub(instead, text)
   text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), " ".join(text.split()))
@@ -119,7 +119,7 @@ def _plain(text: str) -> str:
 
 
 def _value(plain: str) -> fractions.Fraction | None:
-  """The one number that a plain text states, None where it states none or several."""
+  """The only number that a plain text states; None where it states none or several."""
   if word := _WORD.fullmatch(plain):
     return fractions.Fraction(_WORDS.index(word[1]))
   bare = _REMARK.sub("", plain)
@@ -142,7 +142,7 @@ def _is_within_word(text: str, match: re.Match[str]) -> bool:
 
 
 def _number(match: re.Match[str]) -> fractions.Fraction | None:
-  """The value of a match of `_NUMBER`; None where it has none (x/0) or too many digits to be meant."""
+  """The value of a match of `_NUMBER`; None for x/0 and for more than `MAX_DIGITS`."""
   if len(match[0]) > MAX_DIGITS:
     return None
   digits = {k: v.replace(",", "") for k, v in match.groupdict().items() if v and k not in ("sign", "scale")}
@@ -156,7 +156,7 @@ def _number(match: re.Match[str]) -> fractions.Fraction | None:
 
 
 def _shown(value: fractions.Fraction) -> str:
-  """Digits where they end, else a fraction in lowest terms."""
+  """A decimal where it terminates, else a fraction in lowest terms."""
   rest = value.denominator
   for prime in (2, 5):
     while rest % prime == 0:

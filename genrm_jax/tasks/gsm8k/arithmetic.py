@@ -1,7 +1,7 @@
-"""False equations in the text of a solution: the slips that a calculator finds.
+"""Finds false equations in the text of a solution: the slips that a calculator would catch.
 
-Only what is meant as arithmetic for certain is judged: plain numbers, joined by + - * / (also x, × and ÷), an equals
-sign, a plain number. Brackets, units within, percentages and powers are passed over, so some slips are not seen.
+Only what is certainly meant as arithmetic is judged: plain numbers joined by + - * / (also x, × and ÷), an equals sign,
+and a plain number. Brackets, inner units, percentages and powers are skipped, so some slips go unnoticed.
 """
 
 import fractions
@@ -15,7 +15,7 @@ _EQUATION = re.compile(
 )
 _PART = re.compile(r"[-+*/x×÷−]|[0-9.]+")
 _BULLET = re.compile(r"(?:\A|\n)[ \t]*[-*+][ \t]*\Z")
-# Before it, these make an equation the end of a longer one; after it, its right side is one, or is no plain number.
+# Before an equation, these make it the end of a longer one; after it, its right side goes on or is no plain number.
 _LONGER_BEFORE = re.compile(
   r"(?:[-+*/×÷−^)%]|[0-9]|(?:[%0-9]|percent|half|thirds?|quarters?|ths?) of|(?:pl[iy]|vid)\w+ by"
   r"|\b(?:x|times|plus|minus))[ \t]*\Z"
@@ -24,9 +24,9 @@ _LONGER_AFTER = re.compile(r"\s*(?:[-+*/×÷−^(%]|x\b|r(?:emainder)?\b|percent
 
 
 def false_equations(text: str) -> list[str]:
-  """The equations of a text that are not true, as they stand there.
+  """The false equations of a text, verbatim.
 
-  A result may be rounded to the decimals that it is shown with, up or down, where it cannot be shown in full.
+  A result with too many decimals to write down may be rounded, up or down, to those that are shown.
 
       "48 / 2 = 24 and 48 + 24 = 62"  -> ["48 + 24 = 62"]      "10 / 3 = 3.33"  -> []      "2 * (3 + 4) = 9"  -> []
   """
@@ -60,7 +60,7 @@ def _value(expression: str) -> fractions.Fraction | None:
 
 
 def _shows(shown: str, value: fractions.Fraction) -> bool:
-  """Whether a number as it is shown is the value, or the value rounded to its decimals."""
+  """Whether a written number is the value, or the value rounded to the decimals shown."""
   digits = shown.replace(",", "").replace("$", "").strip()
   unit = fractions.Fraction(1, 10 ** len(digits.partition(".")[2]))
   off = abs(fractions.Fraction(digits) - value)
@@ -68,10 +68,10 @@ def _shows(shown: str, value: fractions.Fraction) -> bool:
 
 
 def plant_slip(text: str, rng: random.Random) -> str | None:
-  """The solution with a wrong result in its last equation, carried on to its end; None where none can be changed.
+  """The solution with a wrong result in its last equation, carried through to the end; None where that is impossible.
 
-  A digit of the result is another one, there and wherever the same number stands after it: only arithmetic tells. A
-  solution that has a false equation already is not changed.
+  One digit of the result is changed, there and wherever the same number occurs later, so that only arithmetic reveals
+  it. None as well for a solution that has a false equation already.
   """
   equations = list(_EQUATION.finditer(text))
   if not equations or false_equations(text):

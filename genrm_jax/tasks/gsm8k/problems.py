@@ -1,10 +1,8 @@
 """GSM8K: grade-school maths problems with a number for an answer (Cobbe et al., 2021), from files or TFDS.
 
-Answers are read by `gsm8k_answers.py`; the solutions and rationales that the paper's authors released by
-`gsm8k_released.py`.
+answers.py reads and compares answers; released.py reads the solutions and rationales that the paper's authors released.
 """
 
-import dataclasses
 import os
 import re
 from typing import Any
@@ -20,21 +18,6 @@ PathLike = str | os.PathLike[str]
 
 SPLITS = ("train", "test")
 _FOLDERS = ("grade-school-math/grade_school_math/data", "grade_school_math/data", "")
-
-
-@dataclasses.dataclass(frozen=True)
-class GSM8K:
-  """The task, as `tasks/base.py` wants it."""
-
-  name: str = "gsm8k"
-
-  def extract_answer(self, text: str) -> str | None:
-    """See `gsm8k_answers.extract_answer`."""
-    return answers.extract_answer(text)
-
-  def same_answer(self, a: str | None, b: str | None) -> bool:
-    """See `gsm8k_answers.same_answer`."""
-    return answers.same_answer(a, b)
 
 
 def read_problems(data_dir: PathLike, split: str) -> list[Problem]:
@@ -54,7 +37,7 @@ def read_problems(data_dir: PathLike, split: str) -> list[Problem]:
       try:
         problems.append(_problem(f"gsm8k/{split}/{number - 1:05d}", split, json_object(line)))
       except RowError as e:
-        raise UserError(f"{path}:{number}: {e}; is this the file it should be? Take it from a fresh clone") from e
+        raise UserError(f"{path}:{number}: {e}; is this the right file? Take it from a fresh clone") from e
   return problems
 
 
@@ -65,7 +48,7 @@ def read_problems_tfds(split: str, data_dir: PathLike | None = None) -> list[Pro
 
   Args:
     split: "train" or "test".
-    data_dir: where the dataset is, or will be, prepared; None for TFDS's own place.
+    data_dir: where the dataset is, or will be, prepared; None for TFDS's default.
 
   Raises:
     UserError: unknown split, TFDS is not installed, or the dataset can neither be found nor prepared.
@@ -76,12 +59,12 @@ def read_problems_tfds(split: str, data_dir: PathLike | None = None) -> list[Pro
     from tensorflow_datasets.text.gsm8k import gsm8k as tfds_gsm8k
   except ImportError as e:
     raise UserError(
-      f"reading GSM8K through TFDS needs a package that is not here ({e}); pip install 'genrm-jax[tfds]', or clone "
+      f"reading GSM8K through TFDS needs a missing package ({e}); pip install 'genrm-jax[tfds]', or clone "
       "https://github.com/openai/grade-school-math and read its files"
     ) from e
   where = None if data_dir is None else os.fspath(data_dir)
   try:
-    # By its class: the name "gsm8k" is found only where the data is prepared already, or with TensorFlow.
+    # By its class: the name "gsm8k" is known only where the data has been prepared, or with TensorFlow.
     builder = tfds_gsm8k.Gsm8k(data_dir=where, file_format="array_record")
     builder.download_and_prepare()
     source = builder.as_data_source(split=split)
@@ -95,7 +78,7 @@ def read_problems_tfds(split: str, data_dir: PathLike | None = None) -> list[Pro
 
 
 def problem_key(question: str) -> str:
-  """A question with its white space folded: by this the same problem is found in different releases."""
+  """A question with its white space folded, by which the same problem is found in different releases."""
   return " ".join(question.split())
 
 
@@ -114,7 +97,7 @@ def _problem(problem_id: str, split: str, row: dict[str, Any]) -> Problem:
   if not mark or not answer:
     raise RowError('field "answer" does not end in "#### <number>"')
   steps = re.sub(r"<<.*?>>", "", steps).strip()
-  # The solutions of the release end in these words, so a worked solution does too.
+  # As the solutions of the release end.
   reference = f"{steps}\nThe answer is {answer}."
   return Problem(problem_id, "gsm8k", split, question.strip(), answer, reference)
 

@@ -1,12 +1,12 @@
-"""The released solutions and raw rationales of GSM8K as records, in two passes, so that no rationale is held in memory.
+"""The released GSM8K solutions and raw rationales as records, in two passes, so that rationales are streamed.
 
     bad = BadRows()
     release = scan(data_dir, train, rounds, bad)               # problems and their distinct solutions
     for rationale in iter_rationales(data_dir, release, rounds, bad): ...
 
 Problems are GSM8K's train problems, matched by `problem_key`; the release's `question_id` is their index in TFDS.
-Labels are the release's: of solutions that say "The answer is" twice, say, it judged the first, and it cut decimals off
-(`python -m experiments.studies.gsm8k_answers` lists how they differ from ours).
+Labels are the release's. They differ from ours where, for instance, a solution says "The answer is" twice (the release
+judged the first) or has decimals (it truncated them); `python -m experiments.studies.gsm8k_answers` lists all.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ _TWO_LABELS = "same solution with two labels"
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-  """What was read, without the rationales.
+  """The problems and candidates of the release.
 
   Attributes:
     problems: those with solutions, sorted by id.
-    candidates: by problem id, its distinct solutions: those of the pool in the order in which they were sampled, then
-      those that only the direct set has. A candidate's index is its place there, `correct` the released label,
-      `answer` what `gsm8k_answers.extract_answer` reads.
+    candidates: the distinct solutions by problem id: those of the pool in sampling order, then those that only the
+      direct set has. A candidate's index is its position there, `correct` the released label, `answer` what
+      `answers.extract_answer` reads.
     by_text: the same candidates by problem id and text.
-    rounds: which rounds of the pool were read.
+    rounds: the rounds of the pool that were read.
     train: all of GSM8K's train problems, by `problem_key`.
   """
 
@@ -46,15 +46,15 @@ class Release:
 
 
 def scan(data_dir: PathLike, train: Sequence[Problem], rounds: Sequence[int], bad: BadRows) -> Release:
-  """One pass over the pool: problems and their distinct solutions.
+  """Reads the pool once: problems and their distinct solutions.
 
-  Memory: 0.8 KB a distinct solution (the pool of the full release has some 310,000).
+  Memory: 0.8 KB per distinct solution (the pool of the full release has some 310,000).
 
   Args:
     data_dir: the folder that holds a clone of genrm-critiques, or the clone.
     train: GSM8K's train problems, from files or TFDS.
     rounds: which of the four rounds of the pool.
-    bad: counts the rows that are left out. Of a solution with two labels the first is taken.
+    bad: counts the rows that are left out. Of a solution with two labels the first counts.
 
   Raises:
     UserError: as `iter_pool` does.
@@ -80,10 +80,10 @@ def scan(data_dir: PathLike, train: Sequence[Problem], rounds: Sequence[int], ba
 
 
 def with_direct_set(release: Release, data_dir: PathLike, bad: BadRows) -> Release:
-  """The same with the solutions of the direct set, of both its splits, after those of the pool.
+  """The release with the solutions of the direct set, from both of its splits, after those of the pool.
 
-  They were chosen by their labels (at most 16 of each a problem), and most are in the pool: to train on, not to
-  evaluate with. Their `source` is `DIRECT_SOURCE`.
+  They were selected by label (at most 16 of each per problem), and most are in the pool, so they are for training and
+  not for evaluation. Their `source` is `DIRECT_SOURCE`.
 
   Raises:
     UserError: as `iter_direct` does.
@@ -111,26 +111,26 @@ def with_direct_set(release: Release, data_dir: PathLike, bad: BadRows) -> Relea
 
 
 def iter_rationales(data_dir: PathLike, release: Release, rounds: Sequence[int], bad: BadRows) -> Iterator[Rationale]:
-  """A second pass over the pool: its raw rationales, by round; a rationale's index counts those of its candidate.
+  """Reads the pool again: its raw rationales, by round; a rationale's index counts those of its candidate.
 
   They are as released: `kept` is True and `verdict` None for all; reading and filtering come later.
 
   Args:
-    data_dir: as `scan` had it.
-    release: what `scan` found.
+    data_dir: as in `scan`.
+    release: the result of `scan`.
     rounds: all or some of the rounds that `scan` read.
-    bad: counts the rows that are left out, as `scan` did; the counts of a file start anew.
+    bad: counts the rows that are left out, as in `scan`; the counts of a file restart.
 
   Raises:
-    UserError: as `scan` does, or if the files are no longer those that `scan` read.
+    UserError: as `scan` does, or if the files have changed since `scan` read them.
   """
   counts = {name: [0] * len(pool) for name, pool in release.candidates.items()}
   for problem, row in _pool_rows(data_dir, rounds, bad, release.train):
     candidate = release.by_text.get(problem.id, {}).get(row.solution)
     if candidate is None:
       raise UserError(
-        f"{row.place}: a solution that was not there when rounds {', '.join(map(str, release.rounds))} were read "
-        "first; did the file change meanwhile? Run the command again"
+        f"{row.place}: a solution that is new since rounds {', '.join(map(str, release.rounds))} were first read; did "
+        "the file change meanwhile? Run the command again"
       )
     if candidate.correct != row.correct:
       bad.note(_TWO_LABELS, row.place)
@@ -148,7 +148,7 @@ def _candidate(problem: Problem, index: int, text: str, correct: bool, source: s
 def _pool_rows(
   data_dir: PathLike, rounds: Sequence[int], bad: BadRows, train: dict[str, Problem]
 ) -> Iterator[tuple[Problem, PoolRow]]:
-  """The pool's rows with their problems. Rows with another answer to theirs are left out."""
+  """The pool's rows with their problems. Rows whose target is not the problem's answer are left out."""
   for row in iter_pool(data_dir, rounds, bad):
     if problem := _problem_of(row, train, bad):
       if answers.same_answer(row.target, problem.answer):

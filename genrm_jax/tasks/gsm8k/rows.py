@@ -1,11 +1,11 @@
-"""Rows of the released GSM8K data (github.com/genrm-star/genrm-critiques), one at a time; bad ones are counted.
+"""Streams the rows of the released GSM8K data (github.com/genrm-star/genrm-critiques) and counts the bad ones.
 
     critiques/rm_{correct,incorrect}_solutions_batch_NN[_val].zip         (problem, solution, Yes/No): `iter_direct`
     critiques/critiques_{correct,incorrect}_solutions_batch_NN[_val].zip  the same with a rationale: `iter_critiques`
     critiques/data_collection/critique_gen_*_round_R_shard_S.jsonl.gz     raw rationales, four per solution: `iter_pool`
 
 A row that cannot be used is left out and counted by file and reason (`BadRows`); a file that is damaged, missing or
-full of such rows is a UserError.
+full of such rows raises a UserError.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from etils import epath
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.prompts import RELEASED
 
 PathLike = str | os.PathLike[str]
 Row = TypeVar("Row")
@@ -34,7 +35,7 @@ MAX_BAD_SHARE = 0.05
 _FOLDERS = ("genrm-critiques/critiques", "critiques", "")
 CLONE = "git clone https://github.com/genrm-star/genrm-critiques"
 _QUESTION, _SOLUTION = "\n\nQ: ", "\nA: Let's think step by step.\n"
-_ASK, _ASK_COT = "\nVerification: Is the answer correct (Yes/No)?", "\nVerification: Let's verify step by step."
+_ASK, _ASK_COT = RELEASED.render(RELEASED.verify), RELEASED.verify_cot.rstrip()
 _LABELS = {" Yes": True, " No": False}
 _OTHER_FILE = "label disagrees with the file's name"
 _NUM_PLACES = 3
@@ -60,7 +61,7 @@ class DirectRow(NamedTuple):
 
 
 class CritiqueRow(NamedTuple):
-  """A solution and a filtered rationale, which ends in the verdict."""
+  """A solution and a filtered rationale, which ends with the verdict."""
 
   question: str
   solution: str
@@ -70,7 +71,7 @@ class CritiqueRow(NamedTuple):
 
 
 class PoolRow(NamedTuple):
-  """A solution and one raw, unfiltered rationale; `round` tells which of the four."""
+  """A solution and one raw, unfiltered rationale; `round` says which of the four."""
 
   question: str
   solution: str
@@ -89,7 +90,7 @@ class RowError(Exception):
 
 @dataclasses.dataclass
 class _Tally:
-  """Of one file: how many rows (0 until it is read to its end), and the lines of the bad ones by reason."""
+  """One file: its number of rows (0 until it is read to the end), and the bad ones by reason."""
 
   num_rows: int = 0
   lines: dict[str, list[int]] = dataclasses.field(default_factory=dict)
@@ -97,31 +98,31 @@ class _Tally:
 
 
 class BadRows:
-  """Rows that were left out, counted by file and reason. A file that is read again is counted anew."""
+  """Counts the rows that were left out, by file and reason. Counts of a file restart when it is read again."""
 
   def __init__(self) -> None:
     self._tallies: dict[str, _Tally] = {}
 
   def begin(self, file: str) -> None:
-    """A file is read from its start."""
+    """Starts the counts of a file."""
     self._tallies[file] = _Tally()
 
   def note(self, reason: str, place: Place) -> None:
-    """A row was left out."""
+    """Counts a row that was left out."""
     tally = self._tallies.setdefault(place.file, _Tally())
     tally.counts[reason] = tally.counts.get(reason, 0) + 1
     if tally.counts[reason] <= _NUM_PLACES:
       tally.lines.setdefault(reason, []).append(place.line)
 
   def end(self, file: str, num_rows: int) -> None:
-    """A file was read to its end. Raises UserError if it has no row, or as `check` does."""
+    """Ends the counts of a file. Raises UserError if it has no row, or as `check` does."""
     if not num_rows:
-      raise UserError(f"{file}: holds no row; {CLONE} anew")
+      raise UserError(f"{file}: holds no row; {CLONE} again")
     self._tallies[file].num_rows = num_rows
     self._check(file)
 
   def check(self) -> None:
-    """UserError if more than 5% of the rows of a file are bad: then it is another file, or a damaged one."""
+    """Raises UserError if more than 5% of the rows of a file are bad, so that it must be the wrong file or damaged."""
     for file in self._tallies:
       self._check(file)
 
@@ -132,11 +133,11 @@ class BadRows:
       reason = max(tally.counts, key=lambda r: tally.counts[r])
       raise UserError(
         f"{file}: {bad} of {tally.num_rows} rows cannot be used, most of them because: {reason} (first in line "
-        f"{tally.lines[reason][0]}); is this the file it should be? {CLONE} anew"
+        f"{tally.lines[reason][0]}); is this the right file? {CLONE} again"
       )
 
   def to_dict(self) -> dict[str, Any]:
-    """Rows read, rows left out, and of each file with any: their number and first lines by reason."""
+    """The number of rows read and left out, and per file with any their number and first lines by reason."""
     files = {
       file: {
         "rows": t.num_rows,
@@ -153,7 +154,7 @@ class BadRows:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-  """A line of someone else's JSONL file; RowError where it is none."""
+  """The object in a line of JSONL; RowError where there is none."""
   if len(line) > MAX_ROW_BYTES:
     raise RowError(f"longer than {MAX_ROW_BYTES} bytes")
   try:
@@ -166,7 +167,7 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def text_field(row: dict[str, Any], name: str) -> str:
-  """A field of such a line; RowError where it is missing or not text."""
+  """A text field of a row; RowError where it is missing or not text."""
   value = row.get(name)
   if not isinstance(value, str):
     raise RowError(f'field "{name}" is {"not text" if name in row else "missing"}')
@@ -195,13 +196,13 @@ def iter_critiques(data_dir: PathLike, split: str, bad: BadRows) -> Iterator[Cri
 
 
 def iter_pool(data_dir: PathLike, rounds: Sequence[int], bad: BadRows) -> Iterator[PoolRow]:
-  """The raw pool: all rows of these rounds, by round, shard, and correct solutions first.
+  """The raw pool: all rows of these rounds, by round, then shard, correct solutions first.
 
-  A row whose label is not what its own `extracted_answer` and `target` say is left out: in the release they never
-  disagree, so one of the three was changed, and which one cannot be known.
+  A row whose label contradicts its own `extracted_answer` and `target` is left out: in the release they never disagree,
+  so one of the three was changed, and there is no telling which.
 
   Raises:
-    UserError: no file of one of the rounds, or of a shard that another round has; or as `iter_direct` does.
+    UserError: a round has no file, or lacks a shard that another round has; or as `iter_direct` does.
   """
   for number, path in _pool_files(data_dir, rounds):
     parse = functools.partial(_pool_row, number, _is_of_correct(path))
@@ -247,7 +248,7 @@ def _pool_row(number: int, of_correct: bool, row: dict[str, Any], place: Place) 
 
 
 def _rows(stream: Any, file: str, parse: Callable[[dict[str, Any], Place], Row], bad: BadRows) -> Iterator[Row]:
-  """The rows of a JSONL stream that `parse` takes; the others are noted."""
+  """The rows of a JSONL stream that `parse` accepts; counts the others."""
   bad.begin(file)
   number = 0
   for number, line in enumerate(_lines(io.BufferedReader(stream, 1 << 16)), start=1):
@@ -262,7 +263,7 @@ def _rows(stream: Any, file: str, parse: Callable[[dict[str, Any], Place], Row],
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-  """Lines, of which none takes more memory than a row may: the rest of a longer one is skipped."""
+  """Lines in bounded memory: of a line longer than `MAX_ROW_BYTES` the rest is skipped."""
   while line := stream.readline(MAX_ROW_BYTES + 1):
     yield line
     while len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
@@ -271,13 +272,13 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
         break
 
 
-def _parse_inputs(inputs: str, ask: str) -> tuple[str, str]:
+def _parse_inputs(inputs: str, request: str) -> tuple[str, str]:
   """The question and solution of `instruction, Q: ..., A: Let's think step by step. ..., Verification: ...`."""
   _, is_question, rest = inputs.partition(_QUESTION)
   question, is_solution, rest = rest.partition(_SOLUTION)
-  solution, asked, after = rest.rpartition(ask)
-  if not (is_question and is_solution and asked) or after.strip():
-    raise RowError(f'field "inputs" is not of the form "Q: ... A: Let\'s think step by step. ... {ask.strip()}"')
+  solution, is_request, after = rest.rpartition(request)
+  if not (is_question and is_solution and is_request) or after.strip():
+    raise RowError(f'field "inputs" is not of the form "Q: ... A: Let\'s think step by step. ... {request.strip()}"')
   if not solution.strip():
     raise RowError("empty solution")
   return question, solution
@@ -298,7 +299,7 @@ def _full_field(row: dict[str, Any], name: str, what: str) -> str:
 
 
 def _is_of_correct(path: epath.Path) -> bool:
-  """Whether a file is one of correct solutions, by its name."""
+  """Whether a file holds correct solutions, by its name."""
   return "_correct_" in path.name
 
 
@@ -318,7 +319,7 @@ def _batches(data_dir: PathLike, kind: str, split: str) -> list[epath.Path]:
 
 
 def _pool_files(data_dir: PathLike, rounds: Sequence[int]) -> list[tuple[int, epath.Path]]:
-  """The files of these rounds with their round, by round and shard, correct solutions first."""
+  """(round, file) by round, then shard, correct solutions first."""
   folder = _folder(data_dir) / "data_collection"
   name = re.compile(r"critique_gen_(correct|incorrect)_solutions_round_(\d+)_shard_(\d+)\.jsonl\.gz")
   matches = [m for p in (folder.iterdir() if folder.exists() else ()) if (m := name.fullmatch(p.name))]
@@ -353,15 +354,15 @@ def _zip_rows(path: epath.Path, parse: Callable[[dict[str, Any], Place], Row], b
   with _damage(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
     names = [n for n in archive.namelist() if n.endswith(".jsonl") and not n.startswith("__MACOSX")]
     if len(names) != 1:
-      raise UserError(f"{path}: holds {len(names)} JSONL files, expected one; {CLONE} anew")
+      raise UserError(f"{path}: holds {len(names)} JSONL files, expected one; {CLONE} again")
     with archive.open(names[0]) as stream:
       yield from _rows(stream, f"{path}/{names[0]}", parse, bad)
 
 
 @contextlib.contextmanager
 def _damage(path: epath.Path) -> Iterator[None]:
-  """Turns what a cut or changed archive raises into a UserError."""
+  """Turns the errors of a truncated or corrupt archive into a UserError."""
   try:
     yield
   except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as e:
-    raise UserError(f"{path}: damaged or cut short ({e}); {CLONE} anew, with git-lfs where it asks for it") from e
+    raise UserError(f"{path}: damaged or truncated ({e}); {CLONE} again, with git-lfs where it asks for it") from e

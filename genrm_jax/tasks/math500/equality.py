@@ -4,9 +4,9 @@ r"""Whether two mathematical answers are the same, within a time limit.
       equal(r"\frac{1}{2}", "0.5")    # True
       equal("2", "9^{9^{9^9}}")       # None, and counted: equal.counts["timed out"] == 1
 
-Answers that are the same text need no library. The others are compared by math-verify (Hugging Face), which reads LaTeX
-into sympy, in a process of its own (math_worker.py): there is no other way to stop sympy for certain. That process
-serves many comparisons; one that takes too long or dies is counted, and the next comparison starts another.
+Identical texts need no library. Other answers are compared by math-verify (Hugging Face), which parses LaTeX into
+sympy, in a subprocess (worker.py), since sympy cannot be interrupted reliably otherwise. The subprocess serves many
+comparisons; one that times out or crashes is counted, and the next comparison starts a new subprocess.
 """
 
 import collections
@@ -24,44 +24,44 @@ import time
 
 from genrm_jax.runtime.errors import UserError
 
-MAX_CHARACTERS = 1000  # of an answer that is worth comparing; the longest of MATH have about 150
+MAX_CHARACTERS = 1000  # longer answers are not compared; the longest of MATH have about 150
 
-# What may come of a comparison. Those of FAILED say nothing about the answers.
+# Outcomes of a comparison. Those of FAILED say nothing about the answers.
 SAME_TEXT, EQUAL, DIFFERENT, UNREADABLE = "same text", "equal", "different", "unreadable"
 TOO_LONG, TIMED_OUT, DIED = FAILED = ("too long", "timed out", "died")
 
-_START_SECONDS = 120.0  # to import sympy; a cold disk or a busy machine may need many
-_WORKER = pathlib.Path(__file__).with_name("math_worker.py")
+_START_SECONDS = 120.0  # to import sympy, which takes long on a cold disk or a busy machine
+_WORKER = pathlib.Path(__file__).with_name("worker.py")
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\?\$|~|\\(?:left|right)(?![a-zA-Z])|\s")
 _FRAC = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
 def plain(answer: str) -> str:
-  """The answer without what only changes its looks: spaces, `$`, a period at the end, the sizes of fractions, brackets.
+  """The answer without formatting: spaces, `$`, a final period, sizes of fractions and brackets.
 
-  It is to be compared, not read: `\\pi r` becomes `\\pir`.
+  For comparison only: `\\pi r` becomes `\\pir`.
   """
   return _FRAC.sub(r"\\frac", _SPACES.sub("", answer)).rstrip(".")
 
 
 def check_installed() -> None:
-  """UserError where there is no math-verify."""
+  """Raises UserError where math-verify is not installed."""
   if importlib.util.find_spec("math_verify") is None:
     raise UserError("comparing mathematical answers needs math-verify: pip install 'genrm-jax[math]'")
 
 
 class MathEqual:
-  """Compares answers; to be used in a `with`, at whose end its process ends.
+  """Compares answers. A context manager, which ends the subprocess.
 
   Attributes:
-    counts: comparisons by what came of them.
+    counts: comparisons by outcome.
   """
 
   def __init__(self, seconds: float):
-    """`seconds` of CPU time are the limit of a comparison, and ten times as many on the clock.
+    """Limits a comparison to `seconds` of CPU time, and to ten times as many of wall time.
 
     Raises:
-      UserError: no such time limit, or math-verify is not installed.
+      UserError: the limit is not positive and finite, or math-verify is not installed.
     """
     if not 0 < seconds < math.inf:
       raise UserError(f"the time limit of a comparison must be more than 0 seconds, not {seconds}")
@@ -77,13 +77,13 @@ class MathEqual:
     self._stop()
 
   def __call__(self, target: str, answer: str) -> bool | None:
-    """Whether `answer` says the same as `target`, the right one; None where it could not be found out.
+    """Whether `answer` equals `target`, the right one; None where the comparison failed.
 
-    The order matters where one is an equation. Where the library cannot read one, other texts are other answers.
+    The order matters where one is an equation. Answers that the library cannot parse are equal only as texts.
     """
-    what = self._compare(target, answer)
-    self.counts[what] += 1
-    return None if what in FAILED else what in (SAME_TEXT, EQUAL)
+    outcome = self._compare(target, answer)
+    self.counts[outcome] += 1
+    return None if outcome in FAILED else outcome in (SAME_TEXT, EQUAL)
 
   def _compare(self, target: str, answer: str) -> str:
     if max(len(target), len(answer)) > MAX_CHARACTERS:
@@ -96,11 +96,11 @@ class MathEqual:
       return _reply(worker, 10 * self._seconds)
     except (TimeoutError, EOFError, OSError) as e:
       self._stop()
-      over = isinstance(e, TimeoutError) or worker.returncode == -signal.SIGPROF
-      return TIMED_OUT if over else DIED
+      timed_out = isinstance(e, TimeoutError) or worker.returncode == -signal.SIGPROF
+      return TIMED_OUT if timed_out else DIED
 
   def _start(self) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", str(_WORKER), str(self._seconds)]  # -P: modules beside it are none of its own
+    command = [sys.executable, "-P", str(_WORKER), str(self._seconds)]  # -P: it must not import its neighbours
     self._worker = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
     )
@@ -109,26 +109,26 @@ class MathEqual:
     except (TimeoutError, EOFError) as e:
       self._stop()
       raise UserError(
-        f"the process that compares answers did not start ({type(e).__name__}); see what this says: {' '.join(command)}"
+        f"the process that compares answers did not start ({type(e).__name__}); to see why, run {' '.join(command)}"
       ) from e
     return self._worker
 
   def _stop(self) -> None:
     if self._worker is None:
       return
-    with self._worker as worker:  # closes its pipes and waits
+    with self._worker as worker:  # closes the pipes and waits
       worker.kill()
     self._worker = None
 
 
 def _ask(worker: subprocess.Popen[bytes], line: bytes) -> None:
-  """Sends a line, which is shorter than what a pipe holds, so that this does not wait."""
+  """Sends a line. It fits into the buffer of a pipe, so this does not block."""
   assert worker.stdin is not None
   worker.stdin.write(line)
 
 
 def _reply(worker: subprocess.Popen[bytes], seconds: float) -> str:
-  """The next line of the process. TimeoutError if none comes in time, EOFError if none will."""
+  """The next line from the process. TimeoutError if none comes in time, EOFError if the process has ended."""
   assert worker.stdout is not None
   end, line = time.monotonic() + seconds, b""
   while not line.endswith(b"\n"):
@@ -142,5 +142,5 @@ def _reply(worker: subprocess.Popen[bytes], seconds: float) -> str:
 
 
 def version() -> str:
-  """The library that compares, and its version."""
+  """The name and version of the library that compares."""
   return f"math-verify {importlib.metadata.version('math-verify')}"

@@ -1,7 +1,7 @@
-r"""Problems like those of MATH500, harder than those of training, and others' solutions to them, from files.
+r"""Reads MATH500 problems and solutions to them from files, and grades the solutions.
 
-For evaluation only (the paper's easy-to-hard generalisation; the problems are of Hendrycks et al. 2021, the 500 of
-Lightman et al. 2023). Both files hold a JSON object a line:
+For evaluation only: the paper's easy-to-hard generalisation (problems by Hendrycks et al. 2021, the 500 chosen by
+Lightman et al. 2023). Both files hold one JSON object per line:
 
     {"problem": "...", "solution": "... \\boxed{7}.", "answer": "7", "subject": "...", "level": 2, "unique_id": "..."}
     {"problem": "...", "solution": "... The answer is 7."}
@@ -23,7 +23,7 @@ from genrm_jax.tasks.math500.equality import MAX_CHARACTERS, plain
 
 PathLike = str | os.PathLike[str]
 
-# (right answer, answer) -> whether they are the same, None where that could not be found out: math_equal.MathEqual.
+# (right answer, answer) -> whether they are equal, None where the comparison failed; see equality.MathEqual.
 Equal = Callable[[str, str], bool | None]
 
 _TEXT, _LABEL, _LEVEL = (str,), (bool,), (str, int)
@@ -33,7 +33,7 @@ _SOLUTION = {"problem": _TEXT, "unique_id": _TEXT, "solution": _TEXT, "correct":
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-  """A line of a file of solutions. `correct` is what the file says, None where it does not say."""
+  """A line of a file of solutions. `correct` is the label in the file, None where it has none."""
 
   problem_id: str
   text: str
@@ -42,7 +42,7 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-  """A candidate, where its answer stood (see `read_answer`), and whether it is the right one (None: see `Equal`)."""
+  """A candidate, where its answer was found (see `read_answer`), and whether that is the right one (see `Equal`)."""
 
   candidate: Candidate
   where: str
@@ -54,13 +54,13 @@ class Graded:
 
 
 def read_problems(path: PathLike) -> list[Problem]:
-  """The problems of a file, in its order; `unique_id` is the id, or else `math500/<line from 0>`.
+  """The problems in a file, in order; the id is `unique_id`, or else `math500/<line from 0>`.
 
-  `problem` and `answer` have to be there. `subject` and `level` are not kept.
+  `problem` and `answer` are required. `subject` and `level` are dropped.
 
   Raises:
     UserError: no such file, no problem in it; or `path:line`, for a line that is no JSON object, a field that is
-      missing, unknown or of another type, no answer, or a problem that was there before.
+      missing, unknown or of the wrong type, an empty answer, or a repeated problem.
   """
   problems: list[Problem] = []
   seen: dict[str, str] = {}
@@ -75,12 +75,12 @@ def read_problems(path: PathLike) -> list[Problem]:
       seen[key] = place
     problems.append(Problem(problem_id, "math500", "eval", row["problem"].strip(), answer, row.get("solution", "")))
   if not problems:
-    raise UserError(f"{os.fspath(path)}: the file holds no problem; give one with a problem a line")
+    raise UserError(f"{os.fspath(path)}: the file holds no problem; give one with a problem per line")
   return problems
 
 
 def read_solutions(path: PathLike, problems: Sequence[Problem]) -> dict[str, list[Solution]]:
-  """The solutions to each problem, by its id and in the file's order. A line names its problem by text or by id.
+  """The solutions by problem id, in file order. A line names its problem by text or by id.
 
   Raises:
     UserError: as `read_problems`; a line that names no problem, an unknown one, or two; a problem without solutions.
@@ -107,7 +107,7 @@ def read_solutions(path: PathLike, problems: Sequence[Problem]) -> dict[str, lis
     problem_id = next(iter(named.values()))
     assert problem_id is not None
     solutions[problem_id].append(Solution(problem_id, row["solution"], row.get("correct")))
-  without = [problem_id for problem_id, mine in solutions.items() if not mine]
+  without = [problem_id for problem_id, found in solutions.items() if not found]
   if without:
     raise UserError(
       f"{os.fspath(path)}: no solution to {without[0]!r}"
@@ -123,7 +123,7 @@ def _folded(question: str) -> str:
 def _rows(
   path: PathLike, known: Mapping[str, tuple[type, ...]], required: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(path:line, object) of every line that is not empty."""
+  """(path:line, object) of every line that is not blank."""
   try:
     lines = epath.Path(path).open("rb")
   except OSError as e:
@@ -136,7 +136,7 @@ def _rows(
       try:
         row = json.loads(line)
       except (ValueError, RecursionError) as e:
-        raise UserError(f"{place}: not JSON ({e}); mend or remove the line") from e
+        raise UserError(f"{place}: not JSON ({e}); correct or remove the line") from e
       if not isinstance(row, dict):
         raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}; each line is one in braces")
       _check_fields(row, known, required, place)
@@ -160,7 +160,7 @@ def _check_fields(
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers
 
-# Where an answer stood, or why there is none.
+# Where an answer was found, or why there is none.
 BOXED, SAID, NOWHERE, EMPTY, UNBALANCED, TOO_LONG = (
   "in a box",
   'after "The answer is"',
@@ -172,7 +172,7 @@ BOXED, SAID, NOWHERE, EMPTY, UNBALANCED, TOO_LONG = (
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-# What follows a box without braces: up to the end of its formula, or else a word.
+# A box without braces extends to the end of its formula, or else over one word.
 _UNBRACED = re.compile(r"([^$\n\\]*(?:\\[^)\]\n][^$\n\\]*)*)(?:\$|\\[)\]])|([^\s$]+)")
 _ANSWER_IS = re.compile(r"\banswer is(?![a-z])\s*:?\s*", re.IGNORECASE)
 _STATED = re.compile(
@@ -181,9 +181,9 @@ _STATED = re.compile(
 
 
 def read_answer(text: str) -> tuple[str | None, str]:
-  r"""The final answer of a solution and where it stood; None and why, where it has none.
+  r"""The final answer of a solution and where it was found; None and why, where it has none.
 
-  It is what stands in the last `\boxed` or `\fbox`, else after the last "The answer is".
+  It is the content of the last `\boxed` or `\fbox`, else what follows the last "The answer is".
 
       "... so \boxed{\frac{1}{2}}."           -> ("\frac{1}{2}", BOXED)     "$\boxed 5$" -> ("5", BOXED)
       "... The final answer is $x = 2$."      -> ("x = 2", SAID)            "\boxed{5"   -> (None, UNBALANCED)
@@ -224,7 +224,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _closing(text: str) -> int | None:
-  """Where the brace closes that the text begins with. A brace after a backslash is a character like others."""
+  """The index at which the opening brace of the text is closed. A brace after a backslash does not count."""
   depth = 0
   for match in _BRACE.finditer(text):
     depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -234,11 +234,11 @@ def _closing(text: str) -> int | None:
 
 
 def grade(problem: Problem, solutions: Sequence[Solution], equal: Equal) -> list[Graded]:
-  """The candidates of one problem. Equal answers are given the same form, by which they vote together.
+  """The candidates of one problem. Equal answers get the same form, so that they vote together.
 
-  Every answer is compared with the right one, and if it is another, with the wrong ones before it. One that cannot be
-  compared with the right one is wrong and votes for itself. A label that the file gives stands; what the comparison
-  says is beside it.
+  Every answer is compared with the right one and, if it differs, with the earlier wrong ones. One that cannot be
+  compared with the right one is incorrect and votes alone. A label in the file takes precedence over the comparison,
+  whose result is reported beside it.
   """
   wrong: list[str] = []
   known: dict[str, tuple[str, bool | None]] = {}
@@ -258,7 +258,7 @@ def grade(problem: Problem, solutions: Sequence[Solution], equal: Equal) -> list
 
 
 def _judged(right: str, answer: str, wrong: list[str], equal: Equal) -> tuple[str, bool | None]:
-  """The form of an answer and whether it is right. A wrong one of a new form joins those in `wrong`."""
+  """The form of an answer and whether it is right. A wrong answer with a new form is added to `wrong`."""
   same = equal(right, answer)
   if same:
     return right, True

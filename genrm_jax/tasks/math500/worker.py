@@ -1,6 +1,6 @@
-"""The process that compares answers with math-verify: one line of JSON in, one word out.
+"""The subprocess that compares answers with math-verify: one line of JSON in, one word out.
 
-`math_equal.py` starts it by its path, so that it imports neither this package nor what that imports.
+equality.py starts it by its path, so that it does not import this package and its dependencies.
 """
 
 import contextlib
@@ -12,33 +12,33 @@ import signal
 import sys
 from typing import Any
 
-_MEMORY_BYTES = 1 << 30  # of address space; sympy with its tables takes a quarter of it
+_MEMORY_BYTES = 1 << 30  # of address space; sympy and its tables take a quarter of it
 
 
 def main(seconds: float) -> None:
-  """Answers until its input ends.
+  """Answers requests until its input ends.
 
   Args:
-    seconds: of CPU time that a comparison may take; this process ends when they are over (SIGPROF). What takes too
-      long is so the same on a busy machine, and this process ends where its caller has died too.
+    seconds: CPU time per comparison, after which SIGPROF ends this process. CPU time rather than wall time makes the
+      outcome independent of the load, and ends a comparison whose caller has died.
   """
   replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no reply
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print; only replies go to the pipe
   _limit_memory()
-  logging.disable()  # it would warn that its own time limit, an alarm between two lines of Python, is not used
-  import math_verify  # noqa: F401  (a second or more: it is not to count as a comparison)
+  logging.disable()  # math-verify would warn that its own time limit is not used
+  import math_verify  # noqa: F401  (takes a second or more, which must not count as a comparison)
 
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
     target, answer = json.loads(line)
-    signal.setitimer(signal.ITIMER_PROF, seconds)  # nothing handles the signal: no code can keep it waiting
-    verdict = compare(target, answer)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # unhandled, so that no code can delay it
+    outcome = compare(target, answer)
     signal.setitimer(signal.ITIMER_PROF, 0)
-    print(verdict, file=replies, flush=True)
+    print(outcome, file=replies, flush=True)
 
 
 def compare(target: str, answer: str) -> str:
-  """ "equal", "different", or "unreadable" where math-verify makes no expression of one of them."""
+  """Returns "equal", "different", or "unreadable" where math-verify cannot parse one of them."""
   import math_verify
 
   left, right = _read(target), _read(answer)
@@ -48,25 +48,25 @@ def compare(target: str, answer: str) -> str:
     return "equal" if math_verify.verify(left, right, timeout_seconds=None, raise_on_error=True) else "different"
   except MemoryError:
     raise
-  except Exception:  # whatever sympy raises for expressions that it cannot compare
+  except Exception:  # sympy raises anything for expressions that it cannot compare
     return "unreadable"
 
 
-@functools.lru_cache(maxsize=1000)  # a problem's answer is compared with many
+@functools.lru_cache(maxsize=1000)  # the right answer is compared with many
 def _read(answer: str) -> list[Any]:
-  """What the answer says to math-verify; empty where nothing."""
+  """The expressions that math-verify finds in an answer; empty where there are none."""
   from math_verify import LatexExtractionConfig, parse
 
   try:
     return parse(f"${answer}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None, raise_on_error=True)
   except MemoryError:
     raise
-  except Exception:  # its grammar and sympy raise of every kind
+  except Exception:  # its grammar and sympy raise anything
     return []
 
 
 def _limit_memory() -> None:
-  with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere can it be limited
+  with contextlib.suppress(ImportError, ValueError, OSError):  # not every platform supports limits
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -1,0 +1,213 @@
+"""What the list tasks share: options, splits, numbered lists, renumbering, worked examples, free text."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrm_jax.records import Candidate, Problem
+from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks import base, natural
+from genrm_jax.tasks.compact import random_word, read_list, renumber, write_list, write_placed
+from genrm_jax.tasks.last_letter import LastLetter
+from genrm_jax.tasks.word_sorting import WordSorting, listed_words
+
+TASKS = (LastLetter, WordSorting)
+SHORT = {"num_problems": 30, "min_words": 1, "max_words": 3}
+WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
+CHARS = st.sampled_from("abc0123456789ABCJ;,.") | st.characters()
+
+
+@pytest.mark.parametrize("make", TASKS)
+@pytest.mark.parametrize("style", ["compact", "natural"])
+def test_problems_of_a_split(make, style):
+  task = make(style=style, train=SHORT, eval=SHORT | {"min_words": 3})
+  assert task.splits == ("train", "eval")
+  first, again, other = (base.checked_problems(task, "train", np.random.default_rng(seed)) for seed in (0, 0, 1))
+  assert first == again and {p.question for p in first}.isdisjoint(p.question for p in other)
+  assert [p.id for p in first] == [f"{task.name}/train/{i:05d}" for i in range(30)]
+  assert {(p.task, p.split) for p in first} == {(task.name, "train")}
+  for split, lengths in (("train", {1, 2, 3}), ("eval", {3})):
+    problems = task.problems(split, np.random.default_rng(0))
+    assert all(task.grade(p, p.reference) == base.Grade(p.answer, True) for p in problems)
+    assert {_num_words(p, style) for p in problems} == lengths
+
+
+def _num_words(p, style):
+  if style == "compact":
+    return len(read_list(p.question)[0])
+  return len(p.reference.splitlines()) - 2
+
+
+class _Few(LastLetter):
+  """Draws from 12 problems of each length, so that a question often comes again."""
+
+  def problem(self, rng, num_words, split, index):
+    return super().problem(np.random.default_rng(int(rng.integers(12))), num_words, split, index)
+
+
+def test_a_repeated_question_is_drawn_again_until_there_are_no_more():
+  settings = {"num_problems": 12, "min_words": 2, "max_words": 2}
+  problems = _Few(val=settings).problems("val", np.random.default_rng(0))
+  assert len({p.question for p in problems}) == 12 and [p.id[-2:] for p in problems] == [f"{i:02}" for i in range(12)]
+  with pytest.raises(UserError, match=r"only 12 of 13 problems of split val"):
+    _Few(val=settings | {"num_problems": 13}).problems("val", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"style": "latin"}, "unknown style 'latin'.*compact, natural"),
+    ({"style": "natural", "index_shift": False}, ".*index_shift=True"),
+    ({"walk": {"backwards": True}}, "unknown option 'backwards' of walk"),
+    ({"train": {"num_problems": 3}}, "train sets num_problems; it sets num_problems, min_words, max_words"),
+    ({"train": SHORT | {"bbh": "DIR"}}, "train sets .*bbh; it sets"),
+    ({"train": SHORT | {"min_words": 4}}, "train asks for 30 problems of 4 to 3 words"),
+    ({"train": SHORT | {"num_problems": 0}}, "train asks for 0 problems"),
+  ],
+)
+@pytest.mark.parametrize("make", TASKS)
+def test_wrong_options(make, options, said):
+  with pytest.raises(UserError, match=f"task {make.name}: {said}"):
+    make(**options)
+
+
+@pytest.mark.parametrize("make", TASKS)
+def test_without_index_shift_training_lists_start_at_0(make):
+  splits = {split: SHORT for split in ("train", "val", "eval")}
+  task, shifted = make(index_shift=False, **splits), make(**splits)
+  for split in splits:
+    problems, as_drawn = (t.problems(split, np.random.default_rng(0)) for t in (task, shifted))
+    assert problems == (as_drawn if split == "eval" else renumber(as_drawn, [])[0])
+    assert ({read_list(p.question)[1] for p in problems} == {0}) is (split != "eval")
+
+
+# Numbered lists
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(WORD, min_size=1, max_size=6), st.integers(0, 4))
+def test_list_round_trip(words, first):
+  text = write_list(words, first)
+  assert read_list(text) == (words, first)
+  assert text == "".join(f"{first + i}{w}" for i, w in enumerate(words)) + ";"
+
+
+def test_documented_lists_and_words():
+  assert write_list(["mike", "dlih"], 3) == "3mike4dlih;" and write_placed(["e", "h"], 3) == "DeEh;"
+  assert write_list([], 0) == ";" and read_list(";") == ([], 0)
+  words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
+  assert {len(w) for w in words} == {2, 3, 4} and set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
+  assert list(natural.WORDS) == sorted(set(natural.WORDS)) and len(natural.WORDS) > 500
+  assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
+
+
+@pytest.mark.parametrize(("items", "first"), [(["a", "b"], 9), (["a"], -1), (["a"] * 11, 0)])
+def test_numbers_have_one_digit(items, first):
+  assert write_list(["a"] * 10, 0) and write_list(["a"], 9)
+  with pytest.raises(UserError, match=rf"a list of {len(items)} items from number {first} "):
+    write_list(items, first)
+  with pytest.raises(UserError, match="a list of 11 items has no numbers of one digit"):
+    LastLetter().problem(np.random.default_rng(0), 11, "val", 0)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;", "٣mike;"],
+)
+def test_what_is_no_list_is_refused(text):
+  with pytest.raises(UserError, match="not a numbered list"):
+    read_list(text)
+
+
+def _candidate(task, problem, text, index=0):
+  grade = task.grade(problem, text)
+  return Candidate(problem.id, index, text, grade.answer, grade.correct, "generator/4")
+
+
+def _shift(text, by):
+  for counter in ("0123456789", "ABCDEFGHIJ"):
+    text = re.sub(f"[{counter}]", lambda found, c=counter: c[(c.index(found[0]) + by) % 10], text)
+  return text
+
+
+@pytest.mark.parametrize("make", TASKS)
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5), st.data())
+def test_renumbered_lists_keep_walk_verdict_and_label(make, seed, num_words, data):
+  task = make()
+  problem = task.problem(np.random.default_rng(seed), num_words, "train", 0)
+  words, first = read_list(problem.question)
+  right, at = problem.reference, st.integers(0, len(problem.reference))
+  solution = data.draw(
+    st.one_of(
+      st.just(right),
+      st.builds(lambda i, c: right[:i] + c + right[i + 1 :], at, CHARS),
+      st.builds(lambda i, c: right[:i] + c + right[i:], at, CHARS),
+      st.builds(lambda i, n: right[:i] + right[i + n :], at, st.integers(1, 4)),
+      st.builds(lambda by: _shift(right, by), st.integers(0, 9)),
+      st.builds(lambda s: right[:-1] + s, st.text("ab0123456789;,.", max_size=4)),
+    )
+  )
+  candidate = _candidate(task, problem, solution, index=3)
+  (moved,), (got,) = renumber([problem], [candidate])
+  assert read_list(moved.question) == (words, 0) and moved.reference == _shift(right, -first)
+  assert _candidate(task, moved, moved.reference).correct
+  assert (got.index, got.correct, got.source) == (3, candidate.correct, "generator/4")
+  (text, verdict), (walk, same) = task.rationale(problem, solution), task.rationale(moved, got.text)
+  assert same is verdict
+  # Where a list ends with number 9, Last Letter's walk has no number for a further item; from 0 on it has one.
+  if make is WordSorting or first + num_words < 10:
+    assert walk == _shift(text, -first)
+
+
+def test_each_problem_is_shifted_by_its_own_first_number():
+  task = WordSorting()
+  three = Problem("p", "word_sorting", "train", "3b4a;", "D4aE3b", "D4aE3b.")
+  seven = Problem("q", "word_sorting", "train", "7c;", "H7c", "H7c.")
+  pool = [_candidate(task, p, text) for p, text in ((seven, "H7c."), (three, "D3aC2b."), (three, "D4aE3b."))]
+  problems, moved = renumber([three, seven], pool)
+  assert [(p.question, p.answer) for p in problems] == [("0b1a;", "A1aB0b"), ("0c;", "A0c")]
+  expected = [("A0c.", "A0c", True), ("A0aJ9b.", "A0aJ9b", False), ("A1aB0b.", "A1aB0b", True)]
+  assert [(c.text, c.answer, c.correct) for c in moved] == expected
+  again = {p.id: p for p in problems}
+  assert [task.grade(again[c.problem_id], c.text).correct for c in moved] == [True, False, True]
+
+
+# The natural style
+
+
+@pytest.mark.parametrize(
+  ("text", "solution"),
+  [
+    ("The answer is eh.\n\nQ: Next?\nA: e", "The answer is eh."),
+    ("The answer is eh. Q: what?\n", "The answer is eh. Q: what?"),
+    ("Q: Next?", ""),
+  ],
+)
+def test_a_solution_ends_where_a_base_model_asks_on(text, solution):
+  assert LastLetter().first_solution(text) == WordSorting().first_solution(text) == solution
+
+
+@pytest.mark.parametrize("make", TASKS)
+def test_worked_examples_follow_the_template_and_are_right(make):
+  task = make(style="natural")
+  parts = task.few_shot("Q: {question}\nA: ").split("\n\n")
+  assert parts.pop() == "" and len(parts) == 3
+  for part in parts:
+    question, _, solution = part.removeprefix("Q: ").partition("\nA: ")
+    problem = Problem("p", task.name, "", question, "")
+    words = re.search('"(.+?)"', question)[1].split() if make is LastLetter else listed_words(problem)
+    right = "".join(w[-1] for w in words) if make is LastLetter else " ".join(sorted(words))
+    assert task.grade(problem, solution).answer == right
+    assert task.rationale(problem, solution)[1]
+  with pytest.raises(UserError, match='style "natural" only'):
+    make().few_shot("{question}")
+
+
+@pytest.mark.parametrize("make", TASKS)
+def test_a_compact_question_has_no_natural_walk(make):
+  with pytest.raises(UserError, match=r"p: no words (in double quotes|after)"):
+    make(style="natural").rationale(Problem("p", make.name, "eval", "0a1b;", "ab"), "The answer is a b")
