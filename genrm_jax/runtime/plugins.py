@@ -33,5 +33,8 @@ def load_class(spec: str, built_in: Mapping[str, str], what: str) -> type:
     ) from e
   found = getattr(module, class_name, None)
   if not isinstance(found, type):
-    raise UserError(f"{what} {spec!r}: {module.__file__} has no class {class_name}")
+    classes = [n for n, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name]
+    raise UserError(
+      f"{what} {spec!r}: {module.__file__} has no class {class_name}; it has {', '.join(classes) or 'none'}"
+    )
   return found

@@ -25,7 +25,6 @@ arguments of its constructor.
 
 import collections
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -33,6 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from genrm_jax.records import Candidate, Problem, Rationale
+from genrm_jax.runtime import plugins
 from genrm_jax.runtime.errors import UserError
 
 SPLITS = ("generator", "train", "val", "eval", "in_distribution")
@@ -109,13 +109,7 @@ def load_task(name: str, options: Mapping[str, Any]) -> Task:
     UserError: no such task, a module that cannot be imported, a class or method that is missing, unknown options, or
       unknown splits.
   """
-  if name not in BUILT_IN and ":" not in name:
-    raise UserError(
-      f"unknown task {name!r}; the built-in tasks are {', '.join(BUILT_IN)}; name your own by its import path, "
-      "package.module:Class"
-    )
-  path = BUILT_IN.get(name, name)
-  make = _find_class(path)
+  make, path = plugins.load_class(name, BUILT_IN, "task"), BUILT_IN.get(name, name)
   try:
     inspect.signature(make).bind(**options)
   except TypeError as e:
@@ -124,22 +118,6 @@ def load_task(name: str, options: Mapping[str, Any]) -> Task:
   task = make(**options)
   _check_interface(task, path)
   return task
-
-
-def _find_class(path: str) -> Callable[..., Any]:
-  module_name, _, class_name = path.partition(":")
-  try:
-    module = importlib.import_module(module_name)
-  except Exception as e:  # a user's module may raise anything
-    raise UserError(
-      f"task {path}: module {module_name} cannot be imported ({type(e).__name__}: {e}); check its name, and that its "
-      "folder is on PYTHONPATH"
-    ) from e
-  made = getattr(module, class_name, None)
-  if not inspect.isclass(made):
-    classes = [n for n, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name]
-    raise UserError(f"task {path}: {module_name} has no class {class_name!r}; it has {', '.join(classes) or 'none'}")
-  return made
 
 
 def _check_interface(task: Any, path: str) -> None:
