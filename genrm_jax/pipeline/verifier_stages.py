@@ -131,13 +131,16 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
     "wall_seconds": staging.seconds_of(run.workdir, all_stages),
     "notes": [*notes, *_left_out(run)],
   }
+  likelihoods = frozenset(n for n in run.verifier_names if verifiers.get_verifier(n).learns_pairs)
   found = {}
   for split, told in by_split.items():
     ns, ks = config.report.ns, config.report.ks
     if split != "eval":
       ns, ks = ns[-1:], ks[-1:]
     costs = scoring.token_costs(run, *told[:2])
-    found[split] = report.build_results(*told, ns=ns, ks=ks, seed=config.seed, meta=meta, costs=costs)
+    found[split] = report.build_results(
+      *told, ns=ns, ks=ks, seed=config.seed, meta=meta, likelihoods=likelihoods, costs=costs
+    )
   results = found["eval"]
   if "in_distribution" in found:
     results["in_distribution"] = {k: v for k, v in found["in_distribution"].items() if k != "meta"}
@@ -148,8 +151,9 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
     for n, path in solved.items()
     if path.is_file()
   }
-  results["samples"] = report.sample_records(problems, pool, scores)
-  report.write_report(results, run.path("report"), examples=browse.pick_examples(problems, pool, scores))
+  results["samples"] = report.sample_records(problems, pool, scores, likelihoods=likelihoods)
+  entries = browse.pick_entries(problems, pool, scores, likelihoods=likelihoods)
+  report.write_report(results, run.path("report"), entries=entries)
   say(f"report: {run.path('report', 'index.html')}")
 
 
