@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import genrm_jax
+from genrm_jax import verifiers
 from genrm_jax.data import candidates, jsonl
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
@@ -186,11 +187,18 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
     "wall_seconds": stages.seconds_of(run.workdir, all_stages),
     "notes": [*map(_trained_on, given), *_grading_notes(ledger)],
   }
+  likelihoods = frozenset(g.name for g in given if verifiers.get_verifier(g.manifest["verifier"]).learns_pairs)
   results = report.build_results(
-    problems, pool, scores, ns=config.report.ns, ks=config.report.ks, seed=config.seed, meta=meta
+    *(problems, pool, scores),
+    ns=config.report.ns,
+    ks=config.report.ks,
+    seed=config.seed,
+    meta=meta,
+    likelihoods=likelihoods,
   )
-  results["samples"] = report.sample_records(problems, pool, scores)
-  report.write_report(results, run.path("report"), examples=browse.pick_examples(problems, pool, scores))
+  results["samples"] = report.sample_records(problems, pool, scores, likelihoods=likelihoods)
+  entries = browse.pick_entries(problems, pool, scores, likelihoods=likelihoods)
+  report.write_report(results, run.path("report"), entries=entries)
   say(f"report: {run.path('report', 'index.html')}")
 
 

@@ -1,10 +1,10 @@
-"""How our reading of GSM8K answers agrees with the release's, over all of its solutions.
+"""Agreement of our GSM8K answer extraction with the release's, over all released solutions.
 
     python -m experiments.studies.gsm8k_answers --data_dir=DIR [--out=results/gsm8k/answers.json]
 
-DIR holds clones of openai/grade-school-math and genrm-star/genrm-critiques. Of each solution of the raw pool, once, our
-answer is compared with the released `extracted_answer`; there and in every row of the direct Yes/No set, whether it is
-the problem's answer is compared with the released label. What differs is sorted into classes, by rules.
+DIR holds clones of openai/grade-school-math and genrm-star/genrm-critiques. For each distinct solution of the raw pool,
+our answer is compared with the released `extracted_answer`; there and for every row of the direct Yes/No set, our label
+(is it the problem's answer?) is compared with the released one. Rules sort the differences into classes.
 """
 
 import argparse
@@ -12,16 +12,16 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from genrm_jax.data import jsonl as store
+from genrm_jax.data import jsonl
 from genrm_jax.runtime.errors import one_message
-from genrm_jax.tasks.gsm8k import problems as gsm8k
+from genrm_jax.tasks.gsm8k import problems
 from genrm_jax.tasks.gsm8k.answers import ANSWER_IS, extract_answer, normalise_answer, same_answer, stated_line
 from genrm_jax.tasks.gsm8k.rows import BadRows, PathLike, iter_direct, iter_pool
 
 _NUM_EXAMPLES = 2
 _EXAMPLE_CHARACTERS = 60
 
-# Whose reading a marker would follow, and why they differ; the first class that fits is taken.
+# Class: (whose answer a human grader would accept, why the two differ). The first class that fits applies.
 CLASSES = {
   "two statements": ("ours", "'answer is' stands twice; the release read the first, with all that follows"),
   "equation": ("ours", "'5 - 1 = 4': the release took the first number, or kept text after the last"),
@@ -54,7 +54,7 @@ _VARIABLE_OR_OPERATION = re.compile(r"[+*^]|[0-9][b-z]\b|(?<!')\b[b-hj-z]\b(?![.
 
 
 class Compared(NamedTuple):
-  """A solution that is read or labelled differently. `extracted` is None in the direct set, which has no answers."""
+  """A solution and how it was read and labelled. `extracted` is None in the direct set, which has no answers."""
 
   part: str
   solution: str
@@ -64,12 +64,12 @@ class Compared(NamedTuple):
   label: bool
 
   @property
-  def other_label(self) -> bool:
+  def labels_differ(self) -> bool:
     return same_answer(self.ours, self.target) != self.label
 
 
 def classify(c: Compared) -> str:
-  """The class of a difference, a key of `CLASSES`."""
+  """The class of a difference, one of `CLASSES`."""
   stated = [stated_line(c.solution[m.end() :]).casefold() for m in ANSWER_IS.finditer(c.solution)]
   if len(stated) > 1:
     return "two statements"
@@ -99,24 +99,24 @@ def classify(c: Compared) -> str:
 
 
 def compare(data_dir: PathLike) -> dict[str, Any]:
-  """Counts of both parts of the release, and the classes of what differs, as JSON-able values."""
+  """Counts for both parts of the release and the classes of differences, as JSON values."""
   bad = BadRows()
   parts: dict[str, dict[str, int]] = {}
   classes = {name: {"answers": 0, "labels": 0, "examples": []} for name in CLASSES}
   for c in _solutions(data_dir, bad):
     part = parts.setdefault(c.part, {"solutions": 0, "same_label": 0})
     part["solutions"] += 1
-    part["same_label"] += not c.other_label
+    part["same_label"] += not c.labels_differ
     agree = True
     if c.extracted is not None:
       agree = same_answer(c.ours, c.extracted)
       part["same_answer"] = part.get("same_answer", 0) + agree
-    if not agree or c.other_label:
+    if not agree or c.labels_differ:
       row: dict[str, Any] = classes[classify(c)]
       row["answers"] += not agree
-      row["labels"] += c.other_label
-      # Those whose label differs tell more, so they push the others out.
-      shown = {"labels_differ": c.other_label, **_example(c)}
+      row["labels"] += c.labels_differ
+      # Prefer examples whose labels differ.
+      shown = {"labels_differ": c.labels_differ, **_example(c)}
       row["examples"] = sorted([*row["examples"], shown], key=lambda e: not e["labels_differ"])[:_NUM_EXAMPLES]
   return {
     "parts": parts,
@@ -130,8 +130,8 @@ def compare(data_dir: PathLike) -> dict[str, Any]:
 
 
 def _solutions(data_dir: PathLike, bad: BadRows) -> Iterator[Compared]:
-  """Every distinct solution of the pool, whose rounds hold the same ones, and every row of the direct set."""
-  train = {gsm8k.problem_key(p.question): p.answer for p in gsm8k.read_problems(data_dir, "train")}
+  """Every distinct solution of the pool (its rounds repeat the same ones) and every row of the direct set."""
+  train = {problems.problem_key(p.question): p.answer for p in problems.read_problems(data_dir, "train")}
   seen = set()
   for row in iter_pool(data_dir, (0,), bad):
     if (row.question, row.solution) not in seen:
@@ -140,9 +140,9 @@ def _solutions(data_dir: PathLike, bad: BadRows) -> Iterator[Compared]:
       yield Compared("raw pool", row.solution, answer, row.extracted_answer, row.target, row.correct)
   for split in ("train", "val"):
     for direct in iter_direct(data_dir, split, bad):
-      target = train.get(gsm8k.problem_key(direct.question))
+      target = train.get(problems.problem_key(direct.question))
       if target is None:
-        bad.note("question is no GSM8K train problem", direct.place)
+        bad.note("question is not a GSM8K train problem", direct.place)
       else:
         answer = extract_answer(direct.solution)
         yield Compared("direct set", direct.solution, answer, None, target, direct.correct)
@@ -173,22 +173,19 @@ def table(results: dict[str, Any]) -> str:
       label = "correct" if e["label"] else "incorrect"
       read = f"ours {e['ours']!r}, released {e['released']!r}, target {e['target']!r}, labelled {label}"
       lines.append(f"{'':>8}{e['text']!r}: {read}")
-  lines += [
-    "",
-    "answers: other than the released extracted_answer; labels: right or wrong, other than the released label",
-  ]
+  lines += ["", "answers: differs from the released extracted_answer; labels: differs from the released label"]
   return "\n".join(lines)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data_dir", required=True, help="the folder that holds both clones")
-  parser.add_argument("--out", default="", help="where the results are written as JSON")
+  parser.add_argument("--data_dir", required=True, help="folder with both clones")
+  parser.add_argument("--out", default="", help="file to write the results to, as JSON")
   args = parser.parse_args()
   with one_message():
     results = compare(args.data_dir)
     if args.out:
-      store.write_json(args.out, results)
+      jsonl.write_json(args.out, results)
     print(table(results))
 
 

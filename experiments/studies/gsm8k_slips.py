@@ -1,11 +1,11 @@
-"""Do a run's verifiers see arithmetic slips? From its scores, and on slips that are planted in right solutions.
+"""Do a run's verifiers notice arithmetic slips? In its own solutions, and in correct ones with a planted slip.
 
     python -m experiments.studies.gsm8k_slips --workdir=DIR [--out=results/gsm8k/small-seed0/slips.json]
 
-DIR is a finished run of experiments.gsm8k. A slip is a false equation (tasks/gsm8k/arithmetic.py), so some are not
-seen. AUC within problems tells right solutions from wrong ones with a slip and, apart, from those without. A planted
-slip changes the last result of a right solution, one a problem; the figure is the share of problems in which the
-solution as it was has the higher score (a tie counts half).
+DIR is a finished run of experiments.gsm8k. A slip is a false equation (tasks/gsm8k/arithmetic.py), which does not catch
+every slip. AUC within problems separates correct solutions from incorrect ones with a slip and, in a second column,
+from incorrect ones without. A planted slip changes the last result of one correct solution per problem; the metric is
+the share of problems in which the unchanged solution has the higher score (a tie counts half).
 """
 
 import argparse
@@ -19,49 +19,48 @@ import numpy as np
 from etils import epath
 
 import genrm_jax
-from genrm_jax.data import candidates
-from genrm_jax.data import jsonl as store
-from genrm_jax.evals import metrics
-from genrm_jax.evals import selection as select
+from genrm_jax.data import candidates, jsonl
+from genrm_jax.evals import metrics, selection
+from genrm_jax.evals.tables import number, percent
 from genrm_jax.records import Candidate, Problem, Score
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
 
-AMONG = ("wrong with a slip", "wrong without")
+KINDS = ("wrong with a slip", "wrong without")  # of incorrect solutions, as the results spell them
 
 
 def natural(
   problems: Sequence[Problem], pool: Sequence[Candidate], scores: Mapping[str, Sequence[Score]], seed: int
 ) -> dict[str, Any]:
-  """How many solutions have a slip, and the AUC within problems of each verifier against either kind of wrong ones."""
-  bank = select.make_bank(problems, pool)
+  """How many solutions have a slip, and each verifier's AUC within problems against either kind of incorrect ones."""
+  bank = selection.make_bank(problems, pool)
   slipped = np.zeros(bank.mask.shape, bool)
   slipped[bank.mask] = [bool(false_equations(c.text)) for row in bank.candidates for c in row]
   wrong = bank.mask & ~bank.correct
-  kinds = dict(zip(AMONG, (wrong & slipped, wrong & ~slipped), strict=True))
+  masks = dict(zip(KINDS, (wrong & slipped, wrong & ~slipped), strict=True))
   quantities = {}
-  for name, listed in scores.items():
-    values = metrics.align_scores(bank, name, listed).values
-    for kind, among in kinds.items():
-      of_kind = dataclasses.replace(bank, mask=bank.correct | among)
+  for name, of_verifier in scores.items():
+    values = metrics.align_scores(bank, name, of_verifier).values
+    for kind, mask in masks.items():
+      of_kind = dataclasses.replace(bank, mask=bank.correct | mask)
       quantities[f"{name}/{kind}"] = metrics.auc_within(of_kind, values)
-  found = metrics.intervals(quantities, seed=seed)
+  intervals = metrics.intervals(quantities, seed=seed)
   return {
     "solutions": {"right with a slip": int((bank.correct & slipped).sum()), "right": int(bank.correct.sum())}
-    | {kind: int(among.sum()) for kind, among in kinds.items()},
-    "problems": {kind: int((among.any(axis=1) & bank.correct.any(axis=1)).sum()) for kind, among in kinds.items()},
+    | {kind: int(mask.sum()) for kind, mask in masks.items()},
+    "problems": {kind: int((mask.any(axis=1) & bank.correct.any(axis=1)).sum()) for kind, mask in masks.items()},
     "auc_within_problems": {
-      name: {kind: dataclasses.asdict(found[f"{name}/{kind}"]) for kind in kinds} for name in scores
+      name: {kind: dataclasses.asdict(intervals[f"{name}/{kind}"]) for kind in masks} for name in scores
     },
   }
 
 
 def plant(pool: Sequence[Candidate], seed: int) -> list[tuple[Candidate, str]]:
-  """A right solution of each problem where one can be changed, and its text with a slip."""
+  """One correct solution per problem, where one can be changed, and its text with a slip."""
   pairs = []
-  for problem_id, mine in candidates.by_problem(pool).items():
+  for problem_id, solutions in candidates.by_problem(pool).items():
     rng = random.Random(zlib.crc32(f"{seed} {problem_id}".encode()))
-    changed = ((c, plant_slip(c.text, rng)) for c in rng.sample(mine, len(mine)) if c.correct)
+    changed = ((c, plant_slip(c.text, rng)) for c in rng.sample(solutions, len(solutions)) if c.correct)
     pairs += [(c, text) for c, text in changed if text][:1]
   return pairs
 
@@ -73,41 +72,41 @@ def planted(
   names: Sequence[str],
   seed: int,
 ) -> dict[str, Any]:
-  """Each verifier's share of pairs in which the solution without the slip has the higher score."""
+  """Each verifier's share of pairs in which the solution without the planted slip has the higher score."""
   question = {p.id: p.question for p in problems}
-  asked = [(question[c.problem_id], text) for c, slipped in pairs for text in (c.text, slipped)]
+  questions_and_texts = [(question[c.problem_id], text) for c, slipped in pairs for text in (c.text, slipped)]
   quantities = {}
   for name in names:
     verifier = genrm_jax.load(workdir / "checkpoints" / name, rows_per_batch=64)
-    values = np.array([np.nan if v is None else v for v in verifier.score_many(asked, seed=seed)]).reshape(-1, 2)
-    known = ~np.isnan(values).any(axis=1)
-    right, slipped = np.where(known[:, None], values, 0.0).T
+    values = [np.nan if v is None else v for v in verifier.score_many(questions_and_texts, seed=seed)]
+    pairs_of_values = np.array(values).reshape(-1, 2)
+    known = ~np.isnan(pairs_of_values).any(axis=1)
+    right, slipped = np.where(known[:, None], pairs_of_values, 0.0).T
     above = known * ((right > slipped) + 0.5 * (right == slipped))
-    for what, of_pair in (("prefers the right one", above), ("score", right), ("score with the slip", slipped)):
-      quantities[f"{name}/{what}"] = metrics.Quantity(((of_pair, known),))
-  found = metrics.intervals(quantities, seed=seed)
-  figures: dict[str, dict[str, Any]] = {name: {} for name in names}
-  for key, interval in found.items():
-    name, _, what = key.partition("/")
-    figures[name][what] = dataclasses.asdict(interval)
-  return {"pairs": len(pairs), "verifiers": figures}
+    for metric, of_pair in (("prefers the right one", above), ("score", right), ("score with the slip", slipped)):
+      quantities[f"{name}/{metric}"] = metrics.Quantity(((of_pair, known),))
+  results: dict[str, dict[str, Any]] = {name: {} for name in names}
+  for key, interval in metrics.intervals(quantities, seed=seed).items():
+    name, _, metric = key.partition("/")
+    results[name][metric] = dataclasses.asdict(interval)
+  return {"pairs": len(pairs), "verifiers": results}
 
 
 def measure(workdir: epath.Path) -> dict[str, Any]:
-  """All figures of a finished run.
+  """All results for a finished run.
 
   Raises:
-    UserError: it is no finished run of experiments.gsm8k, or one of its checkpoints is gone.
+    UserError: it is not a finished run of experiments.gsm8k, or one of its checkpoints is gone.
   """
   if not (workdir / "report" / "results.json").exists():
-    raise UserError(f"{workdir}: there is no finished run (report/results.json is missing); give the --workdir of one")
-  meta = store.read_json(workdir / "report" / "results.json")["meta"]
+    raise UserError(f"{workdir}: not a finished run (report/results.json is missing); give the --workdir of one")
+  meta = jsonl.read_json(workdir / "report" / "results.json")["meta"]
   if meta["task"] != "gsm8k":
-    raise UserError(f"{workdir}: a run of {meta['task']}; slips are looked for in solutions to GSM8K")
-  problems = store.read_records(workdir / "problems" / "eval.jsonl", Problem)
-  pool = store.read_records(workdir / "candidates" / "eval.jsonl", Candidate)
+    raise UserError(f"{workdir}: a run of {meta['task']}; give the --workdir of a run of experiments.gsm8k")
+  problems = jsonl.read_records(workdir / "problems" / "eval.jsonl", Problem)
+  pool = jsonl.read_records(workdir / "candidates" / "eval.jsonl", Candidate)
   names, seed = list(meta["config"]["verifiers"]), meta["seed"]
-  scores = {name: store.read_records(workdir / "scores" / f"{name}.jsonl", Score) for name in names}
+  scores = {name: jsonl.read_records(workdir / "scores" / f"{name}.jsonl", Score) for name in names}
   trained = [name for name in names if (workdir / "checkpoints" / name).exists()]
   return {
     "run": {key: meta[key] for key in ("variant", "seed", "config_hash", "bank")},
@@ -118,39 +117,31 @@ def measure(workdir: epath.Path) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
   """The results as Markdown."""
-  found, tried = results["natural"], results["planted"]
-  solutions = ", ".join(f"{count:,} {kind}" for kind, count in found["solutions"].items())
+  own, pairs = results["natural"], results["planted"]
+  solutions = ", ".join(f"{count:,} {kind}" for kind, count in own["solutions"].items())
   lines = [
-    f"Solutions: {solutions}. Planted pairs: {tried['pairs']}.",
+    f"Solutions: {solutions}. Planted pairs: {pairs['pairs']}.",
     "",
-    f"| verifier | AUC, right against {AMONG[0]} | against {AMONG[1]} | prefers what has no planted slip, % |",
+    f"| verifier | AUC, right against {KINDS[0]} | against {KINDS[1]} | prefers the unchanged solution, % |",
     "| --- | ---: | ---: | ---: |",
   ]
-  for name, of_kind in found["auc_within_problems"].items():
-    figures = tried["verifiers"].get(name)
-    cells = [_cell(of_kind[kind], 1) for kind in AMONG]
-    cells.append(_cell(figures["prefers the right one"], 100) if figures else "not trained")
+  for name, by_kind in own["auc_within_problems"].items():
+    cells = [number(by_kind[kind]) for kind in KINDS]
+    trained = pairs["verifiers"].get(name)
+    cells.append(percent(trained["prefers the right one"]) if trained else "not trained")
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
-
-
-def _cell(it: Mapping[str, Any], scale: int) -> str:
-  if it["value"] is None:
-    return "none"
-  digits = 1 if scale == 100 else 3
-  value, low, high = (f"{scale * it[key]:.{digits}f}" for key in ("value", "low", "high"))
-  return f"{value} [{low}, {high}]"
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True, help="of a finished run of experiments.gsm8k")
-  parser.add_argument("--out", default="", help="where the results are written as JSON")
+  parser.add_argument("--out", default="", help="file to write the results to, as JSON")
   args = parser.parse_args()
   with one_message():
     results = measure(epath.Path(args.workdir).expanduser())
     if args.out:
-      store.write_json(args.out, results)
+      jsonl.write_json(args.out, results)
     print(table(results))
 
 

@@ -1,5 +1,7 @@
-"""The figures of the page of results: a panel a task, bands over seeds and problems; the same input gives the same
-bytes (with the same matplotlib)."""
+"""The figures of the results page: one panel per task, with bands over seeds and problems.
+
+The same input gives the same bytes with the same Matplotlib.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,36 +10,35 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from experiments.studies.runs import MAIN, SIZE, TRAIN, VERIFIERS, Task
+from experiments.studies.quantities import COT, ORACLE, SELF_CONSISTENCY
+from experiments.studies.runs import MAIN, SIZE, TRAIN, VERIFIERS, StudyTask
 from experiments.studies.seeds import Pooled
-from experiments.studies.tables import seed_words, studied
+from experiments.studies.tables import methods, seed_words, studied
 from genrm_jax.evals import plots
-from genrm_jax.evals.per_problem import COT, ORACLE, VOTES
-from genrm_jax.evals.plots import Figure
-from genrm_jax.evals.tables import method_name
+from genrm_jax.evals.plots import Figure, label_of
 
 _BAND = "Bands: 95% intervals over seeds and problems."
-_FLAT = {ORACLE: (plots.GREY, "--"), "pass1": (plots.GREY, ":"), VOTES: ("black", ":")}
+_FLAT = {ORACLE: (plots.GREY, "--"), "pass1": (plots.GREY, ":"), SELF_CONSISTENCY: ("black", ":")}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-  """One task: curves of methods as (x, figure), and methods without an x as levels."""
+  """One task: curves of methods as (x, accuracy), and methods without an x as levels."""
 
-  task: Task
+  task: StudyTask
   curves: dict[str, list[tuple[float, Pooled]]]
   levels: dict[str, Pooled]
 
 
-def draw(tasks: Sequence[Task]) -> list[Figure]:
-  """The figures that there is something for."""
+def draw(tasks: Sequence[StudyTask]) -> list[Figure]:
+  """The figures that there is data for."""
   figures = [
     _figure(
       "best_of_n.png", f"Best-of-N accuracy by number of candidates. {_BAND}", "candidates N", _by_candidates(tasks)
     ),
     _figure(
       "votes.png",
-      f"Best-of-N accuracy at the largest N by number of votes. Level: what does not depend on votes. {_BAND}",
+      f"Best-of-N accuracy at the largest N by number of votes. Horizontal: methods that sample no votes. {_BAND}",
       "votes K per solution",
       _by_votes(tasks),
     ),
@@ -59,20 +60,20 @@ def draw(tasks: Sequence[Task]) -> list[Figure]:
   return [figure for figure in figures if figure]
 
 
-def _by_candidates(tasks: Sequence[Task]) -> list[_Panel]:
+def _by_candidates(tasks: Sequence[StudyTask]) -> list[_Panel]:
   panels = []
   for task in tasks:
-    names = [name for name in (ORACLE, VOTES, *VERIFIERS) if (MAIN, f"{name}/n={task.top}") in task.figures]
-    curves = {name: [(n, task.figures[MAIN, f"{name}/n={n}"]) for n in task.main.results["ns"]] for name in names}
-    panels.append(_Panel(task, curves, {"pass1": task.figures[MAIN, "pass1"]}))
+    names = [ORACLE, *(name for name in methods(task) if name != ORACLE and "/" not in name)]
+    curves = {name: [(n, task.pooled[MAIN, f"{name}/n={n}"]) for n in task.main.results["ns"]] for name in names}
+    panels.append(_Panel(task, curves, {"pass1": task.pooled[MAIN, "pass1"]}))
   return panels
 
 
-def _by_votes(tasks: Sequence[Task]) -> list[_Panel]:
+def _by_votes(tasks: Sequence[StudyTask]) -> list[_Panel]:
   panels = []
   for task in tasks:
     curves = {
-      name: [(point["k"], task.figures[MAIN, f"{name}/k={point['k']}"]) for point in verifier["by_votes"]]
+      name: [(point["k"], task.pooled[MAIN, f"{name}/k={point['k']}"]) for point in verifier["by_votes"]]
       for name, verifier in task.main.verifiers.items()
       if verifier["by_votes"]
     }
@@ -81,12 +82,12 @@ def _by_votes(tasks: Sequence[Task]) -> list[_Panel]:
   return panels
 
 
-def _by_study(tasks: Sequence[Task], which: str, unit: float = 1) -> list[_Panel]:
+def _by_study(tasks: Sequence[StudyTask], which: str, unit: float = 1) -> list[_Panel]:
   panels = []
   for task in (task.with_seeds_of_all(which) for task in tasks if task.variants(which)):
     curves = {
       name: [
-        (float(f"{x * unit:.3g}"), task.figures[variant, task.best_of_n(name)])
+        (float(f"{x * unit:.3g}"), task.pooled[variant, task.best_of_n(name)])
         for x, variant in task.points(which, name)
         if x > 0
       ]
@@ -97,8 +98,8 @@ def _by_study(tasks: Sequence[Task], which: str, unit: float = 1) -> list[_Panel
   return panels
 
 
-def _levels(task: Task, names: Sequence[str]) -> dict[str, Pooled]:
-  return {name: task.figures[MAIN, f"{name}/n={task.top}"] for name in (ORACLE, VOTES, *names)}
+def _levels(task: StudyTask, names: Sequence[str]) -> dict[str, Pooled]:
+  return {name: task.pooled[MAIN, f"{name}/n={task.top}"] for name in (ORACLE, SELF_CONSISTENCY, *names)}
 
 
 def _figure(file: str, caption: str, x_label: str, panels: Sequence[_Panel], dots: bool = False) -> Figure | None:
@@ -111,29 +112,30 @@ def _figure(file: str, caption: str, x_label: str, panels: Sequence[_Panel], dot
     for axes, panel in zip(row, panels, strict=True):
       _draw_panel(axes, panel, x_label, dots)
       ends = {name: points[-1][1] for name, points in panel.curves.items()} | panel.levels
-      last |= {method_name(name): it.value for name, it in ends.items() if it.value is not None}
-    plots.legend(row[-1], last, among=row)
+      last |= {label_of(name): end.value for name, end in ends.items() if end.value is not None}
+    plots.legend(row[-1], last, panels=row)
     return Figure(file, caption, plots.png(canvas))
 
 
 def _draw_panel(axes: Axes, panel: _Panel, x_label: str, dots: bool) -> None:
   shown: list[float] = []
   for name, points in panel.curves.items():
-    known = [(x, it) for x, it in points if it.value is not None]
-    xs, label = [x for x, _ in known], method_name(name)
-    colour, marker = _look(name)
+    known = [(x, pooled) for x, pooled in points if pooled.value is not None]
+    xs, label = [x for x, _ in known], label_of(name)
+    colour, marker = _style_of(panel.task, name)
     if name == ORACLE:
-      axes.plot(xs, [vars(it)["value"] for _, it in known], color=plots.GREY, linestyle="--", zorder=4, label=label)
+      oracle = [pooled.value for _, pooled in known if pooled.value is not None]
+      axes.plot(xs, oracle, color=plots.GREY, linestyle="--", zorder=4, label=label)
     else:
-      plots.line(axes, xs, [vars(it) for _, it in known], colour, marker, label)
+      plots.line(axes, xs, [vars(pooled) for _, pooled in known], colour, marker, label)
     if dots:
-      each = [(x, value) for x, it in known for value in it.by_seed.values()]
+      each = [(x, value) for x, pooled in known for value in pooled.by_seed.values()]
       axes.plot(*zip(*each, strict=True), "o", color=colour, alpha=0.5, markersize=3, markeredgewidth=0)
-    shown += [value for _, it in known for value in (it.value, it.low, it.high) if value is not None]
+    shown += [value for _, pooled in known for value in (pooled.value, pooled.low, pooled.high) if value is not None]
   for name, level in panel.levels.items():
     if level.value is not None:
-      colour, style = _FLAT.get(name, (_look(name)[0], ":"))
-      axes.axhline(level.value, color=colour, linestyle=style, label=method_name(name))
+      colour, style = _FLAT.get(name) or (_style_of(panel.task, name)[0], ":")
+      axes.axhline(level.value, color=colour, linestyle=style, label=label_of(name))
       shown.append(level.value)
   xs = sorted({x for points in panel.curves.values() for x, _ in points})
   plots.log2_axis(axes, xs, x_label)
@@ -141,10 +143,10 @@ def _draw_panel(axes: Axes, panel: _Panel, x_label: str, dots: bool) -> None:
   axes.set_title(f"{panel.task.name}, {seed_words(panel.task)}")
 
 
-def _look(name: str) -> tuple[str, str]:
-  """Colour and marker; a method looks the same in all figures."""
-  if name == VOTES:
+def _style_of(task: StudyTask, name: str) -> tuple[str, str]:
+  """Colour and marker of a method, the same in all figures."""
+  if name == SELF_CONSISTENCY:
     return "black", "X"
-  order = [COT, *(other for other in VERIFIERS if other != COT)]
+  order = list(dict.fromkeys((COT, *VERIFIERS, *task.main.verifiers)))
   index = order.index(name) if name in order else len(order)
   return plots.COLOURS[index % len(plots.COLOURS)], plots.MARKERS[index % len(plots.MARKERS)]

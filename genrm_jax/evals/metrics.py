@@ -1,7 +1,7 @@
-"""What is measured on scores: verification accuracy, AUC, calibration, coverage of votes, and intervals over problems.
+"""Metrics of scores: verification accuracy, AUC, calibration, vote coverage, and their intervals over problems.
 
-A `Quantity` keeps the sums of each problem that a figure is made of, so that one bootstrap serves every figure of a
-report and figures compared with one another are compared on the same resampled problems.
+A `Quantity` keeps the per-problem sums behind a metric, so that one bootstrap serves every metric of a report and
+metrics are compared on the same resampled problems.
 
 Axis letters: P problem, C candidate (padded), V vote (padded), G group of votes, M column of sums.
 """
@@ -16,9 +16,9 @@ from genrm_jax.records import VOTE_STATES, Score, Vote
 from genrm_jax.runtime.errors import UserError
 
 BOOTSTRAP_DRAWS = 10_000
-AUC_DRAWS = 1_000  # the AUC over all candidates is no ratio of sums and is computed anew for each resample
+AUC_DRAWS = 1_000  # the AUC over all candidates is not a ratio of sums, so each resample recomputes it
 LEVEL = 0.95
-THRESHOLD = 0.5  # a candidate is called right if its score is above
+THRESHOLD = 0.5  # a candidate is called correct if its score is above
 CALIBRATION_BINS = 10
 
 _CHUNK = 250  # resamples held in memory at a time
@@ -27,7 +27,7 @@ _NUMBERED = tuple(VOTE_STATES.index(state) for state in ("ok", "forced"))  # sta
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A figure and its percentile interval over problems; None where it is not defined (nothing to count)."""
+  """A metric and its percentile interval over problems; None where undefined (nothing to count)."""
 
   value: float | None
   low: float | None
@@ -36,23 +36,23 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantity:
-  """The average of one or more ratios (sum over problems of a numerator) / (sum of a denominator)."""
+  """The average of one or more ratios, each a sum over problems divided by another."""
 
-  parts: tuple[tuple[np.ndarray, np.ndarray], ...]  # (f64[P], f64[P]) each
+  parts: tuple[tuple[np.ndarray, np.ndarray], ...]  # (numerators f64[P], denominators f64[P]) of each ratio
 
 
 def mean(values_P: np.ndarray) -> Quantity:
-  """The mean over problems of a figure of each problem."""
+  """The mean over problems of one value per problem."""
   return Quantity(((values_P, np.ones(len(values_P))),))
 
 
 def intervals(
   quantities: Mapping[str, Quantity], *, seed: int, draws: int = BOOTSTRAP_DRAWS, level: float = LEVEL
 ) -> dict[str, Interval]:
-  """Percentile bootstrap over problems of many quantities at once, all on the same resamples.
+  """Percentile bootstrap over problems for many quantities at once, all on the same resamples.
 
-  A paired difference of two methods is the interval of `mean(a - b)`. The interval says how far the figure moves with
-  other problems of the same kind; it knows nothing of other training seeds. It has no width where all problems agree.
+  A paired difference of two methods is the interval of `mean(a - b)`. The interval covers the choice of problems, not
+  of training seeds. It has no width where all problems agree.
   """
   names = [name for name, quantity in quantities.items() for _ in quantity.parts]
   if not names:
@@ -70,11 +70,11 @@ def intervals(
 
 def bootstrap(quantity: Quantity, *, seed: int, draws: int = BOOTSTRAP_DRAWS, level: float = LEVEL) -> Interval:
   """The interval of one quantity."""
-  return intervals({"it": quantity}, seed=seed, draws=draws, level=level)["it"]
+  return intervals({"": quantity}, seed=seed, draws=draws, level=level)[""]
 
 
 def resamples(num_problems: int, draws: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
-  """How often each problem occurs in each resample, in chunks of `f64[_CHUNK, P]`."""
+  """Counts of each problem in each resample, in chunks of `f64[_CHUNK, P]`."""
   rng = np.random.default_rng(seed)
   for start in range(0, draws, _CHUNK):
     rows = min(_CHUNK, draws - start)
@@ -82,13 +82,13 @@ def resamples(num_problems: int, draws: int, seed: int | Sequence[int]) -> Itera
     yield np.bincount(picks.reshape(-1), minlength=rows * num_problems).reshape(rows, num_problems).astype(float)
 
 
-def divide(over: np.ndarray, under: np.ndarray) -> np.ndarray:
-  """Ratios, NaN where there is nothing to count."""
-  return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+  """Ratios, NaN where the denominator is 0."""
+  return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
 
 
 def percentiles(point: float, draws: np.ndarray, level: float) -> Interval:
-  """The interval of a figure from its resamples; those in which it is not defined are left out."""
+  """The interval of a metric from its resamples; resamples in which it is undefined are left out."""
   draws = draws[~np.isnan(draws)]
   if np.isnan(point) or not draws.size:
     return Interval(None, None, None)
@@ -96,22 +96,22 @@ def percentiles(point: float, draws: np.ndarray, level: float) -> Interval:
   return Interval(float(point), float(low), float(high))
 
 
-# ---- Verification: is a candidate right, by its score alone? Candidates without a score are left out and counted. ----
+# ---- Verification: judging each candidate by its score alone. Candidates without a score are left out. ----
 
 
 def rm_accuracy(bank: Bank, values_PC: np.ndarray) -> Quantity:
-  """Share of scored candidates on whose label the verifier is right at the threshold: score > 0.5 calls it right."""
+  """Share of scored candidates whose label the verifier predicts: correct if the score is above 0.5."""
   scored = ~np.isnan(values_PC) & bank.mask
   hits = scored & ((values_PC > THRESHOLD) == bank.correct)
   return Quantity(((hits.sum(axis=1), scored.sum(axis=1)),))
 
 
 def balanced_rm_accuracy(bank: Bank, values_PC: np.ndarray) -> Quantity:
-  """The average of the accuracy on right and on wrong candidates: 0.5 for a verifier that always says the same."""
+  """Mean of the accuracies on correct and on incorrect candidates: 0.5 for a constant verifier."""
   scored = ~np.isnan(values_PC) & bank.mask
   hits = scored & ((values_PC > THRESHOLD) == bank.correct)
-  sides = (scored & bank.correct, scored & ~bank.correct)
-  return Quantity(tuple(((hits & side).sum(axis=1), side.sum(axis=1)) for side in sides))
+  labels = (scored & bank.correct, scored & ~bank.correct)
+  return Quantity(tuple(((hits & label).sum(axis=1), label.sum(axis=1)) for label in labels))
 
 
 def scored_share(bank: Bank, values_PC: np.ndarray) -> Quantity:
@@ -120,69 +120,70 @@ def scored_share(bank: Bank, values_PC: np.ndarray) -> Quantity:
 
 
 def brier(bank: Bank, values_PC: np.ndarray) -> Quantity:
-  """Mean squared distance of score and label over scored candidates."""
+  """Mean squared difference of score and label over scored candidates."""
   scored = ~np.isnan(values_PC) & bank.mask
   return Quantity(((np.where(scored, (values_PC - bank.correct) ** 2, 0).sum(axis=1), scored.sum(axis=1)),))
 
 
 def expected_calibration_error(bank: Bank, values_PC: np.ndarray) -> float | None:
-  """ECE over ten bins of equal width: the average of |mean score - share right| of a bin, weighted by its candidates.
+  """ECE over ten bins of equal width: the mean over candidates of |mean score - share correct| of their bin.
 
-  A point only: resampling adds noise to each bin, and noise only ever raises the error.
+  Has no interval: resampling adds noise to each bin, and noise can only raise the error.
   """
   scored = ~np.isnan(values_PC) & bank.mask
   if not scored.any():
     return None
-  values, right = values_PC[scored], bank.correct[scored]
-  gaps = np.bincount(calibration_bins(values), weights=values - right, minlength=CALIBRATION_BINS)
+  values, labels = values_PC[scored], bank.correct[scored]
+  gaps = np.bincount(calibration_bins(values), weights=values - labels, minlength=CALIBRATION_BINS)
   return float(np.abs(gaps).sum() / values.size)
 
 
 def calibration_bins(values: np.ndarray) -> np.ndarray:
-  """The bin of each score, 0 to 9; a score of 1 is in the last."""
+  """The bin of each score, 0 to 9; a score of 1 falls into the last."""
   return np.minimum((values * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
 
 
 def auc_within(bank: Bank, values_PC: np.ndarray) -> Quantity:
-  """AUC among the candidates of one problem, averaged over the problems that have a right and a wrong one scored."""
+  """AUC within each problem, averaged over problems with both a correct and an incorrect scored candidate."""
   scored = ~np.isnan(values_PC) & bank.mask
-  # [P, right, wrong]: 1 where the right candidate scores higher, 1/2 where they tie.
+  # [P, correct, incorrect]: 1 where the correct candidate scores higher, 1/2 where they tie.
   above = (values_PC[:, :, None] > values_PC[:, None, :]) + 0.5 * (values_PC[:, :, None] == values_PC[:, None, :])
   pairs = (scored & bank.correct)[:, :, None] & (scored & ~bank.correct)[:, None, :]
   count = pairs.sum(axis=(1, 2))
   return Quantity((((above * pairs).sum(axis=(1, 2)) / np.maximum(count, 1), count > 0),))
 
 
-def auc(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Chance that a right candidate outscores a wrong one, ties half, under each row of weights.
+def auc(values: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Chance that a correct candidate outscores an incorrect one, a tie counting half, for each row of weights.
 
   Args:
     values: scores, `f64[X]`.
-    right: labels, `bool[X]`.
+    labels: whether each candidate is correct, `bool[X]`.
     weights: how often each candidate counts, `f64[D, X]`.
 
   Returns:
-    `f64[D]`, NaN where a row of weights holds only one of the two labels.
+    `f64[D]`, NaN where a row of weights covers only one label.
   """
   order = np.argsort(values, kind="stable")
   weights = weights[:, order]
-  rights = weights * right[order]
-  wrongs = weights - rights
+  correct = weights * labels[order]
+  incorrect = weights - correct
   starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-  if starts.size < values.size:  # tied candidates become one
-    rights, wrongs = (np.add.reduceat(side, starts, axis=1) for side in (rights, wrongs))
-  below = np.cumsum(wrongs, axis=1) - wrongs
-  return divide((rights * (below + 0.5 * wrongs)).sum(axis=1), rights.sum(axis=1) * wrongs.sum(axis=1))
+  if starts.size < values.size:  # merge ties
+    correct, incorrect = (np.add.reduceat(label, starts, axis=1) for label in (correct, incorrect))
+  below = np.cumsum(incorrect, axis=1) - incorrect
+  wins = (correct * (below + 0.5 * incorrect)).sum(axis=1)
+  return divide(wins, correct.sum(axis=1) * incorrect.sum(axis=1))
 
 
 def auc_overall(bank: Bank, values_PC: np.ndarray, *, seed: int, draws: int = AUC_DRAWS) -> Interval:
-  """AUC over the scored candidates of all problems together, with an interval over problems."""
+  """AUC over the scored candidates of all problems pooled, with an interval over problems."""
   scored = ~np.isnan(values_PC) & bank.mask
   if not scored.any():
     return Interval(None, None, None)
-  values, right, row = values_PC[scored], bank.correct[scored], np.nonzero(scored)[0]
-  point = auc(values, right, np.ones((1, values.size)))[0]
-  chunks = [auc(values, right, counts[:, row]) for counts in resamples(len(bank.problems), draws, seed)]
+  values, labels, row = values_PC[scored], bank.correct[scored], np.nonzero(scored)[0]
+  point = auc(values, labels, np.ones((1, values.size)))[0]
+  chunks = [auc(values, labels, counts[:, row]) for counts in resamples(len(bank.problems), draws, seed)]
   return percentiles(point, np.concatenate(chunks), LEVEL)
 
 
@@ -191,34 +192,34 @@ def auc_overall(bank: Bank, values_PC: np.ndarray, *, seed: int, draws: int = AU
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreTable:
-  """The scores of one verifier, lined up with the bank."""
+  """The scores of one verifier, aligned with the bank."""
 
   verifier: str
   step: int
-  values: np.ndarray  # f64[P, C]: as recorded, NaN where there is none
+  values: np.ndarray  # f64[P, C]: as recorded, NaN where there is no value
   states: np.ndarray  # i8[P, C, V]: index into VOTE_STATES, -1 where there is no vote
-  p_yes: np.ndarray  # f64[P, C, V]: NaN where there is none
+  p_yes: np.ndarray  # f64[P, C, V]: NaN where there is no number
   says_yes: np.ndarray  # bool[P, C, V]: p(Yes) > p(No)
-  tokens: np.ndarray  # i64[P, C]: sampled by all votes of the candidate together
-  num_votes: int  # the fewest of any candidate
+  tokens: np.ndarray  # i64[P, C]: sampled by all votes of the candidate
+  num_votes: int  # minimum over candidates
 
 
 def align_scores(bank: Bank, verifier: str, scores: Sequence[Score]) -> ScoreTable:
-  """Lines a verifier's scores up with the candidates.
+  """Aligns a verifier's scores with the candidates.
 
   Raises:
     UserError: a candidate without a score or with two, a score of an unknown candidate, a value outside [0, 1], a vote
-      of an unknown state or one whose state promises a number it lacks, or scores of different training steps.
+      in an unknown state or without the number that its state requires, or scores from different training steps.
   """
-  found: dict[tuple[str, int], Score] = {}
+  by_candidate: dict[tuple[str, int], Score] = {}
   for score in scores:
     key = (score.problem_id, score.candidate_index)
-    if key in found:
+    if key in by_candidate:
       raise UserError(f"verifier {verifier!r} has two scores for candidate {key[1]} of problem {key[0]!r}")
-    found[key] = score
+    by_candidate[key] = score
   steps = {score.step for score in scores}
   if len(steps) > 1:
-    raise UserError(f"verifier {verifier!r}: scores of several training steps are mixed: {sorted(steps)}")
+    raise UserError(f"verifier {verifier!r}: its scores come from several training steps: {sorted(steps)}")
 
   width = max((len(score.votes) for score in scores), default=0)
   values = np.full(bank.mask.shape, np.nan)
@@ -228,40 +229,40 @@ def align_scores(bank: Bank, verifier: str, scores: Sequence[Score]) -> ScoreTab
   for row, pool in enumerate(bank.candidates):
     for column, candidate in enumerate(pool):
       place = f"verifier {verifier!r}, problem {candidate.problem_id!r}, candidate {candidate.index}"
-      taken = found.pop((candidate.problem_id, candidate.index), None)
-      if taken is None:
+      own = by_candidate.pop((candidate.problem_id, candidate.index), None)
+      if own is None:
         raise UserError(f"{place}: there is no score; run the score stage again")
-      if taken.value is not None:
-        if not 0 <= taken.value <= 1:
-          raise UserError(f"{place}: the value {taken.value} is not within 0 to 1")
-        values[row, column] = taken.value
-      for index, vote in enumerate(taken.votes):
+      if own.value is not None:
+        if not 0 <= own.value <= 1:
+          raise UserError(f"{place}: the value {own.value} is not between 0 and 1")
+        values[row, column] = own.value
+      for index, vote in enumerate(own.votes):
         _check_vote(vote, place)
         states[row, column, index] = VOTE_STATES.index(vote.state)
         if vote.p_yes is not None:
           p_yes[row, column, index] = vote.p_yes
           says_yes[row, column, index] = vote.p_yes > (1 - vote.p_yes if vote.p_no is None else vote.p_no)
         tokens[row, column] += vote.num_tokens
-      fewest = min(fewest, len(taken.votes))
-  if found:
-    problem_id, index = next(iter(found))
+      fewest = min(fewest, len(own.votes))
+  if by_candidate:
+    problem_id, index = next(iter(by_candidate))
     raise UserError(f"verifier {verifier!r} has a score for an unknown candidate: {index} of problem {problem_id!r}")
   return ScoreTable(verifier, steps.pop(), values, states, p_yes, says_yes, tokens, fewest)
 
 
 def _check_vote(vote: Vote, place: str) -> None:
   if vote.state not in VOTE_STATES:
-    raise UserError(f"{place}: a vote has the state {vote.state!r}; known are {', '.join(VOTE_STATES)}")
+    raise UserError(f"{place}: a vote has the unknown state {vote.state!r}; the states are {', '.join(VOTE_STATES)}")
   if vote.p_yes is None and VOTE_STATES.index(vote.state) in _NUMBERED:
     raise UserError(f"{place}: a vote is {vote.state!r} but has no p_yes")
 
 
-# Ways to make one value of votes. The first is the one that scores are defined by; the others show what hangs on it.
+# Ways to reduce votes to one value. The first defines the score; the others show how much depends on that choice.
 RULES = ("ok and forced votes", "ok votes only", "failed votes count 0", "share of Yes verdicts")
 
 
 def vote_values(table: ScoreTable, rule: str, votes: slice = slice(None)) -> np.ndarray:
-  """The value of each candidate from (some of) its votes under a rule of `RULES`: `f64[P, C]`, NaN for no value."""
+  """Each candidate's value from (a slice of) its votes by one of `RULES`: `f64[P, C]`, NaN for no value."""
   states, p_yes, says_yes = table.states[..., votes], table.p_yes[..., votes], table.says_yes[..., votes]
   numbered = np.isin(states, _NUMBERED)
   counted = {
@@ -277,10 +278,10 @@ def vote_values(table: ScoreTable, rule: str, votes: slice = slice(None)) -> np.
 def values_of_k_votes(table: ScoreTable, k: int) -> np.ndarray:
   """Values from k votes each: `f64[G, P, C]` for the G = num_votes // k disjoint groups of k votes.
 
-  Votes are sampled independently, so any k of them are as good as the first k: a figure at k votes is the average of
-  the figures of the groups, which has the same expectation and less variance. Votes that fill no group are not used.
+  Votes are independent samples, so averaging a metric over the groups has the same expectation as using the first k
+  votes, and less variance. Leftover votes are not used.
   """
   if not 1 <= k <= table.num_votes:
-    raise UserError(f"verifier {table.verifier!r} has {table.num_votes} votes a candidate, so not k={k}")
+    raise UserError(f"verifier {table.verifier!r} has {table.num_votes} votes per candidate, so k={k} is impossible")
   groups = range(table.num_votes // k)
   return np.stack([vote_values(table, RULES[0], slice(group * k, (group + 1) * k)) for group in groups])

@@ -1,6 +1,6 @@
-"""The report of an evaluation: every figure with its interval, tables, plots, and one page to browse.
+"""The report of one evaluation: metrics with intervals, tables, plots, and a page to browse candidates.
 
-`build_results` computes, `write_report` writes; between them is a plain dict that survives a JSON round trip.
+`build_results` computes and `write_report` writes; between them is a plain dict that survives a JSON round trip.
 """
 
 import dataclasses
@@ -15,16 +15,17 @@ import numpy as np
 from etils import epath
 
 from genrm_jax.evals import calibration, lengths, metrics, pages, per_problem, plots, selection
-from genrm_jax.evals import costs as costing
-from genrm_jax.evals.browse import FOOLED, MISSED, TYPICAL, Example, pick_examples
+from genrm_jax.evals.browse import FOOLED, MISSED, TYPICAL, BrowseEntry, pick_entries
+from genrm_jax.evals.costs import Costs, align_tokens, cost_results
+from genrm_jax.evals.tables import WEIGHTED
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Score
 from genrm_jax.runtime.errors import UserError
 
 SCHEMA_VERSION = 1
-_SAME_VALUE = 1e-4  # a value that was averaged in another precision is still the mean of its votes
-_LINE = 100  # characters of JSON that may stand on one line of results.json
+_SAME_VALUE = 1e-4  # tolerance for values averaged in another precision
+_LINE = 100  # most characters of a JSON value that stays on one line of results.json
 _SAMPLES = 12
-BASELINES = ("pass1", "self_consistency", "oracle")
+RESERVED = ("pass1", "self_consistency", "oracle", WEIGHTED)  # names of methods, which no verifier may have
 
 
 def build_results(
@@ -36,56 +37,62 @@ def build_results(
   ks: Sequence[int],
   seed: int,
   meta: Mapping[str, Any],
-  costs: costing.Costs | None = None,
+  likelihoods: frozenset[str] = frozenset(),
+  costs: Costs | None = None,
 ) -> dict[str, Any]:
-  """Everything the report says, as a dict that JSON can hold. Figures are shares in [0, 1], None where undefined.
+  """Everything the report shows, as a dict of JSON values. Metrics are shares in [0, 1], None where undefined.
 
   Differences, curves over votes and rules are at the largest of `ns`. The caller may add three parts that the report
-  shows too: "in_distribution" (the results of a second split, by this function), "generation" (`generation_results`
-  by verifier) and "samples" (`sample_records`).
+  shows too: "in_distribution" (this function's results for a second split), "generation" (`generation_results` by
+  verifier) and "samples" (`sample_records`).
 
   Args:
     problems: the evaluation split.
-    candidates: of these problems; pools may differ in size, and one smaller than n is used whole.
-    scores: by verifier, one for each candidate.
+    candidates: solutions to these problems; pools may differ in size, and one smaller than n is used whole.
+    scores: one per candidate, by verifier. Any name without "/" that is not one of `RESERVED` will do.
     ns: numbers of candidates to choose from.
-    ks: numbers of votes; a verifier's curve has those it has votes for, and all of its votes.
-    seed: of the bootstrap and of the subsets that majority votes are averaged over.
-    meta: what the run was: task, model, seed, config_hash, train_steps, wall_seconds (by stage), notes (a list), ...
-    costs: lengths in tokens and model sizes, for accuracy against cost; None where they were not measured.
+    ks: numbers of votes; a verifier's curve covers those that it has enough votes for, and all of its votes.
+    seed: for the bootstrap and the subsets that majority votes are averaged over.
+    meta: what the run was: task, model, seed, config_hash, train_steps and best_by (by verifier: the number of updates,
+      and the held-out metric that picked the checkpoint), wall_seconds (by stage), notes (a list), ... The report shows
+      flat values and flat mappings; nested mappings are only kept.
+    likelihoods: the verifiers whose score is a likelihood and no probability of correctness: it has no calibration.
+    costs: token counts and model sizes, for accuracy against cost; None if they were not measured.
 
   Raises:
-    UserError: see `select.make_bank`, `metrics.align_scores` and `costs.line_up`; an n no pool can serve; a bad name.
+    UserError: see `selection.make_bank`, `metrics.align_scores` and `costs.align_tokens`; an n that exceeds every pool;
+      a reserved name.
   """
   if not ns or any(k < 1 for k in ks):
     raise UserError(f"ns={list(ns)}, ks={list(ks)}: give at least one n, and only positive numbers of votes")
   for name in scores:
-    if name in BASELINES or "/" in name:
-      raise UserError(f"verifier {name!r}: a verifier's name has no '/' and is none of {', '.join(BASELINES)}")
+    if not name or name in RESERVED or "/" in name:
+      raise UserError(f"verifier {name!r}: rename it; a name has no '/' and is none of {', '.join(RESERVED)}")
   bank = selection.make_bank(problems, candidates)
-  ns, top = sorted(set(ns)), max(ns)
-  tables = {name: metrics.align_scores(bank, name, listed) for name, listed in scores.items()}
+  ns, largest_n = sorted(set(ns)), max(ns)
+  tables = {name: metrics.align_scores(bank, name, of_verifier) for name, of_verifier in scores.items()}
   curves = _curves(bank, tables, ns, seed)
   pass1 = selection.pass_at_1(bank)
-  measured = costing.line_up(bank, candidates, list(tables), costs) if costs else None
-  lengths_PC, unit = (measured.solution, "tokens") if measured else (lengths.characters(bank), "characters")
+  tokens = align_tokens(bank, candidates, list(tables), costs) if costs else None
+  lengths_PC, unit = (tokens.solution, "tokens") if tokens else (lengths.characters(bank), "characters")
 
-  # All quantities are gathered first and resampled together.
+  # Gather all quantities first, to resample them together.
   quantities = {"pass1": metrics.mean(pass1)}
   for method, by_n in curves.items():
     quantities |= {f"{method}/n={n}": metrics.mean(accuracy) for n, accuracy in by_n.items()}
   for name, table in tables.items():
-    against = {"pass1": pass1, "self_consistency": curves["self_consistency"][top]}
-    against |= {"orm": curves["orm"][top]} if "orm" in tables and name != "orm" else {}
-    own = curves[name][top]
-    quantities |= {f"{name}/minus/{other}": metrics.mean(own - accuracy) for other, accuracy in against.items()}
+    own = curves[name][largest_n]
+    others = {"pass1": pass1} | {
+      other: curves[other][largest_n] for other in ("self_consistency", *tables) if other != name
+    }
+    quantities |= {f"{name}/minus/{other}": metrics.mean(own - accuracy) for other, accuracy in others.items()}
     quantities |= {f"{name}/{key}": make(bank, table.values) for key, make in _VERIFICATION.items()}
-    quantities |= _vote_quantities(bank, table, ks, top)
+    quantities |= _vote_quantities(bank, table, ks, largest_n)
     more = lengths.length_quantities(bank, table.values, lengths_PC)
-    if name not in calibration.LIKELIHOODS:
+    if name not in likelihoods:
       more |= calibration.reliability_quantities(bank, table.values)
     quantities |= {f"{name}/{key}": quantity for key, quantity in more.items()}
-  found = {name: dataclasses.asdict(it) for name, it in metrics.intervals(quantities, seed=seed).items()}
+  intervals = {name: dataclasses.asdict(point) for name, point in metrics.intervals(quantities, seed=seed).items()}
 
   results = {
     "schema": SCHEMA_VERSION,
@@ -98,16 +105,20 @@ def build_results(
     "ns": ns,
     "interval": {"level": metrics.LEVEL, "draws": metrics.BOOTSTRAP_DRAWS, "over": "problems"},
     "notes": _notes(bank, ns, tables),
-    "pass1": found["pass1"],
-    "curves": {method: [{"n": n, **found[f"{method}/n={n}"]} for n in ns] for method in curves},
-    "verifiers": {name: _verifier_results(bank, table, found, seed) for name, table in tables.items()},
+    "likelihoods": sorted(set(likelihoods) & set(tables)),
+    "pass1": intervals["pass1"],
+    "curves": {method: [{"n": n, **intervals[f"{method}/n={n}"]} for n in ns] for method in curves},
+    "verifiers": {
+      name: _verifier_results(bank, table, intervals, seed, is_probability=name not in likelihoods)
+      for name, table in tables.items()
+    },
     "length": lengths.bins_results(bank, lengths_PC, unit),
   }
-  if costs and measured:
+  if costs and tokens:
     votes = {name: _vote_counts(table, ks) for name, table in tables.items()}
-    results["costs"] = costing.cost_results(bank, tables, measured, costs, ns, votes, found)
+    results["costs"] = cost_results(bank, tables, tokens, costs, ns, votes, intervals)
   results["metrics"] = _flat_metrics(results)
-  results["per_problem"] = per_problem.record(quantities, top)
+  results["per_problem"] = per_problem.per_problem_results(quantities, largest_n)
   return _plain(results)
 
 
@@ -122,8 +133,8 @@ _VERIFICATION: dict[str, Callable[[selection.Bank, np.ndarray], metrics.Quantity
 def _curves(
   bank: selection.Bank, tables: Mapping[str, metrics.ScoreTable], ns: Sequence[int], seed: int
 ) -> dict[str, dict[int, np.ndarray]]:
-  """Accuracy of each problem by method and n: the Oracle, self-consistency, each verifier, each as weights."""
-  weighted = {name: f"weighted_self_consistency/{name}" for name in tables}
+  """Accuracy of each problem by method and n: the Oracle, self-consistency, each verifier, votes weighted by each."""
+  weighted = {name: f"{WEIGHTED}/{name}" for name in tables}
   curves: dict[str, dict[int, np.ndarray]] = {
     method: {} for method in ("oracle", "self_consistency", *tables, *weighted.values())
   }
@@ -138,22 +149,22 @@ def _curves(
 
 
 def _vote_counts(table: metrics.ScoreTable, ks: Sequence[int]) -> list[int]:
-  """The numbers of votes of a verifier's curve, its largest too; none for a verifier of one vote."""
+  """The numbers of votes on a verifier's curve, up to all of its votes; none for a verifier with one vote."""
   return sorted({k for k in ks if k < table.num_votes} | {table.num_votes}) if table.num_votes > 1 else []
 
 
 def _vote_quantities(
   bank: selection.Bank, table: metrics.ScoreTable, ks: Sequence[int], n: int
 ) -> dict[str, metrics.Quantity]:
-  """Best-of-n, verification accuracy and share of scored candidates, by votes and by rule; {} for one vote."""
+  """Best-of-n and verification accuracy and share of scored candidates, by votes and by rule; {} for one vote."""
   quantities = {}
   for k in _vote_counts(table, ks):
     groups = metrics.values_of_k_votes(table, k)
-    chosen = np.mean([selection.best_of_n(bank, values, n) for values in groups], axis=0)
-    quantities[f"{table.verifier}/k={k}/accuracy"] = metrics.mean(chosen)
+    accuracy = np.mean([selection.best_of_n(bank, values, n) for values in groups], axis=0)
+    quantities[f"{table.verifier}/k={k}/accuracy"] = metrics.mean(accuracy)
     for key, make in (("rm_accuracy", metrics.rm_accuracy), ("scored", metrics.scored_share)):
-      over, under = np.sum([make(bank, values).parts[0] for values in groups], axis=0)
-      quantities[f"{table.verifier}/k={k}/{key}"] = metrics.Quantity(((over, under),))
+      numerator, denominator = np.sum([make(bank, values).parts[0] for values in groups], axis=0)
+      quantities[f"{table.verifier}/k={k}/{key}"] = metrics.Quantity(((numerator, denominator),))
   for rule in metrics.RULES if quantities else ():
     values = metrics.vote_values(table, rule)
     quantities[f"{table.verifier}/rule={rule}/accuracy"] = metrics.mean(selection.best_of_n(bank, values, n))
@@ -163,25 +174,30 @@ def _vote_quantities(
 
 
 def _verifier_results(
-  bank: selection.Bank, table: metrics.ScoreTable, found: Mapping[str, Any], seed: int
+  bank: selection.Bank,
+  table: metrics.ScoreTable,
+  intervals: Mapping[str, Mapping[str, Any]],
+  seed: int,
+  *,
+  is_probability: bool,
 ) -> dict[str, Any]:
-  """The part of the results that is about one verifier."""
+  """The part of the results about one verifier."""
 
   def under(prefix: str) -> dict[str, Any]:
     start = f"{table.verifier}/{prefix}"
-    return {name.removeprefix(start): it for name, it in found.items() if name.startswith(start)}
+    return {name.removeprefix(start): point for name, point in intervals.items() if name.startswith(start)}
 
-  def by(prefix: str) -> dict[str, dict[str, Any]]:
+  def nested_under(prefix: str) -> dict[str, dict[str, Any]]:
     nested: dict[str, dict[str, Any]] = {}
-    for name, it in under(prefix).items():
-      key, _, figure = name.rpartition("/")
-      nested.setdefault(key, {})[figure] = it
+    for name, point in under(prefix).items():
+      key, _, metric = name.rpartition("/")
+      nested.setdefault(key, {})[metric] = point
     return nested
 
   states, num_votes = table.states, int((table.states >= 0).sum())
-  return {
+  results = {
     "step": table.step,
-    "verification": {key: found[f"{table.verifier}/{key}"] for key in _VERIFICATION}
+    "verification": {key: intervals[f"{table.verifier}/{key}"] for key in _VERIFICATION}
     | {
       "auc_overall": dataclasses.asdict(metrics.auc_overall(bank, table.values, seed=seed)),
       "ece": metrics.expected_calibration_error(bank, table.values),
@@ -198,43 +214,42 @@ def _verifier_results(
     },
     "length": lengths.length_results(under("")),
     "ties": calibration.ties(bank, table.values),
-    "by_votes": [{"k": int(k), **figures} for k, figures in by("k=").items()],
-    "by_rule": [{"rule": rule, **figures} for rule, figures in by("rule=").items()],
-  } | (
-    {}
-    if table.verifier in calibration.LIKELIHOODS
-    else {"reliability": calibration.reliability(bank, table.values, under(""))}
-  )
+    "by_votes": [{"k": int(k), **points} for k, points in nested_under("k=").items()],
+    "by_rule": [{"rule": rule, **points} for rule, points in nested_under("rule=").items()],
+  }
+  if is_probability:
+    results["reliability"] = calibration.reliability(bank, table.values, under(""))
+  return results
 
 
 def _notes(bank: selection.Bank, ns: Sequence[int], tables: Mapping[str, metrics.ScoreTable]) -> list[str]:
-  """What a reader must know to read the figures right."""
+  """What a reader needs to know to interpret the numbers."""
   notes = [
     "Intervals are percentile bootstraps over problems; they do not cover other training seeds or other candidates.",
-    "Best-of-N, Oracle and pass@1 are exact expectations over all subsets of n candidates, ties broken at random;"
-    f" majority votes average over all subsets where a problem has at most {selection.SUBSET_DRAWS}, else over that"
-    " many random ones.",
+    "Best-of-N, Oracle and pass@1 are exact expectations over all subsets of n candidates, with random tie breaks;"
+    f" majority votes average over all subsets if a problem has at most {selection.SUBSET_DRAWS} of them, else over"
+    " that many random ones.",
   ]
   for n in ns:
     if short := int((bank.sizes < n).sum()):
-      notes.append(f"At n={n}, {short} of {len(bank.sizes)} problems have fewer candidates and use all they have.")
+      notes.append(f"At n={n}, {short} of {len(bank.sizes)} problems have fewer candidates and use all of them.")
   for name, table in tables.items():
     if missing := int((np.isnan(table.values) & bank.mask).sum()):
       notes.append(
         f"{name}: {missing} of {int(bank.mask.sum())} candidates have no score. They rank below all others in"
-        " Best-of-N, weigh 0 in votes, and are not in the verification figures."
+        " Best-of-N, have weight 0 in votes, and are left out of the verification metrics."
       )
-    apart = np.nan_to_num(np.abs(metrics.vote_values(table, metrics.RULES[0]) - table.values)).max()
-    if apart > _SAME_VALUE:
+    difference = np.nan_to_num(np.abs(metrics.vote_values(table, metrics.RULES[0]) - table.values)).max()
+    if difference > _SAME_VALUE:
       notes.append(
-        f"{name}: recorded values differ by up to {apart:.3g} from the mean over ok and forced votes. Figures by votes"
-        " and by rule are of the votes, all others of the recorded values."
+        f"{name}: recorded scores differ by up to {difference:.3g} from the mean over ok and forced votes. Metrics by"
+        " votes and by rule use the votes, all others the recorded scores."
       )
   return notes
 
 
 def _flat_metrics(results: Mapping[str, Any]) -> dict[str, float | None]:
-  """The figures by the names that a metrics file or a dashboard uses."""
+  """The metrics under the flat names of a metrics file or dashboard."""
   flat: dict[str, float | None] = {"eval/pass1": results["pass1"]["value"]}
   for method, points in results["curves"].items():
     flat |= {f"bon/{method}/n={point['n']}/accuracy": point["value"] for point in points}
@@ -248,7 +263,7 @@ def _flat_metrics(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _plain(value: Any) -> Any:
-  """Rounds to six decimals, far below any interval, so that the last bits of a sum do not change the file."""
+  """Rounds to six decimals, far below any interval, so that the last bits of a sum cannot change the file."""
   if isinstance(value, dict):
     return {str(key): _plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
@@ -257,76 +272,86 @@ def _plain(value: Any) -> Any:
 
 
 def generation_results(problems: Sequence[Problem], candidates: Sequence[Candidate], seed: int) -> dict[str, Any]:
-  """How good a model is as a generator: pass@1 over its own solutions to the problems, and that of each problem.
+  """A model's quality as a generator: pass@1 over its own solutions, overall and per problem.
 
   Raises:
-    UserError: see `select.make_bank`.
+    UserError: see `selection.make_bank`.
   """
   bank = selection.make_bank(problems, candidates)
   pass1 = selection.pass_at_1(bank)
   interval = dataclasses.asdict(metrics.bootstrap(metrics.mean(pass1), seed=seed))
-  told = {"num_problems": len(problems), "num_candidates": int(bank.sizes.sum()), "pass1": interval}
-  return _plain(told | {"per_problem": per_problem.shares(pass1)})
+  counts = {"num_problems": len(problems), "num_candidates": int(bank.sizes.sum())}
+  return _plain(counts | {"pass1": interval, "per_problem": per_problem.rounded_shares(pass1)})
 
 
 def sample_records(
-  problems: Sequence[Problem], candidates: Sequence[Candidate], scores: Mapping[str, Sequence[Score]]
+  problems: Sequence[Problem],
+  candidates: Sequence[Candidate],
+  scores: Mapping[str, Sequence[Score]],
+  *,
+  likelihoods: frozenset[str] = frozenset(),
 ) -> list[dict[str, Any]]:
-  """A dozen scored candidates of the verifiers that write rationales, as they are, each with its first vote.
+  """A dozen scored candidates of the verifiers that write rationales, verbatim, each with its first vote.
 
-  They are picked by a rule (`browse.pick_examples`): the worst mistakes of both kinds, a third each as far as there are
-  so many, and for the rest the candidates closest to the median score of the right and of the wrong ones.
+  Picked by a rule (`browse.pick_entries`): up to a third each of the worst mistakes of both kinds, and for the rest the
+  candidates closest to the median score of the correct and of the incorrect ones.
   """
-  written = {name: listed for name, listed in scores.items() if any(vote.text for s in listed for vote in s.votes)}
-  picked: list[Example] = []
-  for name, listed in written.items():
-    examples = pick_examples(problems, candidates, {name: listed}, per_kind=_SAMPLES, votes_shown=1)
-    share = _SAMPLES // len(written)
-    mistakes = [one for kind in (FOOLED, MISSED) for one in [e for e in examples if e.kind == kind][: share // 3]]
-    typical = [[e for e in examples if e.kind == TYPICAL and e.candidate.correct == right] for right in (True, False)]
-    in_turn = [one for pair in itertools.zip_longest(*typical) for one in pair if one]
-    picked += mistakes + in_turn[: share - len(mistakes)]
+  with_text = {name: of_name for name, of_name in scores.items() if any(vote.text for s in of_name for vote in s.votes)}
+  picked: list[BrowseEntry] = []
+  for name, of_name in with_text.items():
+    entries = [
+      entry
+      for entry in pick_entries(
+        problems, candidates, {name: of_name}, likelihoods=likelihoods, per_kind=_SAMPLES, votes_shown=1
+      )
+      if entry.votes
+    ]
+    share = _SAMPLES // len(with_text)
+    mistakes = [entry for kind in (FOOLED, MISSED) for entry in [e for e in entries if e.kind == kind][: share // 3]]
+    typical = [[e for e in entries if e.kind == TYPICAL and e.candidate.correct == label] for label in (True, False)]
+    alternating = [entry for pair in itertools.zip_longest(*typical) for entry in pair if entry]
+    picked += mistakes + alternating[: share - len(mistakes)]
   return [
     {
-      "verifier": one.verifier,
-      "kind": one.kind,
-      "question": one.problem.question,
-      "answer": one.problem.answer,
-      "solution": one.candidate.text,
-      "correct": one.candidate.correct,
-      "value": round(one.value, 4),
-      "rationale": one.votes[0].text,
-      "state": one.votes[0].state,
-      "p_yes": None if one.votes[0].p_yes is None else round(one.votes[0].p_yes, 4),
+      "verifier": entry.verifier,
+      "kind": entry.kind,
+      "question": entry.problem.question,
+      "answer": entry.problem.answer,
+      "solution": entry.candidate.text,
+      "correct": entry.candidate.correct,
+      "value": round(entry.value, 4),
+      "rationale": entry.votes[0].text,
+      "state": entry.votes[0].state,
+      "p_yes": None if entry.votes[0].p_yes is None else round(entry.votes[0].p_yes, 4),
     }
-    for one in picked
+    for entry in picked
   ]
 
 
 def write_report(
-  results: Mapping[str, Any], out_dir: str | os.PathLike[str], *, examples: Sequence[Example] = ()
+  results: Mapping[str, Any], out_dir: str | os.PathLike[str], *, entries: Sequence[BrowseEntry] = ()
 ) -> list[epath.Path]:
-  """Writes results.json, report.md, index.html (all in one file) and the figures; each is replaced whole.
+  """Writes results.json, report.md, index.html (self-contained) and the figures; each file is replaced atomically.
 
   Args:
     results: from `build_results`, or read back from results.json.
-    out_dir: a directory, local or on gs://, made if it is not there.
-    examples: candidates to browse on the page, from `browse.pick_examples`.
+    out_dir: a directory, local or on gs://; created if missing.
+    entries: candidates to browse on the page, from `browse.pick_entries`.
 
   Returns:
-    The paths that were written. The same input gives the same bytes.
+    The paths written. The same input gives the same bytes.
   """
   folder = epath.Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   figures = plots.draw(results)
   files: dict[str, bytes] = {figure.file: figure.png for figure in figures}
-  files |= pages.render(results, figures, examples)
+  files |= pages.render(results, figures, entries)
   files["results.json"] = (compact_json(results) + "\n").encode()
   return [_replace(folder / name, data) for name, data in files.items()]
 
 
 def compact_json(value: Any, indent: str = "") -> str:
-  """Indented JSON, but numbers in a list, and what is short, stand on one line: a file to read and not too large."""
+  """Indented JSON with lists of numbers and short values on one line: readable and not too large."""
   if isinstance(value, list) and not any(isinstance(item, list | dict | str) for item in value):
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
   line = json.dumps(value, allow_nan=False, ensure_ascii=False)
@@ -342,7 +367,7 @@ def compact_json(value: Any, indent: str = "") -> str:
 
 
 def _replace(path: epath.Path, data: bytes) -> epath.Path:
-  """Writes beside the file, then moves over it, so that a reader never sees half of it."""
+  """Writes a temporary file and renames it, so that a reader never sees half a file."""
   beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
   try:
     beside.write_bytes(data)

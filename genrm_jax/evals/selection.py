@@ -1,8 +1,8 @@
-"""Choosing one of N candidates: pass@1, Best-of-N, self-consistency with and without weights, and the Oracle.
+"""Selecting one of N candidates: pass@1, Best-of-N, self-consistency with and without weights, and the Oracle.
 
-Every function gives the expected accuracy of each problem, `f64[P]`, so that intervals over problems and paired
-differences can be taken from it. The expectation runs over all subsets of n of the problem's candidates, and over the
-coin that breaks a tie. A problem with fewer than n candidates uses all it has.
+Every function returns the expected accuracy of each problem, `f64[P]`, ready for intervals over problems and for paired
+differences. The expectation is over all subsets of n of the problem's candidates and over random tie breaks. A problem
+with fewer than n candidates uses all of them.
 
 Axis letters: P problem, C candidate (padded to the largest pool), A distinct answer, D subset.
 """
@@ -19,23 +19,23 @@ import numpy as np
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
 
-# Subsets a problem that majority votes are averaged over at n < pool size, where all of them would be more than that.
-# The Monte-Carlo error of the mean over P problems is at most 0.5 / sqrt(512 P): 0.2 points of percent at P = 100.
+# Subsets per problem that majority votes are averaged over, where there are more than that.
+# The Monte-Carlo error of the mean over P problems is at most 0.5 / sqrt(512 P): 0.2 percentage points at P = 100.
 SUBSET_DRAWS = 512
 
-# Sums of scores that differ by less are a tie: the order of a sum must not decide it.
+# Sums of scores that differ by less are ties: the order of summation must not decide.
 _TIE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bank:
-  """The candidates of an evaluation as arrays, one row a problem, in order of the candidates' index."""
+  """The candidates of an evaluation as arrays: one row per problem, columns in order of candidate index."""
 
   problems: tuple[Problem, ...]
   candidates: tuple[tuple[Candidate, ...], ...]
-  mask: np.ndarray  # bool[P, C]: there is such a candidate
+  mask: np.ndarray  # bool[P, C]: False in the padding
   correct: np.ndarray  # bool[P, C]: False in the padding
-  answers: np.ndarray  # i64[P, C]: number of the answer among the problem's own, -1 for no answer and padding
+  answers: np.ndarray  # i64[P, C]: index among the problem's distinct answers, -1 for no answer and padding
 
   @property
   def sizes(self) -> np.ndarray:
@@ -44,27 +44,27 @@ class Bank:
 
 
 def make_bank(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> Bank:
-  """Lines candidates up with their problems.
+  """Groups candidates by problem.
 
   Raises:
-    UserError: no problems, a problem without candidates, or an id or an index that is unknown or given twice.
+    UserError: no problems, a problem without candidates, an unknown problem id, or a duplicate id or index.
   """
   if not problems:
     raise UserError("there are no problems to evaluate: the evaluation split is empty")
   pools: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
   if len(pools) < len(problems):
-    twice = collections.Counter(problem.id for problem in problems).most_common(1)[0][0]
-    raise UserError(f"problem {twice!r} is given twice: problem ids must be unique within a split")
+    duplicate = collections.Counter(problem.id for problem in problems).most_common(1)[0][0]
+    raise UserError(f"problem {duplicate!r} occurs twice: problem ids must be unique within a split")
   for candidate in candidates:
     if candidate.problem_id not in pools:
       raise UserError(
-        f"candidate {candidate.index} belongs to problem {candidate.problem_id!r}, which is not among the problems of"
-        " this evaluation: pass the candidates of this split only"
+        f"candidate {candidate.index} belongs to problem {candidate.problem_id!r}, which is not in this evaluation:"
+        " pass only the candidates of this split"
       )
     pools[candidate.problem_id].append(candidate)
   for problem_id, pool in pools.items():
     if not pool:
-      raise UserError(f"problem {problem_id!r} has no candidates: generate some, or leave the problem out")
+      raise UserError(f"problem {problem_id!r} has no candidates: generate some or leave the problem out")
     pool.sort(key=lambda candidate: candidate.index)
     for left, right in itertools.pairwise(pool):
       if left.index == right.index:
@@ -83,32 +83,32 @@ def make_bank(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> B
 
 
 def check_n(bank: Bank, n: int) -> None:
-  """Refuses an n that no pool can serve."""
+  """Raises UserError for an n that exceeds every pool."""
   if not 1 <= n <= bank.mask.shape[1]:
-    raise UserError(f"n={n}: the largest pool has {bank.mask.shape[1]} candidates, so n must be 1 to that")
+    raise UserError(f"n={n}: n must be between 1 and {bank.mask.shape[1]}, the most candidates of any problem")
 
 
 def pass_at_1(bank: Bank) -> np.ndarray:
-  """Chance that one candidate, picked at random, is right: `f64[P]`."""
+  """Chance that one candidate, picked at random, is correct: `f64[P]`."""
   return bank.correct.sum(axis=1) / bank.sizes
 
 
 def oracle(bank: Bank, n: int) -> np.ndarray:
-  """Chance that n candidates hold a right one (pass@n): 1 - C(wrong, n) / C(all, n), `f64[P]`."""
+  """Chance that n candidates include a correct one (pass@n): 1 - C(incorrect, n) / C(all, n), `f64[P]`."""
   check_n(bank, n)
   sizes = bank.sizes[:, None]
-  wrong = sizes - bank.correct.sum(axis=1)[:, None]
+  incorrect = sizes - bank.correct.sum(axis=1)[:, None]
   drawn = np.arange(n)
-  # The quotient of binomials as a product of the chances that each next draw is wrong too.
-  chances = np.clip(wrong - drawn, 0, None) / np.maximum(sizes - drawn, 1)
+  # The ratio of binomials, as the product of the chances that each next draw is incorrect too.
+  chances = np.clip(incorrect - drawn, 0, None) / np.maximum(sizes - drawn, 1)
   return 1.0 - np.where(drawn < sizes, chances, 1.0).prod(axis=1)
 
 
 def best_of_n(bank: Bank, values_PC: np.ndarray, n: int) -> np.ndarray:
-  """Chance that the best scored of n candidates is right (Best-of-N, section 2 of the paper), `f64[P]`. Exact.
+  """Exact chance that the highest-scored of n candidates is correct (Best-of-N, section 2 of the paper), `f64[P]`.
 
-  Sort a pool by score, best first. The candidate of rank i is the best of C(S - 1 - i, n - 1) of the C(S, n) subsets,
-  which is its weight. Tied candidates stand in random order, so each counts as the average of its tie:
+  Sort a pool of S by score, best first. The candidate of rank i is the best of C(S - 1 - i, n - 1) of the C(S, n)
+  subsets, which is its weight. Tied candidates are in random order, so each counts as the average of its tie:
 
       score    0.9  0.7  0.7  none      S = 4, n = 2
       correct   1    0    1    0
@@ -117,8 +117,8 @@ def best_of_n(bank: Bank, values_PC: np.ndarray, n: int) -> np.ndarray:
 
   Args:
     bank: the candidates.
-    values_PC: scores; NaN, which is no score, ranks below every number and ties with its like.
-    n: how many candidates there are to choose from.
+    values_PC: scores; NaN (no score) ranks below every number and ties with other NaNs.
+    n: number of candidates to choose from.
   """
   check_n(bank, n)
   keys = np.where(np.isnan(values_PC), -np.inf, values_PC)
@@ -127,8 +127,8 @@ def best_of_n(bank: Bank, values_PC: np.ndarray, n: int) -> np.ndarray:
   starts = np.ones(keys.shape, bool)
   starts[:, 1:] = (keys[:, 1:] != keys[:, :-1]) | (mask[:, 1:] != mask[:, :-1])
   tie = np.cumsum(starts).reshape(-1) - 1
-  right = np.bincount(tie, weights=np.take_along_axis(bank.correct, order, 1).reshape(-1)) / np.bincount(tie)
-  return (_rank_weights(bank.sizes, n, keys.shape[1]) * right[tie].reshape(keys.shape)).sum(axis=1)
+  accuracy = np.bincount(tie, weights=np.take_along_axis(bank.correct, order, 1).reshape(-1)) / np.bincount(tie)
+  return (_rank_weights(bank.sizes, n, keys.shape[1]) * accuracy[tie].reshape(keys.shape)).sum(axis=1)
 
 
 def _rank_weights(sizes: np.ndarray, n: int, width: int) -> np.ndarray:
@@ -142,17 +142,17 @@ def _rank_weights(sizes: np.ndarray, n: int, width: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subsets:
-  """Subsets of n candidates of each problem, and the share of each in an expectation."""
+  """Subsets of n candidates of each problem, with their weights in an expectation."""
 
   members: np.ndarray  # bool[P, D, C]
   share: np.ndarray  # f64[P, D]: sums to 1 over D, 0 in the padding
 
 
 def draw_subsets(bank: Bank, n: int, *, seed: int, draws: int = SUBSET_DRAWS) -> Subsets:
-  """All subsets of n where a problem has at most `draws` of them (so at n = pool size), else `draws` random ones.
+  """All subsets of n of each problem if there are at most `draws` of them, else `draws` random ones.
 
-  The random subsets of a problem depend on (seed, problem id) only, and those of n lie within those of n + 1, which
-  keeps curves over n smooth.
+  Random subsets are a pure function of (seed, problem id), and each subset of n lies within one of n + 1, which keeps
+  curves over n smooth.
   """
   check_n(bank, n)
   members_of = [
@@ -162,9 +162,9 @@ def draw_subsets(bank: Bank, n: int, *, seed: int, draws: int = SUBSET_DRAWS) ->
   most = max(len(members) for members in members_of)
   members = np.zeros((len(members_of), most, bank.mask.shape[1]), bool)
   share = np.zeros(members.shape[:2])
-  for row, found in enumerate(members_of):
-    members[row, : found.shape[0], : found.shape[1]] = found
-    share[row, : found.shape[0]] = 1 / found.shape[0]
+  for row, subsets in enumerate(members_of):
+    members[row, : subsets.shape[0], : subsets.shape[1]] = subsets
+    share[row, : subsets.shape[0]] = 1 / subsets.shape[0]
   return Subsets(members, share)
 
 
@@ -180,23 +180,23 @@ def _subsets_of(size: int, n: int, rng: np.random.Generator, draws: int) -> np.n
 
 
 def self_consistency(bank: Bank, subsets: Subsets, values_PC: np.ndarray | None = None) -> np.ndarray:
-  """Chance that the majority answer of a subset is right, `f64[P]`; with scores, of the answer with the largest sum.
+  """Chance that the majority answer is correct, `f64[P]`; with scores, the answer with the largest sum of scores.
 
-  Answers are the same if their normalised strings are equal. A candidate without an answer does not vote, a candidate
-  without a score votes with weight 0, a subset without any answer is wrong, and tied answers share the vote. Where
-  candidates with the same answer carry different labels, one of the subset's is picked at random.
+  Answers are the same if their normalised strings are equal. A candidate without an answer does not vote, one without
+  a score votes with weight 0, a subset without any answer counts as incorrect, and ties are broken at random. If
+  candidates with the chosen answer carry different labels, one of them is picked at random.
   """
   numbers = np.arange(bank.answers.max() + 1)
   has_PCA = (bank.answers[:, :, None] == numbers).astype(float)
   weights = np.ones(bank.mask.shape) if values_PC is None else np.nan_to_num(values_PC, nan=0.0)
   accuracy = np.zeros(len(bank.problems))
-  # A few problems at a time: [P, D, A] for all of them at once is gigabytes at the size of GSM8K.
+  # A few problems at a time: [P, D, A] for all of GSM8K at once would take gigabytes.
   for rows in np.array_split(np.arange(len(accuracy)), math.ceil(len(accuracy) / 32)):
     members, has = subsets.members[rows].astype(float), has_PCA[rows]
     count_PDA = members @ has
     total = np.where(count_PDA > 0, members @ (has * weights[rows, :, None]), -np.inf)
     wins = (count_PDA > 0) & (total >= total.max(axis=2, keepdims=True, initial=-np.inf) - _TIE)
-    right = members @ (has * bank.correct[rows, :, None]) / np.maximum(count_PDA, 1)
-    picked = (wins * right).sum(axis=2) / np.maximum(wins.sum(axis=2), 1)
+    correct = members @ (has * bank.correct[rows, :, None]) / np.maximum(count_PDA, 1)
+    picked = (wins * correct).sum(axis=2) / np.maximum(wins.sum(axis=2), 1)
     accuracy[rows] = (picked * subsets.share[rows]).sum(axis=1)
   return accuracy

@@ -1,15 +1,19 @@
-"""What the report shows beside its figures: tables of results."""
+"""The tables and lines of text of a report."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from genrm_jax.evals import costs
-from genrm_jax.evals.calibration import LIKELIHOODS
+from genrm_jax.evals.calibration import likelihoods
 from genrm_jax.evals.lengths import SIDES
 from genrm_jax.evals.metrics import THRESHOLD
 from genrm_jax.records import VOTE_STATES
 
+WEIGHTED = "weighted_self_consistency"
+SIDE_NAMES = {"right": "correct", "wrong": "incorrect"}
+
+# Labels of methods; any other name is its own label.
 NAMES = {
   "orm": "ORM",
   "genrm": "GenRM",
@@ -23,25 +27,25 @@ NAMES = {
 
 
 def method_name(method: str) -> str:
-  """The name that people read: `genrm_cot` is GenRM-CoT; an unknown one is shown as it is."""
-  vote, _, verifier = method.rpartition("/")
+  """The label of a method: GenRM-CoT for `genrm_cot`, any unknown name itself."""
+  weighted, _, verifier = method.rpartition("/")
   name = NAMES.get(verifier, verifier)
-  return f"votes weighted by {name}" if vote else name
+  return f"votes weighted by {name}" if weighted else name
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table of strings; `note` says how to read it."""
+  """A table of strings; `note` explains how to read it."""
 
   title: str
   note: str
   header: tuple[str, ...]
   rows: tuple[tuple[str, ...], ...]
-  num_text_columns: int = 1  # the first columns hold words, the others numbers
+  num_text_columns: int = 1  # leading columns of words, aligned left; the others hold numbers
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
-  """The tables of a report, in reading order; those without rows are left out."""
+  """The non-empty tables of a report, in reading order."""
   tables = [
     _best_of_n_table(results),
     _difference_table(results),
@@ -55,6 +59,28 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     _in_distribution_table(results),
   ]
   return [table for table in tables if table.rows]
+
+
+def meta_lines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """What the run was, as (name, value); nested mappings are left out, and so are `task` and `notes`, shown apart.
+
+  The metric that picked each checkpoint stands beside its number of updates.
+  """
+  meta = dict(results["meta"])
+  if isinstance(steps := meta.get("train_steps"), Mapping) and isinstance(best_by := meta.pop("best_by", {}), Mapping):
+    meta["train_steps"] = {
+      name: f"{count:,}" + (f" (checkpoint: best held-out {best_by[name]})" if name in best_by else "")
+      for name, count in steps.items()
+    }
+  lines = []
+  for key, value in meta.items():
+    if isinstance(value, Mapping):
+      if any(isinstance(item, Mapping) for item in value.values()):
+        continue
+      value = ", ".join(f"{name} {item}" for name, item in value.items())
+    if key not in ("task", "notes"):
+      lines.append((key.replace("_", " "), str(value)))
+  return lines
 
 
 def percent(interval: Mapping[str, float | None], signed: bool = False) -> str:
@@ -72,7 +98,7 @@ def number(interval: Mapping[str, float | None]) -> str:
   return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _figures(point: Mapping[str, Any]) -> tuple[str, str, str]:
+def _accuracy_cells(point: Mapping[str, Any]) -> tuple[str, str, str]:
   return percent(point["accuracy"]), percent(point["rm_accuracy"]), f"{100 * point['scored']['value']:.1f}"
 
 
@@ -80,54 +106,58 @@ def _best_of_n_table(results: Mapping[str, Any]) -> Table:
   rows = [("pass@1", *[percent(results["pass1"])] * len(results["ns"]))]
   rows += [(method_name(method), *map(percent, points)) for method, points in results["curves"].items()]
   return Table(
-    "Accuracy of the chosen solution",
-    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score;"
-    " weighted votes are self-consistency with its scores as weights.",
+    "Accuracy of the selected solution",
+    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score; weighted"
+    " votes are self-consistency with its scores as weights.",
     ("method", *(f"n = {n}" for n in results["ns"])),
     tuple(rows),
   )
 
 
 def _difference_table(results: Mapping[str, Any]) -> Table:
+  verifiers = results["verifiers"]
   others = [
     other
-    for other in ("pass1", "self_consistency", "orm")
-    if any(other in it["minus"] for it in results["verifiers"].values())
+    for other in ("pass1", "self_consistency", *verifiers)
+    if any(other in verifier["minus"] for verifier in verifiers.values())
   ]
   rows = [
     (
       method_name(name),
-      *(percent(it["minus"][other], signed=True) if other in it["minus"] else "" for other in others),
+      *(percent(verifier["minus"][other], signed=True) if other in verifier["minus"] else "" for other in others),
     )
-    for name, it in results["verifiers"].items()
+    for name, verifier in verifiers.items()
   ]
   return Table(
-    f"What a verifier adds at n = {results['ns'][-1]}",
-    "Points of percent, paired by problem. An interval that spans 0 does not show a difference.",
+    f"Differences at n = {results['ns'][-1]}",
+    "Percentage points by which Best-of-N by the verifier of the row beats the method of the column, paired by problem."
+    " If the interval spans 0, no difference is shown.",
     ("verifier", *(f"over {method_name(other)}" for other in others)),
     tuple(rows),
   )
 
 
 def _verification_table(results: Mapping[str, Any]) -> Table:
-  rows = [
-    (
-      method_name(name),
-      percent(it["verification"]["rm_accuracy"]),
-      percent(it["verification"]["balanced_rm_accuracy"]),
-      number(it["verification"]["auc_overall"]),
-      number(it["verification"]["auc_within_problems"]),
-      "–" if name in LIKELIHOODS else number(it["verification"]["brier"]),
-      "–" if name in LIKELIHOODS or it["verification"]["ece"] is None else f"{it['verification']['ece']:.3f}",
+  rows = []
+  for name, verifier in results["verifiers"].items():
+    checks, calibrated = verifier["verification"], name not in likelihoods(results)
+    rows.append(
+      (
+        method_name(name),
+        percent(checks["rm_accuracy"]),
+        percent(checks["balanced_rm_accuracy"]),
+        number(checks["auc_overall"]),
+        number(checks["auc_within_problems"]),
+        number(checks["brier"]) if calibrated else "–",
+        f"{checks['ece']:.3f}" if calibrated and checks["ece"] is not None else "–",
+      )
     )
-    for name, it in results["verifiers"].items()
-  ]
-  common = 100 * max(results["share_correct"], 1 - results["share_correct"])
+  majority = 100 * max(results["share_correct"], 1 - results["share_correct"])
   return Table(
-    "Verification: is this solution right?",
-    f"A solution is called right if its score is above {THRESHOLD}; saying the same of all would reach {common:.1f}% RM"
-    " accuracy. Balanced is the average over right and wrong"
-    " solutions. AUC within problems averages over problems that have both. ECE has ten bins and no interval."
+    "Verification",
+    f"A verifier calls a solution correct if its score is above {THRESHOLD}; giving all solutions the more frequent"
+    f" label would reach {majority:.1f}% RM accuracy. Balanced: mean of the accuracies on correct and on incorrect"
+    " solutions. AUC within problems: mean over problems that have both. ECE: ten bins, no interval."
     + likelihood_note(results),
     ("verifier", "RM accuracy, %", "balanced, %", "AUC", "AUC within problems", "Brier", "ECE"),
     tuple(rows),
@@ -135,44 +165,44 @@ def _verification_table(results: Mapping[str, Any]) -> Table:
 
 
 def likelihood_note(results: Mapping[str, Any]) -> str:
-  """A sentence on the verifiers that have no calibration, "" if there are none."""
-  names = [method_name(name) for name in results["verifiers"] if name in LIKELIHOODS]
-  return f" The score of the {' and '.join(names)} is no probability and has no calibration." if names else ""
+  """A sentence on the verifiers without calibration, "" if there are none."""
+  names = [method_name(name) for name in results["verifiers"] if name in likelihoods(results)]
+  return f" Scores of {', '.join(names)} are likelihoods, which have no calibration." if names else ""
 
 
 def _votes_table(results: Mapping[str, Any]) -> Table:
   rows = [
-    (method_name(name), str(point["k"]), *_figures(point))
-    for name, it in results["verifiers"].items()
-    for point in it["by_votes"]
+    (method_name(name), str(point["k"]), *_accuracy_cells(point))
+    for name, verifier in results["verifiers"].items()
+    for point in verifier["by_votes"]
   ]
   return Table(
     "Accuracy by number of votes",
-    "Averaged over disjoint groups of K of the sampled votes. Candidates without a readable vote among the K rank last"
-    " and are not in the RM accuracy.",
+    "Averaged over disjoint groups of K sampled votes. Candidates without a usable vote among the K rank last and are"
+    " left out of the RM accuracy.",
     ("verifier", "K", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %", "scored, %"),
     tuple(rows),
   )
 
 
 def _cost_table(results: Mapping[str, Any]) -> Table:
-  """Every method's costs beside its accuracy; without rows where costs were not measured."""
+  """Every method's costs beside its accuracy; empty if costs were not measured."""
   measured = results.get("costs")
   if not measured:
     return Table("Accuracy against cost", "", (), ())
   unit = "tokens" if measured["generator_params"] is None else "FLOPs"
   curves = list(measured["by_n"].items())
-  for name, columns in measured["by_k"].items():  # all votes at the largest n are a row already
+  for name, columns in measured["by_k"].items():  # the last point, all votes at the largest n, is a row already
     curves.append((name, {key: column[:-1] for key, column in columns.items()}))
   majority = measured["by_n"]["self_consistency"]
   rows = []
   for method, columns in curves:
     for index, cost in enumerate(costs.totals(columns, unit)):
       affordable = [at for at, price in enumerate(costs.totals(majority, unit)) if price <= cost]
-      rival = ""
+      alternative = ""
       if method in results["verifiers"]:
         at = affordable[-1] if affordable else None
-        rival = "–" if at is None else f"{100 * majority['accuracy'][at]:.1f} (n = {majority['n'][at]})"
+        alternative = "–" if at is None else f"{100 * majority['accuracy'][at]:.1f} (n = {majority['n'][at]})"
       rows.append(
         (
           method_name(method),
@@ -181,19 +211,19 @@ def _cost_table(results: Mapping[str, Any]) -> Table:
           *(_amount(columns[key][index]) for key in costs.TOKENS),
           *("–" if columns[key][index] is None else scientific(columns[key][index]) for key in costs.FLOPS),
           percent({"value": columns["accuracy"][index]} | {key: columns[key][index] for key in ("low", "high")}),
-          rival,
+          alternative,
         )
       )
-  known = measured["generator_params"]
+  params = measured["generator_params"]
   return Table(
     "Accuracy against cost",
-    f"A problem's mean tokens and FLOPs. {costs.NOTE} The generator has"
-    f" {'an unknown number of' if known is None else f'{known:,}'} parameters, the verifier"
-    f" {measured['verifier_params']:,}. The last column is the majority answer of the most candidates, of the numbers"
-    f" measured, that cost no more {unit} than this.",
+    f"Mean tokens and FLOPs per problem. {costs.NOTE} The generator has"
+    f" {'an unknown number of' if params is None else f'{params:,}'} parameters, the verifier"
+    f" {measured['verifier_params']:,}. The last column is self-consistency over as many candidates, of the measured n,"
+    f" as cost at most the same number of {unit}.",
     (
       *("method", "n", "K", "generator reads", "generator samples", "verifier reads", "verifier samples"),
-      *("generator FLOPs", "verifier FLOPs", "accuracy, %", "self-consistency for no more, %"),
+      *("generator FLOPs", "verifier FLOPs", "accuracy, %", "self-consistency at the same cost, %"),
     ),
     tuple(rows),
   )
@@ -204,7 +234,7 @@ def _amount(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-  """`1.25e9`: two decimals and no padding of the exponent."""
+  """`1.25e9`: two decimals and an unpadded exponent."""
   if not value:
     return "0"
   mantissa, exponent = f"{value:.2e}".split("e")
@@ -212,30 +242,30 @@ def scientific(value: float) -> str:
 
 
 def _length_table(results: Mapping[str, Any]) -> Table:
-  """Scores by length of the solution; without rows in results that do not have them."""
+  """Scores by length of the solution; empty for results without them."""
   bins = results.get("length")
   if not bins:
     return Table("Score against length", "", (), ())
   rows = [
     (
       method_name(name),
-      side,
-      number(it["length"]["spearman"][side]),
-      *("–" if value is None else f"{value:.3f}" for value in it["length"]["mean_score"][side]["value"]),
+      SIDE_NAMES[side],
+      number(verifier["length"]["spearman"][side]),
+      *("–" if value is None else f"{value:.3f}" for value in verifier["length"]["mean_score"][side]["value"]),
     )
-    for name, it in results["verifiers"].items()
+    for name, verifier in results["verifiers"].items()
     for side in SIDES
   ]
   spans = length_spans(bins)
   counts = "; ".join(
-    f"{span}: {right:,} right, {wrong:,} wrong"
+    f"{span}: {right:,} correct, {wrong:,} incorrect"
     for span, right, wrong in zip(spans, bins["right"], bins["wrong"], strict=True)
   )
   return Table(
     "Score against length",
-    "The rank correlation (Spearman) of score and length among the right, or the wrong, solutions of one problem,"
-    " averaged over the problems that have one: a verifier that ignores length is near 0 on both. Then the mean score"
-    f" by length in {bins['unit']}: {counts}.",
+    "Spearman's rank correlation of score and length within a problem, over its correct or its incorrect solutions,"
+    " averaged over the problems where it is defined: near 0 on both for a verifier that ignores length. Then the mean"
+    f" score by length in {bins['unit']}: {counts}.",
     ("verifier", "solutions", "rank correlation", *spans),
     tuple(rows),
     num_text_columns=2,
@@ -243,55 +273,64 @@ def _length_table(results: Mapping[str, Any]) -> Table:
 
 
 def length_spans(bins: Mapping[str, Any]) -> list[str]:
-  """The bins of length for readers: `12–14`."""
+  """The labels of the length bins: `12–14`."""
   pairs = zip(bins["shortest"], bins["longest"], strict=True)
   return [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in pairs]
 
 
 def _ties_table(results: Mapping[str, Any]) -> Table:
-  """How often a coin decides; without rows in results that do not say."""
-  found = {name: it["ties"] for name, it in results["verifiers"].items() if "ties" in it}
+  """How often ties are broken at random; empty for results without counts of ties."""
+  counts = {name: verifier["ties"] for name, verifier in results["verifiers"].items() if "ties" in verifier}
   rows = [
     (
       method_name(name),
-      _count(it["tied"], it["pools"]),
-      f"{it['candidates'] / it['tied']:.1f}" if it["tied"] else "–",
-      str(it["largest"]) if it["tied"] else "–",
-      _count(it["texts_differ"], it["pools"]),
-      _count(it["labels_differ"], it["pools"]),
-      _count(it["unscored"], it["pools"]),
+      _count(ties["tied"], ties["pools"]),
+      f"{ties['candidates'] / ties['tied']:.1f}" if ties["tied"] else "–",
+      str(ties["largest"]) if ties["tied"] else "–",
+      _count(ties["texts_differ"], ties["pools"]),
+      _count(ties["labels_differ"], ties["pools"]),
+      _count(ties["unscored"], ties["pools"]),
     )
-    for name, it in found.items()
+    for name, ties in counts.items()
   ]
   return Table(
-    "Ties at the top",
-    "Pools in which several candidates share the best score, so that Best-of-N with the whole pool picks one of them at"
-    " random. It is a coin flip where right and wrong ones are among them. Candidates of one text tie always; a pool"
-    " without any score ties as a whole.",
+    "Ties for the best score",
+    "Problems in which several candidates share the best score, so that Best-of-N over all candidates picks one of them"
+    " at random; chance decides if correct and incorrect ones are among them. Identical texts always tie; without any"
+    " score, all candidates tie.",
     (
-      *("verifier", "pools with a tie", "candidates in a tie, mean", "most"),
-      *("of different texts", "of both labels", "pools without a score"),
+      *("verifier", "problems with a tie", "tied candidates, mean", "most"),
+      *("with different texts", "with both labels", "problems without a score"),
     ),
     tuple(rows),
   )
 
 
 def _coverage_table(results: Mapping[str, Any]) -> Table:
-  rows = [
-    (
-      method_name(name),
-      f"{it['step']:,}",
-      f"{it['coverage']['scored']:,} of {it['coverage']['candidates']:,}",
-      f"{it['coverage']['votes']:,}",
-      *(_count(it["coverage"]["states"][state], it["coverage"]["votes"]) for state in VOTE_STATES),
-      "–" if it["coverage"]["tokens_per_vote"] is None else f"{it['coverage']['tokens_per_vote']:.1f}",
+  """Votes by state and the training step behind them, with the metric that picked it if the results name it."""
+  best_by = results["meta"].get("best_by", {})
+  rows = []
+  for name, verifier in results["verifiers"].items():
+    coverage = verifier["coverage"]
+    rows.append(
+      (
+        method_name(name),
+        f"{verifier['step']:,}",
+        *((best_by.get(name, "–"),) if best_by else ()),
+        f"{coverage['scored']:,} of {coverage['candidates']:,}",
+        f"{coverage['votes']:,}",
+        *(_count(coverage["states"][state], coverage["votes"]) for state in VOTE_STATES),
+        "–" if coverage["tokens_per_vote"] is None else f"{coverage['tokens_per_vote']:.1f}",
+      )
     )
-    for name, it in results["verifiers"].items()
-  ]
+  note = " The training step is the one with the best held-out value of the metric beside it." if best_by else ""
   return Table(
     "Coverage",
-    "Votes by state. Only ok and forced votes carry a number; no other becomes one.",
-    ("verifier", "training step", "candidates scored", "votes", *VOTE_STATES, "tokens per vote"),
+    f"Votes by state. Only ok and forced votes count in a score; failed votes never become a number.{note}",
+    (
+      *("verifier", "training step", *(("best by",) if best_by else ())),
+      *("candidates scored", "votes", *VOTE_STATES, "tokens per vote"),
+    ),
     tuple(rows),
   )
 
@@ -302,13 +341,13 @@ def _count(count: int, total: int) -> str:
 
 def _rules_table(results: Mapping[str, Any]) -> Table:
   rows = [
-    (method_name(name), point["rule"], *_figures(point))
-    for name, it in results["verifiers"].items()
-    for point in it["by_rule"]
+    (method_name(name), point["rule"], *_accuracy_cells(point))
+    for name, verifier in results["verifiers"].items()
+    for point in verifier["by_rule"]
   ]
   return Table(
     "The same votes under other rules",
-    "The first rule of a verifier defines its score.",
+    "The first rule of each verifier defines its score.",
     ("verifier", "rule", f"Best-of-{results['ns'][-1]}, %", "RM accuracy, %", "scored, %"),
     tuple(rows),
     num_text_columns=2,
@@ -316,7 +355,7 @@ def _rules_table(results: Mapping[str, Any]) -> Table:
 
 
 def _in_distribution_table(results: Mapping[str, Any]) -> Table:
-  """Best-of-N and verification on the second split; without rows where there is none."""
+  """Best-of-N and verification on the second split; empty if there is none."""
   inner = results.get("in_distribution")
   rows: list[tuple[str, ...]] = []
   if inner:
@@ -325,21 +364,19 @@ def _in_distribution_table(results: Mapping[str, Any]) -> Table:
       if "/" in method:
         continue
       checks = inner["verifiers"][method]["verification"] if method in inner["verifiers"] else None
-      figures = (percent(checks["rm_accuracy"]), number(checks["auc_within_problems"])) if checks else ("", "")
-      rows.append((method_name(method), percent(points[-1]), *figures))
+      cells = (percent(checks["rm_accuracy"]), number(checks["auc_within_problems"])) if checks else ("", "")
+      rows.append((method_name(method), percent(points[-1]), *cells))
   return Table(
     "In distribution",
-    f"The same on {inner['num_problems']:,} other problems, of the kind that the verifiers were trained on."
-    if inner
-    else "",
+    f"The same on {inner['num_problems']:,} held-out problems from the training distribution." if inner else "",
     ("method", f"n = {inner['ns'][-1]}" if inner else "", "RM accuracy, %", "AUC within problems"),
     tuple(rows),
   )
 
 
 def generation_lines(results: Mapping[str, Any]) -> list[str]:
-  """A line for each verifier that was measured as a generator too."""
+  """One line per verifier that was also measured as a generator."""
   return [
-    f"{method_name(name)} as a generator: pass@1 {percent(it['pass1'])} on {it['num_problems']:,} problems"
-    for name, it in results.get("generation", {}).items()
+    f"{method_name(name)} as a generator: pass@1 {percent(solved['pass1'])} on {solved['num_problems']:,} problems"
+    for name, solved in results.get("generation", {}).items()
   ]

@@ -103,9 +103,9 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
     for n, path in solved.items()
     if path.is_file()
   }
-  results["samples"] = report.sample_records(problems, pool, scores)
-  examples = browse.pick_examples(problems, pool, scores, likelihoods=likelihoods)
-  report.write_report(results, run.path("report"), examples=examples)
+  results["samples"] = report.sample_records(problems, pool, scores, likelihoods=likelihoods)
+  entries = browse.pick_entries(problems, pool, scores, likelihoods=likelihoods)
+  report.write_report(results, run.path("report"), entries=entries)
   say(f"report: {run.path('report', 'index.html')}")
 
 

@@ -1,36 +1,36 @@
-"""The page of results: from made-up runs with known answers, and from the committed JSON, word for word."""
+"""The results page: from made-up runs with known answers, and from the committed JSON, word for word."""
 
 import json
 import pathlib
-import re
 import shutil
 
 import pytest
 from made_up_runs import POOL, PROBLEMS, RATIONALE, generation_of, place, results_of
 
-from experiments.studies import results_page
-from experiments.studies import runs as studies
+from experiments.studies import plots, results_page, runs
+from experiments.studies.quantities import read_quantities
 from genrm_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMITTED = ROOT / "results" / "list_tasks"
+COT = "GenRM-CoT"
 
 
 @pytest.fixture(scope="module")
 def parts():
-  """Results to build folders from: two seeds of a main run, and of a verifier that misses four more."""
+  """Results to build folders from: two seeds of a main run, and of a verifier that fails on four more problems."""
   return {
-    "main": [results_of("last_letter", seed, {"judge": 9, "orm": 3, "genrm_cot": seed}) for seed in (0, 1)],
-    "worse": [results_of("last_letter", seed, {"genrm_cot": seed + 4}) for seed in (0, 1)],
-    "inner": [results_of("last_letter", seed, {"orm": 0, "genrm_cot": 0}, in_distribution=True) for seed in (0, 1)],
-    "other": results_of("word_sorting", 0, {"orm": 1, "genrm_cot": 0}),
+    "main": [results_of("last_letter", seed, {"judge": 0, "orm": 6, "genrm_cot": 9 - seed}) for seed in (0, 1)],
+    "worse": [results_of("last_letter", seed, {"genrm_cot": 5 - seed}) for seed in (0, 1)],
+    "inner": [results_of("last_letter", seed, {"orm": 9, "genrm_cot": 9}) for seed in (0, 1)],
+    "other": results_of("word_sorting", 0, {"orm": 8, "genrm_cot": 9}),
   }
 
 
 @pytest.fixture(scope="module")
-def whole(parts, tmp_path_factory):
-  """A main run with two seeds and a study of each kind; word_sorting has a main run only. Beside it the page."""
-  home = tmp_path_factory.mktemp("whole")
+def home(parts, tmp_path_factory):
+  """A main run with two seeds and a study of each kind; word_sorting has only a main run. Beside them the page."""
+  home = tmp_path_factory.mktemp("home")
   results = home / "results"
   for seed in (0, 1):
     main, worse = parts["main"][seed], parts["worse"][seed]
@@ -47,297 +47,210 @@ def whole(parts, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(whole):
-  return (whole / "docs" / "results.md").read_text()
+def page(home):
+  return (home / "docs" / "results.md").read_text()
 
 
 @pytest.fixture
-def folder(whole, tmp_path):
+def folder(home, tmp_path):
   """The same results, to change."""
-  return pathlib.Path(shutil.copytree(whole / "results", tmp_path / "results"))
+  return pathlib.Path(shutil.copytree(home / "results", tmp_path / "results"))
+
+
+def page_of(folder):
+  return results_page.page_text(folder, folder)[0]
 
 
 def row_of(page, *cells, after=""):
-  """The cells of the one row that begins with these; of the section with this heading, if one is given."""
+  """The cells of the only row that begins with these, in the section with this heading if one is given."""
   section = page.partition(f"\n## {after}")[2].partition("\n## ")[0] if after else page
-  found = [line for line in section.splitlines() if line.startswith("| " + " | ".join(cells) + " |")]
-  assert len(found) == 1, (cells, found)
-  return found[0].strip("| ").split(" | ")
+  rows = [line for line in section.splitlines() if line.startswith("| " + " | ".join(cells) + " |")]
+  assert len(rows) == 1, (cells, rows)
+  return rows[0].strip("| ").split(" | ")
 
 
-def test_the_page_tells_first_what_the_models_are(page):
-  assert page.splitlines()[0].startswith("**No pretrained Gemma was used: a small Gemma-architecture base")
-
-
-def test_table_1(page):
-  # 9 of 12 are solvable; missed are 0 and 1, by the ORM 3; in word_sorting 0 and 1, one seed.
-  assert row_of(page, "GenRM-CoT")[1].startswith("70.8 [") and row_of(page, "GenRM-CoT")[2:5:2] == [
-    "75.0 / 66.7",
-    "75.0",
-  ]
-  assert row_of(page, "ORM")[2] == "50.0 / 50.0"
-  assert row_of(page, "Oracle (pass@N)")[2] == "75.0 / 75.0"
-  assert row_of(page, "pass@1")[2] == "18.8 / 18.8"
-  assert row_of(page, "Self-consistency, votes weighted by GenRM-CoT")[2] == "75.0 / 66.7"
-  assert row_of(page, "GenRM-CoT, percent of the Oracle's accuracy")[2] == "100.0 / 88.9"
-  assert row_of(page, "GenRM-CoT, percent of the Oracle's accuracy")[1].startswith("94.4 [")
-  assert row_of(page, "GenRM-CoT minus ORM")[1].startswith("+20.8 [+")
-  assert row_of(page, "GenRM-CoT minus ORM")[2:] == ["+25.0 / +16.7", "+8.3 [+0.0, +25.0]", "+8.3"]
-
-
-def test_table_2_sets_in_distribution_beside_out(page):
-  cot = row_of(page, "last_letter", "GenRM-CoT", after="Table 2")
-  assert cot[2].startswith("75.0 [") and cot[3].startswith("70.8 [")
-  # Of 48 solutions called right are one a problem: 9 right ones, 3 wrong ones; one missed makes two more errors.
-  assert cot[4].startswith("93.8 [") and cot[5].startswith("91.7 [")
-  assert cot[6] == "1.000 [1.000, 1.000]" and cot[7].startswith("0.963 [")
-  assert row_of(page, "word_sorting", "GenRM-CoT", after="Table 2")[2] == "–"
-
-
-def test_studies_take_their_numbers_from_the_runs(page):
-  few = row_of(page, "last_letter", "GenRM-CoT", "50")
-  assert few[4] == "41.7 / 33.3" and few[5].startswith("-33.3 [") and few[6] == "0, 1"
-  assert row_of(page, "last_letter", "GenRM-CoT", "600")[4:6] == ["75.0 / 66.7", "–"]
-  assert row_of(page, "last_letter", "GenRM-CoT", "80,000")[4] == "41.7 / 33.3"
-  assert row_of(page, "last_letter", "GenRM-CoT", "570,000")[4] == "75.0 / 66.7"
-
-
-def test_lambda_verifies_and_generates(page):
-  none, third = row_of(page, "last_letter", "0"), row_of(page, "last_letter", "0.33")
-  assert none[3] == none[5] == "–" and none[4].startswith("25.0 [")
-  assert third[3].startswith("-33.3 [") and third[4].startswith("50.0 [") and third[5] == "–", "nothing solves alone"
-  assert third[7] == "50.0 / 50.0"
-
-
-def place_solvers(folder, parts):
-  """Runs that were trained on solutions alone, and solve all."""
-  for seed in (0, 1):
-    alone = {"solve_weight": 1.0, "max_rationales": 0}
-    place(folder, parts["worse"][seed], "lambda_only", seed, settings=alone, generation=generation_of(seed, 12))
-
-
-def test_lambdas_are_compared_with_0_and_with_solutions_alone(parts, folder):
-  place_solvers(folder, parts)
-  for seed in (0, 1):
-    place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
-  page, _ = results_page.page_text(folder, folder)
-  assert row_of(page, "last_letter", "0")[6] == "41.7 / 33.3"
-  assert row_of(page, "last_letter", "0.33")[3] == "+0.0 [+0.0, +0.0]"
-  assert row_of(page, "last_letter", "0.33")[5].startswith("-50.0 [")
-  assert row_of(page, "last_letter", "0")[5].startswith("-100.0 [")
-  only = row_of(page, "last_letter", "solutions only")
-  assert (only[3], only[5]) == ("+0.0 [+0.0, +0.0]", "–")
-
-
-def test_without_a_lambda_of_0_the_main_run_is_it(folder, parts):
-  place_solvers(folder, parts)
-  page, _ = results_page.page_text(folder, folder)
-  assert row_of(page, "last_letter", "0")[5].startswith("-75.0 [")
-  assert row_of(page, "last_letter", "solutions only")[3].startswith("-33.3 [")
-
-
-def test_studies_are_compared_with_as_many_votes_of_the_main_run(folder):
-  for seed in (0, 1):
-    path = folder / "last_letter" / f"tiny-seed{seed}.json"
-    main = json.loads(path.read_text())
-    main["verifiers"]["genrm_cot"]["coverage"]["votes_per_candidate"] = 32
-    by_k = main["per_problem"]["by_k"]["genrm_cot"]
-    by_k |= {"32": by_k["2"], "2": [0] * PROBLEMS}
-    path.write_text(json.dumps(main))
-  page, _ = results_page.page_text(folder, folder)
-  assert "GenRM-CoT with K = 2 votes." in page
-  few = row_of(page, "last_letter", "GenRM-CoT", "50")
-  assert few[4] == "41.7 / 33.3" and few[5].startswith("+37.5 [+")
-  assert row_of(page, "last_letter", "GenRM-CoT", "600")[4] == "0.0 / 0.0"
-  assert row_of(page, "last_letter", "tiny")[3].startswith("0.0 [")
-  assert row_of(page, "GenRM-CoT")[2] == "75.0 / 66.7", "table 1 has all votes"
-
-
-def test_an_ablation_tells_what_differs(page):
-  cells = row_of(page, "last_letter", "no_gaps")
-  assert cells[2] == 'gaps: {"=": 40} -> {}'
-  assert cells[3].startswith("41.7 [") and cells[4].startswith("-33.3 [") and cells[6] == "0"
-
-
-def test_what_was_not_run_is_named_in_one_line(page):
-  (line,) = [line for line in page.splitlines() if line.startswith("Not run: ")]
-  for missing in (
-    "last_letter: dpo",
-    "last_letter with seed 1: no_gaps",
-    "word_sorting: model size",
-    "word_sorting: in distribution",
-    "word_sorting: ablations",
-  ):
-    assert f" {missing};" in line.replace("Not run:", "Not run:;").rstrip(".") + ";"
-  assert "last_letter: in distribution" not in line and "last_letter: model size" not in line
-
-
-def test_a_seed_that_lacks_a_verifier_leaves_its_place_empty(parts, folder):
-  without_orm = results_of("last_letter", 1, {"genrm_cot": 1})
-  place(folder, without_orm, "tiny", 1)
-  page, _ = results_page.page_text(folder, folder)
-  assert row_of(page, "ORM")[2] == "50.0 / –"
-  assert "last_letter with seed 1: judge, orm, in distribution, no_gaps" in page
-
-
-def test_notes_samples_and_sources(page):
-  assert "What {{ failed }} | and **why**." in page
-  assert f"rationale  {RATIONALE}\n````\n" in page, "verbatim, in a longer fence"
-  assert "p(Yes) 0.900" in page and "fooled**: the solution is wrong" in page
-  for variant, seed in (("tiny", 1), ("lambda_third", 0)):
-    cells = row_of(page, f"last_letter/{variant}-seed{seed}.json")
-    assert cells[1:5] == [str(seed), f"{variant}-hash"[:12], "c0ffee", f"2026-11-2{seed}T10:00:00Z"]
-  assert row_of(page, "base")[1:] == ["100", "100"] and row_of(page, "all stages")[1] == "110"
-
-
-def test_how_long_all_of_it_took(page):
-  # base and score of 9 runs of last_letter (994 s) and one of word_sorting (110 s)
-  assert "in hours of one core: last_letter 0.3, word_sorting 0.0." in page
-
-
-def test_every_table_is_whole(page):
-  for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
-    lines = table.replace("\\|", "").splitlines()
-    assert len(lines) > 2 and len({line.count("|") for line in lines}) == 1
-
-
-def test_the_figures_and_the_same_bytes_twice(page, whole):
-  files = {path.name: path.read_bytes() for path in (whole / "docs" / "figures").iterdir()}
-  assert set(files) == {"best_of_n.png", "votes.png", "train_size.png", "model_size.png"}
-  assert all(f"](figures/{name})" in page for name in files)
-  text, figures = results_page.page_text(whole / "results", whole / "docs")
-  assert text == page and {figure.file: figure.png for figure in figures} == files
-
-
-def test_the_points_of_a_figure_are_of_the_same_seeds(folder):
-  (folder / "last_letter" / "size_small-seed1.json").unlink()
-  task, _ = studies.gather(results_page.read_runs(folder))
-  of_size, of_train = task.with_seeds_of_all(studies.SIZE), task.with_seeds_of_all(studies.TRAIN)
-  for variant in ("tiny", "size_small"):
-    assert set(of_size.figures[variant, task.best_of_n("genrm_cot")].by_seed) == {0}
-  assert set(of_size.runs) == {"tiny", "size_small"}
-  assert set(of_train.figures["train_few", task.best_of_n("genrm_cot")].by_seed) == {0, 1}
-
-
-def test_a_table_tells_of_votes_where_there_are_some(folder):
-  place(folder, results_of("last_letter", 0, {"orm": 3}), "steps_9", 0, settings={"optim": {"num_steps": 9}})
-  page, _ = results_page.page_text(folder, folder)
-  section = {name: page.partition(f"## Accuracy by {name}")[2].partition("## ")[0] for name in studies.STUDIES[:3]}
-  assert "votes." not in section[studies.STEPS] and "9" in section[studies.STEPS]
-  assert "GenRM-CoT with K = 2 votes." in section[studies.TRAIN] and "K = 2 votes." in section[studies.SIZE]
-
-
-def test_one_task_alone_makes_a_page(parts, tmp_path):
-  place(tmp_path / "results", parts["other"], "tiny", 0)
-  page, figures = results_page.page_text(tmp_path / "results", tmp_path)
-  assert "Not run: last_letter;" in page and "Unified training: " not in page
-  assert [figure.file for figure in figures] == ["best_of_n.png", "votes.png"]
-
-
-# What cannot be compared or read.
-
-
-def refusal(folder):
-  with pytest.raises(UserError) as error:
-    results_page.page_text(folder, folder)
-  return str(error.value)
-
-
-def test_another_bank_is_refused_and_both_files_named(parts, folder):
-  path = place(folder, parts["worse"][1], "train_few", 1, meta={"bank": "another bank"})
-  message = refusal(folder)
-  assert str(path) in message and str(folder / "last_letter" / "tiny-seed1.json") in message
-  assert "different banks" in message
-
-
-def test_other_numbers_of_votes_are_refused(folder):
-  path = place(folder, results_of("last_letter", 0, {"genrm_cot": 0}, votes=4), "no_gaps", 0)
-  assert f"{path} has 4 votes of genrm_cot a candidate, and" in refusal(folder)
-
-
-def test_studies_with_other_numbers_of_votes_are_refused(parts, folder):
-  path = folder / "last_letter" / "no_gaps-seed0.json"
+def change(path, edit):
   results = json.loads(path.read_text())
-  results["verifiers"]["genrm_cot"]["coverage"]["votes_per_candidate"] = 1
+  edit(results)
   path.write_text(json.dumps(results))
-  assert "other numbers of votes of genrm_cot; make them equal" in refusal(folder)
-
-
-def test_a_study_without_its_main_run_is_refused(parts, folder):
-  path = place(folder, parts["worse"][1], "train_few", 5)
-  assert f"{path}: there is no main run (tiny) of last_letter with seed 5" in refusal(folder)
-
-
-def test_seeds_of_a_variant_must_be_the_same_study(parts, folder):
-  place(folder, parts["worse"][1], "train_few", 1, settings={"max_problems": 60})
-  assert "last_letter train_few: seeds of one variant differ in training-set size: 50 in" in refusal(folder)
-
-
-def test_a_file_in_another_runs_place_is_refused(folder):
-  path = folder / "last_letter" / "tiny-seed1.json"
-  (folder / "last_letter" / "tiny-seed0.json").write_text(path.read_text())
-  assert "tiny-seed0.json: holds last_letter tiny with seed 1, so its place is" in refusal(folder)
-
-
-def _without(*keys):
-  def change(results):
-    inner = results
-    for key in keys[:-1]:
-      inner = inner[key]
-    del inner[keys[-1]]
-
-  return change
 
 
 @pytest.mark.parametrize(
-  ("change", "told"),
+  ("row", "after", "wanted"),
   [
-    (_without("per_problem"), "no 'per_problem'"),
-    (_without("meta", "bank"), "no 'bank'"),
-    (_without("per_problem", "by_n", "orm", str(POOL)), f"no '{POOL}'"),
-    (lambda r: r["meta"].update(seed="0"), "meta.seed is no int"),
-    (lambda r: r["per_problem"]["pass1"].pop(), "does not hold 12 numbers from 0 to 1"),
-    (lambda r: r["per_problem"]["by_n"]["orm"]["1"].__setitem__(0, 1.5), "does not hold 12 numbers from 0 to 1"),
-    (lambda r: r["samples"][0].pop("p_yes"), "no 'p_yes'"),
-    (lambda r: r.update(verifiers=[]), "'list' object"),
+    # 9 of 12 problems are solvable; GenRM-CoT solves 9 and 8, the ORM 6 of them; on word_sorting 9 and 8, one seed.
+    ((COT,), "Table 1", {1: "70.8 [", 2: "75.0 / 66.7", 4: "75.0"}),
+    (("ORM",), "Table 1", {2: "50.0 / 50.0"}),
+    (("Oracle (pass@N)",), "Table 1", {2: "75.0 / 75.0"}),
+    (("pass@1",), "Table 1", {2: "18.8 / 18.8"}),
+    (("Self-consistency, votes weighted by GenRM-CoT",), "", {2: "75.0 / 66.7"}),
+    (("GenRM-CoT, percent of the Oracle's accuracy",), "", {1: "94.4 [", 2: "100.0 / 88.9"}),
+    (("GenRM-CoT minus ORM",), "", {1: "+20.8 [+", 2: "+25.0 / +16.7", 3: "+8.3 [+0.0, +25.0]", 4: "+8.3"}),
+    # One solution per problem is called correct: 9 correctly, 3 not; a problem not solved makes two more errors.
+    (("last_letter", COT), "Table 2", {2: "75.0 [", 3: "70.8 [", 4: "93.8 [", 5: "91.7 [", 6: "1.000 [1.000, 1.000]"}),
+    (("last_letter", COT), "Table 2", {7: "0.963 ["}),
+    (("word_sorting", COT), "Table 2", {2: "–"}),
+    (("last_letter", COT, "50"), "", {4: "41.7 / 33.3", 5: "-33.3 [", 6: "0, 1"}),
+    (("last_letter", COT, "600"), "", {4: "75.0 / 66.7", 5: "–"}),
+    (("last_letter", COT, "80,000"), "", {4: "41.7 / 33.3"}),
+    (("last_letter", COT, "570,000"), "", {4: "75.0 / 66.7"}),
+    (("last_letter", "0"), "Unified", {3: "–", 4: "25.0 [", 5: "–"}),
+    (("last_letter", "0.33"), "Unified", {3: "-33.3 [", 4: "50.0 [", 5: "–", 7: "50.0 / 50.0"}),
+    (("last_letter", "no_gaps"), "", {2: 'gaps: {"=": 40} -> {}', 3: "41.7 [", 4: "-33.3 [", 6: "0"}),
+    (("last_letter/lambda_third-seed0.json",), "", {1: "0", 2: "lambda_third", 3: "c0ffee", 4: "2026-11-20T10:00:00Z"}),
+    (("all stages",), "", {1: "110", 2: "110"}),
   ],
 )
-def test_what_is_no_run_of_this_version_is_told_in_one_message(change, told, folder):
+def test_rows(page, row, after, wanted):
+  cells = row_of(page, *row, after=after)
+  for column, start in wanted.items():
+    assert cells[column].startswith(start), (column, cells)
+
+
+def test_text_of_notes_and_samples_is_verbatim(page):
+  assert "What {{ failed }} | and **why**." in page and f"rationale  {RATIONALE}\n````\n" in page
+
+
+@pytest.mark.parametrize(
+  ("with_none", "zero", "third"), [(True, "-100.0 [", "+0.0 [+0.0"), (False, "-75.0 [", "-33.3 [")]
+)
+def test_lambdas_are_compared_with_0_and_with_solutions_only(parts, folder, with_none, zero, third):
+  for seed in (0, 1):
+    only = {"solve_weight": 1.0, "max_rationales": 0}
+    place(folder, parts["worse"][seed], "lambda_only", seed, settings=only, generation=generation_of(seed, 12))
+    if with_none:  # otherwise the main run is lambda 0
+      place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
+  page = page_of(folder)
+  assert row_of(page, "last_letter", "0")[5].startswith(zero)
+  assert row_of(page, "last_letter", "0.33")[3].startswith(third)
+  assert row_of(page, "last_letter", "0.33")[5].startswith("-50.0 [")
+  assert row_of(page, "last_letter", "solutions only")[5] == "–"
+
+
+def test_studies_are_compared_at_the_same_number_of_votes(folder):
+  def more_votes(results):
+    results["verifiers"]["genrm_cot"]["coverage"]["votes_per_candidate"] = 32
+    by_k = results["per_problem"]["by_k"]["genrm_cot"]
+    by_k |= {"32": by_k["2"], "2": [0] * PROBLEMS}
+
+  for seed in (0, 1):
+    change(folder / "last_letter" / f"tiny-seed{seed}.json", more_votes)
+  page = page_of(folder)
+  few = row_of(page, "last_letter", COT, "50")
+  assert few[4] == "41.7 / 33.3" and few[5].startswith("+37.5 [+")
+  assert row_of(page, "last_letter", COT, "600")[4] == "0.0 / 0.0"
+  assert row_of(page, COT)[2] == "75.0 / 66.7", "table 1 uses all votes"
+
+
+def test_missing_runs_are_listed(parts, folder):
+  place(folder, results_of("last_letter", 1, {"genrm_cot": 8}), "tiny", 1)
+  tasks = runs.make_tasks(results_page.read_runs(folder))
+  missing = runs.not_run(tasks)
+  assert {"last_letter: dpo", "word_sorting: model size", "word_sorting: in distribution"} <= set(missing)
+  assert "last_letter with seed 1: judge, orm, in distribution, no_gaps" in missing
+  assert "last_letter: model size" not in missing
+  assert row_of(page_of(folder), "ORM")[2] == "50.0 / –"
+
+
+def test_figures_and_same_bytes_twice(page, home):
+  files = {path.name: path.read_bytes() for path in (home / "docs" / "figures").iterdir()}
+  assert set(files) == {"best_of_n.png", "votes.png", "train_size.png", "model_size.png"}
+  text, figures = results_page.page_text(home / "results", home / "docs")
+  assert text == page and {figure.file: figure.png for figure in figures} == files
+
+
+def test_a_verifier_of_any_name_is_in_tables_and_figures(folder, monkeypatch):
+  place(folder, results_of("word_sorting", 0, {"mine": 7, "genrm_cot": 9}), "tiny", 0)
+  legends = []
+
+  def keep(canvas):
+    legends.append({t.get_text() for axes in canvas.axes if axes.get_legend() for t in axes.get_legend().get_texts()})
+    return b""
+
+  monkeypatch.setattr(plots.plots, "png", keep)
+  page, _ = results_page.page_text(folder, folder)
+  assert row_of(page, "mine")[4] == "58.3" and "mine" in legends[0] and "mine" in legends[1]
+
+
+def test_points_of_a_figure_share_their_seeds(folder):
+  (folder / "last_letter" / "size_small-seed1.json").unlink()
+  task, _ = runs.make_tasks(results_page.read_runs(folder))
+  by_size, by_train = task.with_seeds_of_all(runs.SIZE), task.with_seeds_of_all(runs.TRAIN)
+  for variant in ("tiny", "size_small"):
+    assert set(by_size.pooled[variant, task.best_of_n("genrm_cot")].by_seed) == {0}
+  assert set(by_train.pooled["train_few", task.best_of_n("genrm_cot")].by_seed) == {0, 1}
+
+
+def test_quantities_average_to_the_metrics_of_the_report(parts):
+  results = json.loads(json.dumps(parts["main"][1]))
+  sums = {name: [column.sum() for column in q.parts[0]] for name, q in read_quantities(results).items()}
+  values, flat = {name: top / bottom for name, (top, bottom) in sums.items()}, results["metrics"]
+  assert values["pass1"] == pytest.approx(flat["eval/pass1"], abs=1e-4)
+  for method in ("oracle", "self_consistency", "orm", "genrm_cot"):
+    for n in (1, POOL):
+      assert values[f"{method}/n={n}"] == pytest.approx(flat[f"bon/{method}/n={n}/accuracy"], abs=1e-4)
+  for key in ("rm_accuracy", "auc_within_problems"):
+    assert values[f"orm/{key}"] == pytest.approx(flat[f"eval/orm/{key}"], abs=1e-4)
+  assert values["genrm_cot/k=2"] == pytest.approx(flat["votes/genrm_cot/k=2/accuracy"], abs=1e-4)
+  minus = results["verifiers"]["genrm_cot"]["minus"]["orm"]["value"]
+  assert values["genrm_cot-orm"] == pytest.approx(minus, abs=1e-4)
+  assert values["genrm_cot/oracle"] == pytest.approx(8 / 9, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("seed", "change_run", "message"),
+  [
+    (1, {"meta": {"bank": "another bank"}}, "banks"),
+    (5, {}, "seed 5"),
+    (1, {"settings": {"max_problems": 60}}, "training-set size"),
+  ],
+)
+def test_runs_that_cannot_be_compared_are_refused(seed, change_run, message, parts, folder):
+  path = place(folder, parts["worse"][1], "train_few", seed, **change_run)
+  with pytest.raises(UserError, match=message) as error:
+    page_of(folder)
+  assert str(path) in str(error.value)
+
+
+def test_other_numbers_of_votes_are_refused(folder):
+  path = folder / "last_letter" / "no_gaps-seed0.json"
+  change(path, lambda results: results["verifiers"]["genrm_cot"]["coverage"].update(votes_per_candidate=1))
+  with pytest.raises(UserError, match=f"{path} .*numbers of votes"):
+    page_of(folder)
+  place(folder, results_of("last_letter", 0, {"genrm_cot": 9}, votes=4), "no_gaps", 0)
+  with pytest.raises(UserError, match=f"{path} has 4 votes"):
+    page_of(folder)
+
+
+def test_a_file_in_the_place_of_another_run_is_refused(folder):
+  shutil.copy(folder / "last_letter" / "tiny-seed1.json", path := folder / "last_letter" / "tiny-seed0.json")
+  with pytest.raises(UserError, match=f"{path}.*move it"):
+    page_of(folder)
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda r: r.pop("per_problem"),
+    lambda r: r["meta"].pop("bank"),
+    lambda r: r["per_problem"]["by_n"]["orm"].pop(str(POOL)),
+    lambda r: r["meta"].update(seed="0"),
+    lambda r: r["per_problem"]["pass1"].pop(),
+    lambda r: r["per_problem"]["by_n"]["orm"]["1"].__setitem__(0, 1.5),
+    lambda r: r["samples"][0].pop("p_yes"),
+    lambda r: r.update(verifiers=[]),
+    *("{", "", "[1, 2]", "null", '"text"'),
+  ],
+)
+def test_damaged_files_are_named(damage, folder):
   path = folder / "last_letter" / "tiny-seed0.json"
-  results = json.loads(path.read_text())
-  change(results)
-  path.write_text(json.dumps(results))
-  message = refusal(folder)
-  assert message.startswith(f"{path}: not the results.json of a run (") and told in message
+  path.write_text(damage) if isinstance(damage, str) else change(path, damage)
+  with pytest.raises(UserError) as error:
+    page_of(folder)
+  assert str(error.value).startswith(f"{path}: not ")
 
 
-@pytest.mark.parametrize("text", ["{", "", "[1, 2]", "null", '"text"'])
-def test_broken_json_is_named(text, folder):
-  path = folder / "last_letter" / "tiny-seed0.json"
-  path.write_text(text)
-  assert refusal(folder).startswith(f"{path}: not ")
-
-
-def test_an_empty_folder_is_told_with_the_remedy(tmp_path):
-  assert f"copy each run's report/results.json to {tmp_path}/<task>/" in refusal(tmp_path)
-
-
-def test_studies_by_name():
-  assert [studies.study_of(name) for name in ("tiny", "train_500", "size_big", "lambda_0.1", "no_stop")] == [
-    "",
-    studies.TRAIN,
-    studies.SIZE,
-    studies.LAMBDA,
-    studies.ABLATIONS,
-  ]
-
-
-# The committed page.
-
-
-@pytest.mark.skipif(not COMMITTED.exists(), reason="no results are committed yet")
-def test_the_committed_page_is_made_of_the_committed_results():
+def test_committed_page_is_made_from_the_committed_results():
   text, figures = results_page.page_text(COMMITTED, ROOT / "docs")
   assert text == (ROOT / "docs" / results_page.PAGE).read_text(), "run python -m experiments.studies.results_page"
   assert {figure.file for figure in figures} <= {path.name for path in (ROOT / "docs" / "figures").iterdir()}
-  assert sum(path.stat().st_size for path in COMMITTED.rglob("*.json")) < 3_000_000

@@ -1,4 +1,4 @@
-"""Pooling over seeds: known answers, pairing, and intervals that cover the truth when seeds differ."""
+"""Pooling over seeds: known answers, pairing, and intervals with the right coverage when seeds differ."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,16 @@ def means(*columns):
   return {seed: metrics.mean(np.array(column, float)) for seed, column in enumerate(columns)}
 
 
-def test_the_mean_over_seeds_and_each_seed():
+def test_value_is_the_mean_over_seeds():
   pooled = seeds.pool({"a": means([1, 0, 0, 1], [1, 1, 1, 1, 1, 0])}, draws=500)["a"]
   assert pooled.by_seed == {0: 0.5, 1: 0.833333}
-  assert pooled.value == pytest.approx((0.5 + 5 / 6) / 2, abs=1e-6)  # a seed counts once, however many problems it has
+  assert pooled.value == pytest.approx(
+    (0.5 + 5 / 6) / 2, abs=1e-6
+  )  # seeds count equally, whatever their number of problems
   assert pooled.low < pooled.value < pooled.high
 
 
-def test_seeds_that_differ_widen_the_interval_though_problems_agree():
+def test_differing_seeds_widen_the_interval():
   pooled = seeds.pool({"a": means([0, 0, 0], [1, 1, 1])}, draws=2000)["a"]
   assert (pooled.low, pooled.value, pooled.high) == (0, 0.5, 1)  # a draw is seeds 00, 01, 10 or 11
 
@@ -36,14 +38,8 @@ def test_differences_are_paired_by_seed_and_problem():
   rng = np.random.default_rng(1)
   left = [rng.random(50) + shift for shift in (0, 5, 9)]
   right = [column - 0.25 for column in left]
-  found = seeds.pool(
-    {
-      "left": means(*left),
-      "right": means(*right),
-      "difference": means(*(a - b for a, b in zip(left, right, strict=True))),
-    },
-    draws=500,
-  )
+  differences = [a - b for a, b in zip(left, right, strict=True)]
+  found = seeds.pool({"left": means(*left), "difference": means(*differences)}, draws=500)
   assert found["left"].high - found["left"].low > 4
   assert (found["difference"].low, found["difference"].high) == (0.25, 0.25)
 
@@ -57,31 +53,29 @@ def test_ratios_and_averages_of_ratios():
   assert found["both"].low == pytest.approx((found["ratio"].low + 1) / 2)
 
 
-def test_what_a_seed_leaves_undefined_is_undefined():
+def test_undefined_for_one_seed_is_undefined():
   empty = Quantity(((np.zeros(3), np.zeros(3)),))
   pooled = seeds.pool({"a": {0: metrics.mean(np.ones(3)), 1: empty}}, draws=100)["a"]
   assert (pooled.value, pooled.low, pooled.high) == (None, None, None)
   assert pooled.by_seed == {0: 1, 1: None}
 
 
-def test_the_same_seed_gives_the_same_and_another_seed_another():
+def test_bootstrap_depends_on_its_seed_only():
   quantities = {"a": means(*np.random.default_rng(0).random((3, 30)))}
   one, again, other = (seeds.pool(quantities, seed=seed, draws=200)["a"] for seed in (0, 0, 1))
   assert one == again and one != other
   beside = seeds.pool({"b": means([1, 0], [0, 1], [1, 1]), **quantities}, seed=0, draws=200)
-  assert list(beside) == ["b", "a"] and beside["a"] == one  # what stands beside a figure does not move it
+  assert list(beside) == ["b", "a"] and beside["a"] == one  # other quantities do not matter
 
 
 def test_intervals_cover_a_mean_that_seeds_scatter_around():
-  rng, hits, hits_of_problems = np.random.default_rng(2), 0, 0
-  trials = 150
+  rng, trials = np.random.default_rng(2), 150
+  hits = {"two levels": 0, "problems only": 0}
   for _ in range(trials):
-    shifts = rng.normal(0, 0.5, 10)
-    columns = [rng.normal(3 + shift, 1, 40) for shift in shifts]
+    columns = [rng.normal(3 + shift, 1, 40) for shift in rng.normal(0, 0.5, 10)]
     pooled = seeds.pool({"a": means(*columns)}, draws=300)["a"]
-    hits += pooled.low <= 3 <= pooled.high
-    # The interval that forgets seeds, for contrast.
     alone = metrics.bootstrap(metrics.mean(np.concatenate(columns)), seed=0, draws=300)
-    hits_of_problems += alone.low <= 3 <= alone.high
-  assert hits / trials > 0.88
-  assert hits_of_problems / trials < 0.75
+    for name, interval in zip(hits, (pooled, alone), strict=True):
+      hits[name] += interval.low <= 3 <= interval.high
+  assert hits["two levels"] / trials > 0.88
+  assert hits["problems only"] / trials < 0.75

@@ -1,4 +1,4 @@
-"""Differences from the release's reading of answers fall into classes by rules, and are counted."""
+"""Differences from the released answers are sorted into classes and counted."""
 
 import json
 import pathlib
@@ -45,7 +45,7 @@ def test_classes(said, extracted, target, label, name):
 
 @pytest.fixture
 def small_release(tmp_path):
-  """Five problems with four solutions each, and two rows of the direct set to the first of them."""
+  """Five problems with four solutions each, and two rows of the direct set for the first problem."""
   folder = gsm8k_sample.write(tmp_path, 5, 0)
   train = folder / "grade-school-math/grade_school_math/data/train.jsonl"
   problem = json.loads(train.read_text().splitlines()[0])
@@ -60,7 +60,7 @@ def small_release(tmp_path):
   return folder
 
 
-def test_comparison_of_a_small_release(small_release, tmp_path, monkeypatch, capsys):
+def test_comparison_with_a_small_release(small_release, tmp_path, monkeypatch):
   out = tmp_path / "answers.json"
   monkeypatch.setattr(sys, "argv", ["gsm8k_answers", f"--data_dir={small_release}", f"--out={out}"])
   gsm8k_answers.main()
@@ -73,17 +73,12 @@ def test_comparison_of_a_small_release(small_release, tmp_path, monkeypatch, cap
   assert (row["name"], row["answers"], row["labels"], len(row["examples"])) == ("decimals", 0, 2, 2)
   assert row["examples"][0]["label"] and row["examples"][0]["ours"].endswith(".5")
   assert results["bad_rows"] == {"rows": 24, "left_out": 0}
-  printed = capsys.readouterr().out
-  assert "raw pool: 20 solutions, same label 20 (100.00%), same answer 20 (100.00%)" in printed
-  assert "direct set: 4 solutions, same label 2 (50.00%)" in printed and CLASSES["decimals"][1] in printed
 
 
-def test_the_committed_comparison_has_next_to_nothing_unexplained():
+def test_committed_comparison_explains_nearly_all_differences():
   results = json.loads(COMMITTED.read_text())
-  assert results["parts"]["raw pool"]["solutions"] == 61_475 and results["parts"]["direct set"]["solutions"] == 165_864
   rows = {row["name"]: row for row in results["classes"]}
   assert rows.keys() <= CLASSES.keys() and all((row["right"], row["why"]) == CLASSES[n] for n, row in rows.items())
   assert rows["other"]["answers"] + rows["other"]["labels"] <= 5
-  # Every label that differs is in a class.
   differing = sum(part["solutions"] - part["same_label"] for part in results["parts"].values())
-  assert differing == sum(row["labels"] for row in rows.values())
+  assert differing == sum(row["labels"] for row in rows.values()) > 0
