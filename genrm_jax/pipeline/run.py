@@ -20,7 +20,7 @@ from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import ModelConfig, get_config
-from genrm_jax.pipeline import trained
+from genrm_jax.pipeline import locate, trained
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime import distributed, sharding
 from genrm_jax.runtime.errors import UserError
@@ -52,7 +52,7 @@ class Run:
   def pretrained(self) -> tensor_map.Opened | None:
     """The Gemma checkpoint that the config names, opened and not read; None for a model from scratch."""
     path = self.config.model.checkpoint
-    return weights.open_checkpoint(path) if path else None
+    return weights.open_checkpoint(locate.asset_path(path)) if path else None
 
   @functools.cached_property
   def model(self) -> ModelConfig:
@@ -187,7 +187,7 @@ class Run:
   def _base_of(self, name: str) -> Any:
     """What a run starts from: the folder of another run, or the Gemma checkpoint; None for random numbers."""
     source = self.training(name).init_from
-    return self.path("checkpoints", source) if source else self.config.model.checkpoint or None
+    return self.path("checkpoints", source) if source else locate.asset_path(self.config.model.checkpoint) or None
 
   def init_params(self, name: str, mesh: jax.sharding.Mesh) -> Any:
     """What the run called `name` starts from: another run's best, the Gemma checkpoint, or random numbers."""

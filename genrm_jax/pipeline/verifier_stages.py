@@ -15,7 +15,7 @@ from genrm_jax import verifiers
 from genrm_jax.data import candidates, jsonl, packing
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
-from genrm_jax.pipeline import scoring
+from genrm_jax.pipeline import locate, scoring
 from genrm_jax.pipeline import stages as staging
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
@@ -277,12 +277,17 @@ def _distributed_settings() -> distributed.Settings:
   return distributed.Settings(auto, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
 
 
+def _located(argument: str) -> str:
+  flag, _, path = argument.partition("=")
+  return f"{flag}={locate.config_path(path)}" if flag in ("--config", "-config") else argument
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   """The command line, parsed by absl, with words for a config file or a key that is not there."""
   overrides = [a.split("=")[0] for a in argv if a.startswith("--config.")]
   with one_message():
     try:
-      rest = app.parse_flags_with_usage(argv)
+      rest = app.parse_flags_with_usage([_located(a) for a in argv])
       _CONFIG.value.to_dict()  # a file that could not be loaded shows itself only here
     except OSError as e:
       raise UserError(f"cannot load the config: {str(e).splitlines()[-1].strip()}") from e
