@@ -19,7 +19,7 @@ def watched() -> Iterator[Callable[[int], bool]]:
   Until the block is left SIGTERM does nothing but that. Of many processes it is enough that one is told.
   """
   if distributed.num_processes() > 1:
-    with distributed.sigterm_remembered():
+    with distributed.deferred_sigterm():
       yield multihost_utils.reached_preemption_sync_point
     return
   told = threading.Event()

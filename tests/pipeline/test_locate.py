@@ -30,7 +30,9 @@ def test_existing_file_takes_precedence(name, elsewhere):
   assert locate.config_path(f"{name}:tiny") == f"{name}:tiny"
 
 
-@pytest.mark.parametrize("name", ["nothing", "nothing.py", "last_letter.py", "other/last_letter.py", "common", "", ".."])
+@pytest.mark.parametrize(
+  "name", ["nothing", "nothing.py", "last_letter.py", "other/last_letter.py", "common", "", ".."]
+)
 def test_unknown_config_lists_the_known_ones(name):
   with pytest.raises(UserError) as error:
     locate.config_path(f"{name}:tiny")

@@ -104,10 +104,10 @@ def test_the_run_is_finished_by_whoever_comes(done):
 
 
 def test_only_the_first_process_speaks(done):
-  (_, _, error), (_, out, other_error) = done["finished"]
-  assert "score_genrm_cot: " in error and "report: " in error
-  assert "score_genrm_cot" not in other_error and "report" not in other_error
-  assert all(line.startswith("[Gloo]") for line in out.splitlines()), "the library of CPU collectives alone"
+  (_, _, error), (_, *other_output) = done["finished"]
+  for words in ("score_genrm_cot", "report"):
+    assert words in error
+    assert all(words not in text for text in other_output)  # native libraries may print there, lines interleaved
 
 
 def test_losses_are_those_of_one_process(runs, done):
