@@ -70,15 +70,15 @@ def check_one_tensor():
 
 
 def check_checkpoints():
-  run = saved_runs.run_of(epath.Path("gs://bucket/work"), "gsm8k")
-  saved_runs.save(run, "base")
-  path = saved_runs.save(run, "genrm")
+  work = saved_runs.run_of(epath.Path("gs://bucket/work"), "gsm8k")
+  saved_runs.save(work, "base")
+  path = saved_runs.save(work, "genrm")
   params, manifest = genrm_jax.load_params("gs://bucket/work/checkpoints/genrm")
   assert_equal(params, genrm_jax.load_params("gs://bucket/work/checkpoints/base")[0])
   assert manifest["step"] == 4 == genrm_jax.load("gs://bucket/work/checkpoints/genrm/4").step
 
   export(path, "gs://bucket/out")
-  assert_equal(pretrained.load("gs://bucket/out", run.mesh)[0], params)
+  assert_equal(pretrained.load("gs://bucket/out", work.mesh)[0], params)
   file_bytes = epath.Path("gs://bucket/work/tokenizer.model").read_bytes()
   assert epath.Path("gs://bucket/out/tokenizer.model").read_bytes() == file_bytes
   with pytest.raises(UserError, match="not empty"):
@@ -141,7 +141,7 @@ def stop_at_first_metrics():
 
 
 def check_equals_local_run():
-  """The run in the bucket equals that in the local folder sys.argv[1], except for times and names of checkpoint files."""
+  """The run in the bucket equals the local one in sys.argv[1], except for times and checkpoint files."""
   remote, local = epath.Path("gs://bucket/run"), pathlib.Path(sys.argv[1])
   files = {folder: {n for n in names_in(folder) if not n.startswith("checkpoints/")} for folder in (remote, local)}
   events = {folder: sorted(n.split("/")[1] for n in names if "tfevents" in n) for folder, names in files.items()}
@@ -166,11 +166,11 @@ def emulator():
 
 @pytest.mark.parametrize("check", [check_weights, check_checkpoints, check_closed_buckets, check_workdirs])
 def test_on_gs(check, emulator, tmp_path):
-  run_here(check, emulator, tmp_path, tmp_path / "source")
+  run(check, emulator, tmp_path, tmp_path / "source")
 
 
 def test_a_tensor_is_read_without_the_rest_of_its_file(emulator, tmp_path):
-  run_here(check_one_tensor, emulator, tmp_path)
+  run(check_one_tensor, emulator, tmp_path)
   ranges = [read.range for read in emulator.reads if read.name == "one/model.safetensors"]
   assert ranges and all(ranges)
   ends = [text.removeprefix("bytes=").split("-") for text in ranges]
@@ -182,26 +182,21 @@ def test_stopped_and_resumed_run_equals_a_local_one(emulator, tmp_path):
   (tmp_path / "config.py").write_text(CONFIG)
   more = quick_compiles.environ(tmp_path / "compiled")
   config, remote = f"--config={tmp_path / 'config.py'}", "--workdir=gs://bucket/run"
-  output = run_here(stop_at_first_metrics, emulator, tmp_path, config, remote, code=128 + signal.SIGTERM, **more)
+  output = run(stop_at_first_metrics, emulator, tmp_path, config, remote, code=128 + signal.SIGTERM, **more)
   assert "base: ended by SIGTERM" in output
-  command = ["-m", "experiments.gsm8k", config]
-  output = run_python([*command, remote], emulator, tmp_path, **more)
+  output = run("experiments.gsm8k", emulator, tmp_path, config, remote, **more)
   assert "tokenizer: done before" in output and "gs://bucket/run/report/index.html" in output
-  run_python([*command, f"--workdir={tmp_path / 'run'}"], emulator, tmp_path, **more)
-  run_here(check_equals_local_run, emulator, tmp_path, tmp_path / "run")
+  run("experiments.gsm8k", emulator, tmp_path, config, f"--workdir={tmp_path / 'run'}", **more)
+  run(check_equals_local_run, emulator, tmp_path, tmp_path / "run")
 
 
-def run_here(function, emulator, home, *args, **more):
-  """Calls a function of this module in a child."""
-  return run_python(["-c", f"import test_gcs; test_gcs.{function.__name__}()", *args], emulator, home, **more)
-
-
-def run_python(args, emulator, home, code=0, **more):
-  """Runs Python with the emulator as gs://; returns its stderr."""
+def run(what, emulator, home, *args, code=0, **more):
+  """Calls a function of this module, or runs a module by name, with the emulator as gs://; returns stderr."""
+  start = ["-m", what] if isinstance(what, str) else ["-c", f"import test_gcs; test_gcs.{what.__name__}()"]
   paths = os.pathsep.join((str(TESTS.parent), str(TESTS), str(TESTS / "helpers")))
   environ = {key: value for key, value in os.environ.items() if not key.startswith(("GOOGLE_", "XLA_FLAGS"))}
   environ |= {**emulator.environ, "CLOUDSDK_CONFIG": str(home), "PYTHONPATH": paths, **more}
-  command = [sys.executable, *map(str, args)]
+  command = [sys.executable, *start, *map(str, args)]
   done = subprocess.run(command, cwd=TESTS.parent, env=environ, capture_output=True, text=True, timeout=1200)
   assert done.returncode == code, done.stderr[-4000:]
   return done.stderr

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def free_port() -> int:
@@ -21,15 +23,7 @@ def start(commands: Sequence[Sequence[object]], **env: str) -> list[subprocess.P
   """Starts one Python for each list of arguments."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
   return [
-    subprocess.Popen(
-      [sys.executable, *map(str, command)],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for command in commands
+    subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment, **_PIPES) for command in commands
   ]
 
 

@@ -35,16 +35,13 @@ def test_create(bench):
   assert not any(word.startswith("--version") for word in words)
 
 
-@pytest.mark.parametrize(
-  "accelerator, runtime",
-  [
-    ("v3-8", "tpu-ubuntu2204-base"),
-    ("v4-32", "tpu-ubuntu2204-base"),
-    ("v5litepod-64", "v2-alpha-tpuv5-lite"),
-    ("v5p-16", "v2-alpha-tpuv5"),
-    ("v6e-8", "v2-alpha-tpuv6e"),
-  ],
-)
+RUNTIMES = {
+  **dict.fromkeys(("v3-8", "v4-32"), "tpu-ubuntu2204-base"),
+  **{"v5litepod-64": "v2-alpha-tpuv5-lite", "v5p-16": "v2-alpha-tpuv5", "v6e-8": "v2-alpha-tpuv6e"},
+}
+
+
+@pytest.mark.parametrize("accelerator, runtime", RUNTIMES.items())
 def test_runtime_follows_from_the_accelerator(accelerator, runtime, bench):
   (words,) = printed(bench, "create", f"--type={accelerator}")
   assert f"--accelerator-type={accelerator}" in words and f"--version={runtime}" in words
@@ -52,12 +49,9 @@ def test_runtime_follows_from_the_accelerator(accelerator, runtime, bench):
   assert "--version=other" in words
 
 
-def test_options_override_the_environment(bench):
-  (words,) = printed(bench, "delete", "--name=other", "--zone=z", "--project=p")
+def test_delete(bench):
+  (words,) = printed(bench, "delete", "--name=other", "--zone=z", "--project=p")  # options override the environment
   assert words == ["gcloud", "compute", "tpus", "tpu-vm", "delete", "other", "--quiet", "--zone=z", "--project=p"]
-
-
-def test_deleting_a_queued_resource_deletes_its_machine(bench):
   (words,) = printed(bench, "delete", "--queued")
   assert words[3:6] == ["queued-resources", "delete", "verifier"] and {"--force", "--quiet"} <= set(words)
 

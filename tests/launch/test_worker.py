@@ -65,12 +65,6 @@ def test_stop_and_start_again(worker):
   assert "saved\n" in (worker.logs / "a.log").read_text()  # logs of later starts are appended
 
 
-def test_command_arrives_unchanged(worker):
-  worker("start", "a", sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))", *launchers.ODD_WORDS)
-  wait_for(has(worker.logs / "a.exit", "0\n"))
-  assert json.loads((worker.logs / "a.log").read_text().splitlines()[-1]) == list(launchers.ODD_WORDS)
-
-
 def test_killed_run(worker):
   worker("start", "a", *SAVING)
   pid = worker.logs / "a.pid"
