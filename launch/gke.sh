@@ -1,24 +1,23 @@
 #!/usr/bin/env bash
-# One slice of TPUs on GKE, as a JobSet, by the kubectl of the cluster. docs/pods.md
+# Runs on one TPU slice of a GKE cluster, as a JobSet, through kubectl. See docs/pods.md.
 #
 #   bash launch/gke.sh run RUN --topology=v5e:4x4 --image=IMAGE [--bucket=BUCKET] [--spot] [--chips=4] [--grace=300] \
 #     [--restarts=10] -- python -m experiments.gsm8k --config=... --workdir=/bucket/runs/RUN
 #   bash launch/gke.sh status RUN
 #   bash launch/gke.sh logs RUN [--follow] [--host=0]
-#   bash launch/gke.sh delete RUN                  SIGTERM; it saves and ends, and the same run command goes on
+#   bash launch/gke.sh delete RUN                  SIGTERM; it saves and exits; the same run command resumes it
 #
-# --dry-run, anywhere, prints the manifest and the command instead of running it. The topology is written as for the
-# planner: v4, v5e, v5p or v6e, and the chips in each direction. --chips is how many a host has: 4, or 8 on machines
-# whose type ends with 8t. --image holds this repository (launch/Dockerfile). --bucket becomes the folder /bucket. After
-# a preemption, or whatever else ends a host, all start again, --restarts times. Each setting can stand in the
-# environment (GKE_TOPOLOGY, GKE_IMAGE, GKE_BUCKET, ...).
+# --dry-run prints the manifest and the command and runs nothing. --topology: v4, v5e, v5p or v6e, and the chips in each
+# dimension, as for the planner. --chips: chips per host, 4, or 8 on machine types that end in 8t. --image: built by
+# launch/Dockerfile. --bucket: mounted at /bucket. --restarts: how often all hosts restart after a preemption or another
+# failure. Each setting can also come from the environment (GKE_TOPOLOGY, GKE_IMAGE, GKE_BUCKET, ...).
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 
 parse GKE "topology image bucket chips grace restarts host" "spot follow" "$@"
 
-accelerator() { # The label of the nodes of a generation.
+accelerator() { # The node label of a TPU generation.
   case "${GKE_TOPOLOGY%%:*}" in
   v4) echo tpu-v4-podslice ;;
   v5e) echo tpu-v5-lite-podslice ;;
@@ -27,7 +26,7 @@ accelerator() { # The label of the nodes of a generation.
   esac
 }
 
-json() { # WORDS: a list of strings, which YAML reads as well. Of two $ in a command Kubernetes makes one.
+json() { # WORDS: a list of strings, valid JSON and YAML. $ is doubled because Kubernetes turns $$ into $.
   local word all=""
   for word in "$@"; do
     word=${word//\\/\\\\}
@@ -39,9 +38,9 @@ json() { # WORDS: a list of strings, which YAML reads as well. Of two $ in a com
   echo "[${all#, }]"
 }
 
-only_if() { [ -z "$1" ] || cat; } # WORD: passes its input on if there is one
+only_if() { [ -z "$1" ] || cat; } # WORD: copies stdin unless WORD is empty
 
-manifest() { # HOSTS, CHIPS OF EACH
+manifest() { # HOSTS CHIPS_PER_HOST
   cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -82,7 +81,7 @@ YAML
               command: $(json "${command[@]}")
               resources: {requests: {google.com/tpu: $2}, limits: {google.com/tpu: $2}}
 YAML
-  # Nothing is remembered of files, for other hosts write them too. Checkpoints are renamed when they are whole.
+  # No metadata cache, since other hosts write too. Finished checkpoints are renamed.
   only_if "${GKE_BUCKET:-}" <<YAML
               volumeMounts:
               - {name: bucket, mountPath: /bucket}
@@ -105,7 +104,8 @@ run | status | logs | delete) need_run ;;
   ;;
 esac
 run=${words[1]}
-[[ $run =~ ^[a-z][a-z0-9-]{0,39}$ ]] || fail "$run cannot name a JobSet; use at most 40 small letters, digits and -"
+[[ $run =~ ^[a-z][a-z0-9-]{0,39}$ ]] ||
+  fail "$run is not a valid JobSet name; use at most 40 lowercase letters, digits and -"
 label=jobset.sigs.k8s.io/jobset-name=$run
 
 case "${words[0]}" in
@@ -113,13 +113,13 @@ run)
   need GKE topology image
   need_experiment
   [[ $GKE_TOPOLOGY =~ ^(v4|v5e|v5p|v6e):[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
-    fail "--topology=$GKE_TOPOLOGY is not of the form v5e:4x4; known are v4, v5e, v5p and v6e"
+    fail "--topology=$GKE_TOPOLOGY is not of the form v5e:4x4; generations are v4, v5e, v5p and v6e"
   shape=${GKE_TOPOLOGY#*:}
   chips=$((${shape//x/ * }))
-  of_host=${GKE_CHIPS:-$((chips < 4 ? chips : 4))}
-  [[ $of_host =~ ^[1-9][0-9]*$ ]] && [ $((chips % of_host)) -eq 0 ] ||
-    fail "the $chips chips of --topology=$GKE_TOPOLOGY do not divide into hosts of --chips=$of_host"
-  with_input "$(manifest $((chips / of_host)) "$of_host")" kubectl apply --filename=-
+  per_host=${GKE_CHIPS:-$((chips < 4 ? chips : 4))}
+  [[ $per_host =~ ^[1-9][0-9]*$ ]] && [ $((chips % per_host)) -eq 0 ] ||
+    fail "--topology=$GKE_TOPOLOGY: $chips chips do not divide into hosts with --chips=$per_host each"
+  with_input "$(manifest $((chips / per_host)) "$per_host")" kubectl apply --filename=-
   ;;
 status)
   run_or_print kubectl get jobset "$run"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes the environment on a bare machine (once) and runs one thing in it.
+# Creates the environment (once) and runs a command in it.
 #
-#   bash launch/local.sh first-run [WORKDIR]     train and compare verifiers on Last Letter; the report is in WORKDIR/report
+#   bash launch/local.sh first-run [WORKDIR]     trains and compares verifiers on Last Letter; report in WORKDIR/report
 #   bash launch/local.sh test [PYTEST ARGS]      lint, types, import contract, tests
-#   bash launch/local.sh install                 only makes the environment for test
+#   bash launch/local.sh install                 creates the environment for test, nothing else
 #
-# PYTHON (default python3) is the interpreter, 3.11 or newer; VENV (default .venv) the folder of the environment.
-# EXTRAS (for test and install, default dev) are the extras of setup.py to install: with dev,hf the tests compare with
-# transformers, with dev,gemma (Python 3.12) with the gemma package.
+# PYTHON: the interpreter, 3.11 or newer (default python3). VENV: folder of the environment (default .venv). EXTRAS: for
+# test and install, the extras of setup.py (default dev). With dev,hf the tests compare with transformers, with
+# dev,gemma (Python 3.12) with the gemma package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,10 +18,10 @@ usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
 
 environment() { # extras
   if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "error: $PYTHON is not Python 3.11 or newer; set PYTHON to one that is" >&2
+    echo "error: $PYTHON is not Python 3.11 or newer; set PYTHON to an interpreter that is" >&2
     exit 1
   fi
-  # The stamp names what was installed, so that a changed setup.py is installed again.
+  # The stamp records what was installed: another setup.py or other extras install again.
   local stamp want
   stamp="$VENV/installed"
   want="$1 $(cksum <setup.py)"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A run on the GPUs of a SLURM cluster, by sbatch. docs/pods.md
+# Runs on the GPUs of a SLURM cluster, through sbatch. See docs/pods.md.
 #
 #   bash launch/slurm.sh run RUN --nodes=2 --gpus=8 --time=24:00:00 [--cpus=12] [--grace=300] \
 #     -- python -m experiments.gsm8k --config=... --workdir=/shared/runs/RUN
 #
-# --dry-run, anywhere, prints the script and the commands instead of running them. --gpus are those of a node, --cpus
-# those of a GPU. Partition, account and whatever else the cluster wants to know stand in sbatch's own variables
-# (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS). What the run says is in runs/logs/RUN.JOB.log of this repository.
+# --dry-run prints the script and the commands and runs nothing. --gpus: per node. --cpus: per GPU. Set partition,
+# account and the like through sbatch's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS). The log is
+# runs/logs/RUN.JOB.log in this repository.
 #
-# --grace seconds before its time is over a run gets SIGTERM, saves, ends with 143 and is queued again. So is
-# one whose node fails or that is preempted. To stop one for good:
+# --grace seconds before its time limit a run receives SIGTERM, saves, exits with 143 and is requeued; so is a run that
+# is preempted or whose node fails. To stop one for good:
 #
 #   scontrol update JobId=JOB Requeue=0; scancel --signal=TERM JOB
 set -euo pipefail
@@ -18,9 +18,9 @@ set -euo pipefail
 
 parse CLUSTER "nodes gpus time cpus grace" "" "$@"
 
-# jax.distributed expects of SLURM one task for each GPU, which sees all GPUs of its node: hence --gres, and not
-# --gpus-per-task, which hides the others. Where one task fails the others would wait for it: hence --kill-on-bad-exit.
-# srun does not take over the CPUs of a task from sbatch.
+# jax.distributed expects one task per GPU that sees all GPUs of its node: --gres, not --gpus-per-task, which hides the
+# others. --kill-on-bad-exit, because the other tasks would wait for a failed one. srun does not inherit
+# --cpus-per-task from sbatch.
 script() {
   cat <<SBATCH
 #!/usr/bin/env bash

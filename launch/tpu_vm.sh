@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# A TPU VM, or all workers of a pod slice, by gcloud: one command for each step from nothing to nothing. docs/pods.md
+# Manages a TPU VM, or all workers of a pod slice, through gcloud, from create to delete. See docs/pods.md.
 #
 #   export TPU_NAME=verifier TPU_ZONE=us-west4-a TPU_PROJECT=my-project TPU_TYPE=v5litepod-8
-#   bash launch/tpu_vm.sh create [--spot] [--queued] [-- GCLOUD'S FLAGS]
-#   bash launch/tpu_vm.sh status [--queued]            of the machine
-#   bash launch/tpu_vm.sh install                      the code of HEAD on all workers, and what it needs
-#   bash launch/tpu_vm.sh mount BUCKET                 gs://BUCKET as the folder /bucket on all workers
+#   bash launch/tpu_vm.sh create [--spot] [--queued] [-- GCLOUD FLAGS]
+#   bash launch/tpu_vm.sh status [--queued]            state of the machine
+#   bash launch/tpu_vm.sh install                      installs HEAD and its dependencies on all workers
+#   bash launch/tpu_vm.sh mount BUCKET                 mounts gs://BUCKET at /bucket on all workers
 #   bash launch/tpu_vm.sh run RUN -- python -m experiments.gsm8k --config=... --workdir=/bucket/runs/RUN
-#   bash launch/tpu_vm.sh runs                         which run, or how they ended, on each worker
+#   bash launch/tpu_vm.sh runs                         per worker: running, or the exit code
 #   bash launch/tpu_vm.sh logs RUN [--follow] [--lines=50] [--worker=0]
-#   bash launch/tpu_vm.sh stop RUN                     SIGTERM; it saves and ends, and the same run command goes on
+#   bash launch/tpu_vm.sh stop RUN                     SIGTERM; it saves and exits; the same run command resumes it
 #   bash launch/tpu_vm.sh ssh [--worker=all] -- COMMAND
 #   bash launch/tpu_vm.sh delete [--queued]
 #
-# --dry-run, anywhere, prints the commands instead of running them. TPU_NAME, TPU_ZONE, TPU_PROJECT, TPU_TYPE (the
-# accelerator type) and TPU_RUNTIME (its software; known for v2 to v6e) can be given as --name=, --zone= and so on, too.
+# --dry-run prints the commands and runs nothing. TPU_NAME, TPU_ZONE, TPU_PROJECT, TPU_TYPE (accelerator type) and
+# TPU_RUNTIME (runtime version; derived from the type for v2 to v6e) can also be given as --name=, --zone= and so on.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
@@ -25,11 +25,11 @@ gcloud_tpu() { # GROUP VERB ARGUMENTS...
   run_or_print gcloud compute tpus "$1" "$2" "${@:3}" --zone="$TPU_ZONE" --project="$TPU_PROJECT"
 }
 
-on_workers() { # WORKERS WORDS...: launch/worker.sh with these words
+on_workers() { # WORKERS ARGUMENTS...: runs launch/worker.sh there
   gcloud_tpu tpu-vm ssh "$TPU_NAME" --worker="$1" --command="bash genrm-jax/launch/worker.sh $(quoted "${@:2}")"
 }
 
-runtime() { # The software that goes with an accelerator type: cloud.google.com/tpu/docs/runtimes
+runtime() { # The runtime version for an accelerator type: cloud.google.com/tpu/docs/runtimes
   case "$TPU_TYPE" in
   v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
   v5litepod-*) echo v2-alpha-tpuv5-lite ;;
@@ -70,7 +70,7 @@ status)
   gcloud_tpu $group describe "$TPU_NAME" --format="$format"
   ;;
 install)
-  [ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] || echo "note: uncommitted changes are not sent" >&2
+  [ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] || echo "note: uncommitted changes are not installed" >&2
   archive=${TMPDIR:-/tmp}/genrm-jax.tar.gz
   run_or_print git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   gcloud_tpu tpu-vm scp "$archive" "$TPU_NAME:genrm-jax.tar.gz" --worker=all
@@ -90,12 +90,12 @@ logs)
   ;;
 stop) on_workers all stop "${words[1]}" ;;
 ssh)
-  [ ${#command[@]} -gt 0 ] || fail "give the command after --, such as -- df -h"
+  [ ${#command[@]} -gt 0 ] || fail "missing command; give it after --, such as -- df -h"
   on_workers "${TPU_WORKER:-all}" exec "${command[@]}"
   ;;
 delete)
   force=()
-  [ $group = tpu-vm ] || force=(--force) # the machine as well
+  [ $group = tpu-vm ] || force=(--force) # deletes the machine too
   gcloud_tpu $group delete "$TPU_NAME" --quiet ${force[@]+"${force[@]}"}
   ;;
 esac

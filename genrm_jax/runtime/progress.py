@@ -1,7 +1,4 @@
-"""What is said on stderr: lines, and a progress bar with the time left; plain lines where it is not a terminal.
-
-Of many processes only the first speaks.
-"""
+"""Messages and progress on stderr: a bar on a terminal, occasional lines elsewhere. Only process 0 prints."""
 
 import contextlib
 import sys
@@ -13,18 +10,18 @@ import rich.progress
 from genrm_jax.runtime import distributed
 
 _SECONDS_BETWEEN_LINES = 15.0
-_SECONDS_WORTH_A_LINE = 2.0  # what ends sooner needs no words
+_SECONDS_WORTH_A_LINE = 2.0  # shorter work ends silently
 
 
 def say(line: str) -> None:
-  """Tells the user something, beside the results."""
+  """Prints a message to the user."""
   if distributed.is_main():
     print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
-  """Yields `advance(n=1, note="")`, to be called as the work goes on."""
+  """Yields `advance(n=1, note="")`, which counts `n` finished items of `total`."""
   if sys.stderr.isatty() and distributed.is_main():
     columns = (
       rich.progress.TextColumn("{task.description:<28}"),
@@ -47,7 +44,7 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     now = time.monotonic()
     if now - last >= _SECONDS_BETWEEN_LINES or (done >= total and now - start >= _SECONDS_WORTH_A_LINE):
       last = now
-      left = (now - start) / max(done, 1) * max(total - done, 0)
-      say(f"{label}: {done}/{total}, {now - start:.0f}s gone, {left:.0f}s left {note}")
+      seconds_left = (now - start) / max(done, 1) * max(total - done, 0)
+      say(f"{label}: {done}/{total}, {now - start:.0f}s elapsed, {seconds_left:.0f}s left {note}")
 
   yield advance

@@ -20,7 +20,7 @@ def watch() -> Iterator[Callable[[int], bool]]:
   `should_stop`, to be called by all of them after every step, turns true at the same step on all.
   """
   if distributed.num_processes() > 1:
-    with distributed.sigterm_remembered():
+    with distributed.deferred_sigterm():
       yield multihost_utils.reached_preemption_sync_point
     return
   if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers

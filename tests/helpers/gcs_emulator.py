@@ -1,7 +1,7 @@
-"""Google Cloud Storage on a port of this machine: the emulator from PyPI, with what it lacks of the real one.
+"""Google Cloud Storage on a local port: the emulator from PyPI plus features of the real service that it lacks.
 
-Added: the generation of an object that is read, and writes on the condition of a generation (tensorstore needs both);
-moving an object (gcsfs does); buckets that may not be written or read; a record of what was read.
+Added: generations of objects in reads and as conditions of writes (for tensorstore), moving an object (for gcsfs),
+buckets without access for writers or readers, and a record of all reads.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.storage import Storage
 
-_CLOSED_TO_READERS = {"private": 403, "closed": 401}  # the second asks for credentials
+_CLOSED_TO_READERS = {"private": 403, "closed": 401}
 _OBJECT = re.compile(r"(?:/upload|/download)?/storage/v1/b/([^/]+)/o(?:/([^/]+)(?:/moveTo/o/([^/]+))?)?")
 
 
 class Read(NamedTuple):
-  """A request for the bytes of an object. `range` is the header of that name, "bytes=0-7"; None asks for all."""
+  """A request for the bytes of an object. `range` is its Range header, such as "bytes=0-7"."""
 
   name: str
   range: str | None
 
 
 class Emulator(NamedTuple):
-  """`environ` is what a process needs to see it as gs://bucket and those that are closed."""
+  """`environ` makes a process use the emulator for gs://."""
 
   environ: dict[str, str]
   reads: list[Read]
@@ -38,12 +38,12 @@ class Emulator(NamedTuple):
 
 @contextlib.contextmanager
 def running() -> Iterator[Emulator]:
-  """An empty one, on a free port of the loopback interface."""
+  """Starts an empty emulator on a free loopback port."""
   storage = Storage(use_memory_fs=True)
   for name in ("bucket", "readonly", *_CLOSED_TO_READERS):
     buckets.create_bucket(name, storage)
   reads: list[Read] = []
-  # One request at a time: a condition is checked and the object written with nothing in between.
+  # Not threaded: checking a condition and writing the object must be atomic.
   httpd = http.server.HTTPServer(("127.0.0.1", 0), functools.partial(_Handler, storage, reads))
   thread = threading.Thread(target=httpd.serve_forever)
   thread.start()
@@ -53,11 +53,9 @@ def running() -> Iterator[Emulator]:
     "TENSORSTORE_GCS_HTTP_URL": url,
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
     "GOOGLE_CLOUD_PROJECT": "none",
-    # Nobody looks for credentials on the network, and gcsfs does not ask what kind of bucket it is.
+    # No search for credentials on the network, no query for the type of the bucket.
     "NO_GCE_CHECK": "true",
-    "GCE_METADATA_HOST": nowhere,
-    "GCE_METADATA_IP": nowhere,
-    "GCE_METADATA_ROOT": nowhere,
+    **dict.fromkeys(("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"), nowhere),
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     "EPATH_USE_TF": "false",
   }
@@ -75,7 +73,7 @@ class _Handler(server.RequestHandler):
     super().__init__(storage, *args)
 
   def handle(self) -> None:
-    with contextlib.suppress(ConnectionError):  # gcsfs asks for an object and a folder at once, and hangs up on one
+    with contextlib.suppress(ConnectionError):  # gcsfs requests object and folder at once, and drops one
       super().handle()
 
   def do_GET(self) -> None:
@@ -116,7 +114,7 @@ class _Handler(server.RequestHandler):
     super().end_headers()
 
   def _parts(self) -> tuple[str, str, str, dict[str, str]]:
-    """Bucket, object, its new name and the query of the request; "" for what is not there."""
+    """Bucket, object, new name and query of the request; "" where absent."""
     url = urllib.parse.urlsplit(self.path)
     match = _OBJECT.fullmatch(url.path)
     bucket, name, new_name = (urllib.parse.unquote(part or "") for part in match.groups()) if match else ("", "", "")

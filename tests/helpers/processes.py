@@ -1,13 +1,16 @@
-"""Several processes at once, as the hosts of one run."""
+"""Several Python processes, as the hosts of one run."""
 
 import os
 import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def free_port() -> int:
@@ -17,23 +20,15 @@ def free_port() -> int:
 
 
 def start(commands: Sequence[Sequence[object]], **env: str) -> list[subprocess.Popen[str]]:
-  """Starts Python with each list of arguments, each its own process with the devices that it asks for."""
+  """Starts one Python for each list of arguments."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
   return [
-    subprocess.Popen(
-      [sys.executable, *map(str, command)],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for command in commands
+    subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment, **_PIPES) for command in commands
   ]
 
 
 def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str, str]]:
-  """Exit code, stdout and stderr of each."""
+  """Waits for all; returns exit code, stdout and stderr of each."""
   out = []
   try:
     for process in processes:
@@ -43,3 +38,15 @@ def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 600) -> 
     for process in processes:
       process.kill()
   return out
+
+
+def wait_for(
+  condition: Callable[[], bool], running: Sequence[subprocess.Popen[str]] = (), timeout: float = 600
+) -> None:
+  """Polls until the condition holds; fails at once when one of the processes has ended before."""
+  deadline = time.monotonic() + timeout
+  while not condition():
+    ended = [process.args for process in running if process.poll() is not None]
+    assert not ended, f"ended early: {ended}"
+    assert time.monotonic() < deadline, "timed out"
+    time.sleep(0.02)

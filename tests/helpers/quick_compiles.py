@@ -1,16 +1,16 @@
-"""The programs of tests are so small that compiling one costs more than running it: what makes compiling cheap."""
+"""Cheap compilation: the programs of tests are so small that compiling them takes longer than running them."""
 
 import importlib.metadata
 import os
 import pathlib
 
 XLA_FLAGS = "--xla_backend_optimization_level=0"
-if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know these
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # removed later
   XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def environ(folder: pathlib.Path) -> dict[str, str]:
-  """For processes that share what they compile, in `folder` unless the tests have a place for all of it."""
+  """Environment of processes that share compiled programs, in `folder` unless a cache is configured already."""
   return {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": XLA_FLAGS,

@@ -1,108 +1,89 @@
-"""A run in the background of one machine, with real processes and real signals."""
+"""Background runs with real processes and signals, on one machine and on two simulated workers."""
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import launchers
 import pytest
+from processes import wait_for
 
-# Saves for a while when it is told to end, as a training does.
-SAVES = """
-import signal, sys, time
+# Saves on SIGTERM, as a training does.
+SAVE = """
+import json, signal, sys, time
 def save(*_):
   time.sleep(0.3)
   print("saved", flush=True)
   sys.exit(143)
 signal.signal(signal.SIGTERM, save)
-print("ready", flush=True)
-time.sleep(60)
+print(json.dumps(["ready", *sys.argv[1:]]), flush=True)
+while True:
+  signal.pause()
 """
+SAVING = (sys.executable, "-c", SAVE)
+READY = '\n["ready"'
 
 
 @pytest.fixture
 def worker(tmp_path):
-  """Calls worker.sh of a copy of launch/; what still runs in the end is killed."""
-  folder = tmp_path / "genrm-jax"
-  (folder / "launch").mkdir(parents=True)
-  for script in ("common.sh", "worker.sh"):
-    (folder / "launch" / script).write_bytes((launchers.LAUNCH / script).read_bytes())
+  """Calls a copy of worker.sh; kills what still runs afterwards."""
+  logs = launchers.install_worker(tmp_path)
 
   def call(*words: str) -> subprocess.CompletedProcess:
-    command = ["bash", str(folder / "launch" / "worker.sh"), *words]
-    return subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    command = ["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words]
+    return subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
 
-  call.logs = folder / "runs" / "logs"
+  call.logs = logs
   yield call
-  for path in call.logs.glob("*.pid"):
+  for path in logs.glob("*.pid"):
     if "running" in call("status", path.stem).stdout:
       os.killpg(int(path.read_text()), signal.SIGKILL)
 
 
-def wait_for(path: pathlib.Path, text: str = "") -> None:
-  end = time.monotonic() + 30
-  while not (path.exists() and text in path.read_text()):
-    assert time.monotonic() < end, f"{path} never said {text!r}"
-    time.sleep(0.02)
+def has(path, text):
+  return lambda: path.exists() and text in path.read_text()
 
 
-def test_a_run_ends_by_sigterm_and_is_started_again(worker):
+def test_stop_and_start_again(worker):
   assert worker("status").stdout == ""
-  assert worker("start", "a", sys.executable, "-c", SAVES).returncode == 0
-  wait_for(worker.logs / "a.log", "ready\n")
+  assert worker("start", "a", *SAVING).returncode == 0
+  wait_for(has(worker.logs / "a.log", READY))
   assert " a: running since" in worker("status").stdout
   again = worker("start", "a", "true")
   assert again.returncode == 1 and "stop it first" in again.stderr
 
   stopped = worker("stop", "a")
-  assert stopped.returncode == 0 and "ended with 143" in stopped.stdout and "goes on" in stopped.stdout
+  assert stopped.returncode == 0 and "ended with 143" in stopped.stdout
   assert "saved\n" in (worker.logs / "a.log").read_text()
 
-  assert worker("start", "a", "echo", "goes on").returncode == 0
-  wait_for(worker.logs / "a.exit", "0")
-  assert worker("status", "a").stdout.endswith(" a: ended with 0\n")
-  assert (worker.logs / "a.log").read_text().count("ready\n") == 1  # the log of the first start is still there
-
-
-def test_words_arrive_as_they_are(worker):
-  words = ["it's", 'a "b"', "$HOME `id` \\", "", "* ?", "a;b\nc"]
-  worker("start", "a", sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))", *words)
-  wait_for(worker.logs / "a.exit", "0")
-  assert json.loads((worker.logs / "a.log").read_text().splitlines()[-1]) == words
-
-
-def test_the_exit_code_is_kept(worker):
-  worker("start", "a", "sh", "-c", "exit 3")
-  wait_for(worker.logs / "a.exit", "\n")
+  assert worker("start", "a", "sh", "-c", "exit 3").returncode == 0
+  wait_for(has(worker.logs / "a.exit", "3\n"))
   assert worker("status", "a").stdout.endswith(" a: ended with 3\n")
-  assert "ended with 3" in worker("stop", "a").stdout  # there is nothing to stop
+  assert "ended with 3" in worker("stop", "a").stdout  # nothing to stop
+  assert "saved\n" in (worker.logs / "a.log").read_text()  # logs of later starts are appended
 
 
-def test_a_run_that_went_with_its_machine(worker):
-  worker("start", "a", "sleep", "60")
+def test_killed_run(worker):
+  worker("start", "a", *SAVING)
   pid = worker.logs / "a.pid"
   os.killpg(int(pid.read_text()), signal.SIGKILL)
-  end = time.monotonic() + 30
-  while "running" in (told := worker("status", "a").stdout):
-    assert time.monotonic() < end
-  assert "gone without a word" in told
-  pid.write_text(str(os.getpid()))  # after a restart the number is another process's
-  assert "gone without a word" in worker("status", "a").stdout
+  wait_for(lambda: "running" not in worker("status", "a").stdout)
+  assert " a: lost" in worker("status", "a").stdout
+  pid.write_text(str(os.getpid()))  # after a reboot the number may belong to another process
+  assert " a: lost" in worker("status", "a").stdout
   assert worker("start", "a", "true").returncode == 0
 
 
-def test_a_run_that_does_not_end_is_told(worker):
+def test_run_that_ignores_sigterm(worker):
   worker("start", "a", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
-  wait_for(worker.logs / "a.log", "\nready\n")
+  wait_for(has(worker.logs / "a.log", "\nready\n"))
   stopped = worker("stop", "a", "1")
   assert stopped.returncode == 1 and "running" in stopped.stdout and "kill -KILL" in stopped.stderr
 
 
-def test_exec_finds_the_environment_first(worker):
+def test_exec_prefers_the_environment(worker):
   program = worker.logs.parents[1] / ".venv" / "bin" / "python"
   program.parent.mkdir(parents=True)
   program.write_text("#!/bin/sh\necho of the environment")
@@ -111,5 +92,24 @@ def test_exec_finds_the_environment_first(worker):
 
 
 @pytest.mark.parametrize("words", [("start",), ("start", "a"), ("stop",), ("log",), ("mount",)])
-def test_missing_words_are_named(words, worker):
+def test_missing_arguments(words, worker):
   launchers.error_of(worker(*words))
+
+
+def test_tpu_launcher_starts_and_stops_two_workers(tmp_path):
+  settings = {"TPU_NAME": "v", "TPU_ZONE": "z", "TPU_PROJECT": "p"}
+  bench = launchers.Bench(tmp_path, settings)
+  logs = [folder / "r.log" for folder in bench.workers()]
+  started = bench.run("tpu_vm.sh", "run", "r", "--", *SAVING, *launchers.ODD_WORDS)
+  assert started.returncode == 0, started.stderr
+  try:
+    for log in logs:
+      wait_for(has(log, READY))
+      assert json.loads(log.read_text().splitlines()[-1]) == ["ready", *launchers.ODD_WORDS, "--distributed=auto"]
+    assert bench.run("tpu_vm.sh", "runs").stdout.count(" r: running since") == 2
+    assert bench.run("tpu_vm.sh", "run", "r", "--", "true").returncode == 1  # already running
+    assert "distributed=auto" in bench.run("tpu_vm.sh", "logs", "r", "--worker=1", "--lines=1").stdout
+  finally:
+    stopped = bench.run("tpu_vm.sh", "stop", "r")
+  assert stopped.stdout.count(" r: ended with 143") == 2
+  assert bench.run("tpu_vm.sh", "ssh", "--worker=0", "--", "echo", "it's").stdout == "it's\n"
