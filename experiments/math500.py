@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import genrm_jax
-from genrm_jax import verifiers
 from genrm_jax.data import candidates, jsonl
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
@@ -31,7 +30,7 @@ from genrm_jax.runtime.progress import progress, say
 from genrm_jax.tasks.math500 import equality
 from genrm_jax.tasks.math500 import problems as math500
 from genrm_jax.train import saved
-from genrm_jax.verifiers.base import VoteConfig
+from genrm_jax.verifiers.base import VoteConfig, verifier_class
 
 _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"
 
@@ -187,7 +186,7 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
     "wall_seconds": stages.seconds_of(run.workdir, all_stages),
     "notes": [*map(_trained_on, given), *_grading_notes(ledger)],
   }
-  likelihoods = frozenset(g.name for g in given if verifiers.get_verifier(g.manifest["verifier"]).learns_pairs)
+  likelihoods = frozenset(g.name for g in given if verifier_class(g.manifest["verifier"]["kind"]).is_likelihood)
   results = report.build_results(
     *(problems, pool, scores),
     ns=config.report.ns,

@@ -28,7 +28,7 @@ def get_config(variant: str = "medium") -> ml_collections.ConfigDict:
       task=dict(name="string_base"),
       tokenizer=dict(type="char"),
       prompts=common.prompts("compact"),
-      model=common.model(size="tiny_gemma1", **WIDTHS[variant]),
+      model=common.model(size="tiny_gemma1", overrides=WIDTHS[variant]),
       cpu_devices=1,
       mesh=dict(data=-1, fsdp=1, tensor=1),
       gaps=common.LIST_GAPS,

@@ -133,7 +133,9 @@ def engine(*, rows_per_batch: int, max_tokens: int, tensor: int = 1) -> dict[str
   return dict(rows_per_batch=rows_per_batch, max_tokens=max_tokens, mesh=dict(data=-1, fsdp=1, tensor=tensor))
 
 
-def model(*, size: str, dtype: str = "float32", checkpoint: str = "", **overrides: Any) -> dict[str, Any]:
+def model(
+  *, size: str, dtype: str = "float32", checkpoint: str = "", overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
   """A Gemma of a size of genrm_jax/model/config.py, `overrides` in place of its fields.
 
   Where `checkpoint` names the folder of a Gemma checkpoint (released or Hugging Face), the model is that one, and
@@ -141,13 +143,15 @@ def model(*, size: str, dtype: str = "float32", checkpoint: str = "", **override
   `sharding` lays logical axes on mesh axes, activations' axes included.
   """
   rules = dict(get_config(size).rules)
-  return dict(checkpoint=checkpoint, size=size, overrides=overrides, dtype=dtype, param_dtype="float32", sharding=rules)
+  return dict(
+    checkpoint=checkpoint, size=size, overrides=overrides or {}, dtype=dtype, param_dtype="float32", sharding=rules
+  )
 
 
 def tiny_model(smoke: bool, checkpoint: str = "") -> dict[str, Any]:
   """A tiny Gemma from scratch, or one that compiles and runs in no time."""
   widths = dict(num_layers=1, embed_dim=32, ffw_dim=64) if smoke else dict(num_layers=4, embed_dim=128, ffw_dim=256)
-  return model(size="tiny_gemma1", checkpoint=checkpoint, **widths)
+  return model(size="tiny_gemma1", checkpoint=checkpoint, overrides=widths)
 
 
 def prompts(name: str) -> dict[str, str]:

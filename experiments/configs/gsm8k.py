@@ -192,7 +192,7 @@ def _small() -> dict[str, Any]:
     grader=_grader(384, num_rationales=1, init_from="base"),
     tokenizer=dict(type="sentencepiece", path="", vocab_size=4096, max_lines=200_000),
     prompts=common.prompts("genrm_short"),
-    model=common.model(size="tiny_gemma1", **widths),
+    model=common.model(size="tiny_gemma1", overrides=widths),
     cpu_devices=1,  # two verifiers at a time, each on one core, are faster than one on both
     mesh=dict(data=-1, fsdp=1, tensor=1),
     base=dict(max_per_label=32, **common.training(best_by="loss_solve", **training(500, 1.5e-3))),

@@ -36,14 +36,16 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DIGEST_BLOCK_BYTES = 1 << 20
 
 
-def write_records(path: PathLike, records: Iterable[Record]) -> int:
+def write_records(path: PathLike, records: Iterable[Record], every_process: bool = False) -> int:
   """Writes one JSON line per record and returns their number. `path` is replaced once the last line is on disk.
+
+  Of many processes only the first writes, unless `every_process` says that each has a path of its own.
 
   Raises:
     UserError: the place cannot be written, the disk is full, or a record holds NaN or infinity.
   """
   count = 0
-  with atomic_writer(path) as write:
+  with atomic_writer(path, every_process) as write:
     for record in records:
       fields = {"schema": SCHEMA_VERSIONS[type(record)], **_shallow_dict(record)}
       write(_dump(fields, f"{os.fspath(path)}:{count + 1}") + b"\n")
@@ -114,9 +116,9 @@ def digest_of(obj: Any) -> str:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: PathLike) -> Iterator[Callable[[bytes], Any]]:
+def atomic_writer(path: PathLike, every_process: bool = False) -> Iterator[Callable[[bytes], Any]]:
   """Yields `write(bytes)` into a hidden file beside `path`, which replaces `path` if the block succeeds."""
-  if not distributed.is_main():
+  if not (every_process or distributed.is_main()):
     yield lambda data: None
     return
   target = epath.Path(path)

@@ -22,6 +22,7 @@ Axes: B slots, P prompts that are prefilled together, R rollouts per prompt, T t
 
 import dataclasses
 import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -148,9 +149,7 @@ def fork(slots: Slots, source_B: jax.Array, *, num_shards: int, config: ModelCon
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="slots")
-def resume(
-  slots: Slots, kept_B: jax.Array, place_B: jax.Array, token_B: jax.Array, *, config: ModelConfig
-) -> Slots:
+def resume(slots: Slots, kept_B: jax.Array, place_B: jax.Array, token_B: jax.Array, *, config: ModelConfig) -> Slots:
   """Continues slot b after its first `kept_B[b]` tokens, `place_B[b]` of them sampled, with the token `token_B[b]`.
 
   A token of -1 keeps the slot. Donates `slots`.

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import ml_collections
@@ -31,7 +31,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
 from genrm_jax.train import saved
 
-Config = str | ml_collections.ConfigDict
+Config: TypeAlias = str | Any  # a name, or a ConfigDict
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:

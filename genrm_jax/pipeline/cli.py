@@ -62,9 +62,8 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 def console() -> None:
   """The command `genrm-jax TASK ...`: runs experiments.TASK; the current folder can be imported from."""
-  import experiments
-
-  names = sorted(m.name for m in pkgutil.iter_modules(experiments.__path__) if m.name not in ("configs", "studies"))
+  folder = str(locate.experiments_folder())
+  names = sorted(m.name for m in pkgutil.iter_modules([folder]) if m.name not in ("configs", "studies"))
   name = sys.argv[1] if len(sys.argv) > 1 else ""
   if name not in names:
     print(f"usage: genrm-jax {{{','.join(names)}}} --config=NAME:VARIANT --workdir=DIR", file=sys.stderr)

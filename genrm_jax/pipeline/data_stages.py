@@ -1,6 +1,7 @@
 """The stages before the verifiers: problems, tokenizer, generator, candidates, rationales, base model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ from genrm_jax.pytrees import KIND_SOLVE
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
-from genrm_jax.tasks.base import checked_grade, checked_problems
-from genrm_jax.tasks.last_letter import renumber
+from genrm_jax.tasks.base import Released, checked_grade, checked_problems, optional_method
+from genrm_jax.tasks.compact import renumber
 from genrm_jax.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from genrm_jax.train import saved
 from genrm_jax.verifiers.base import sft_loss, solve_example
@@ -30,6 +31,14 @@ def rationales_from(run: Run) -> str:
   if way not in WAYS:
     raise UserError(f"config.grader.way is {way!r}; it is {', '.join(WAYS)}")
   return way
+
+
+def method(run: Run, name: str) -> Callable[..., Any]:
+  """An optional method of the task; UserError where a stage needs it and the task has none."""
+  found = optional_method(run.task, name)
+  if found is None:
+    raise UserError(f"task {run.task.name} has no method `{name}`, which this config needs; see docs/extending.md")
+  return found
 
 
 # Problems, and what a task brings along.
@@ -49,7 +58,7 @@ def make_problems(run: Run) -> None:
 
 def read_release(run: Run) -> None:
   """Problems, candidates and, where the config says so, raw rationales that come with the task."""
-  released = run.task.released(run.config.seed)
+  released: Released = method(run, "released")(run.config.seed)
   problems, pools = dict(released.problems), dict(released.candidates)
   own = run.config.task.get("candidates", "")
   if own:
@@ -72,11 +81,12 @@ def copy_bank(run: Run) -> None:
   """Problems and candidates of another run of this task, so that verifiers are compared on the same ones."""
   bank = saved.absolute(run.config.bank)
   for split in run.splits:
-    for kind, record in (("problems", Problem), ("candidates", Candidate)):
+    for kind in ("problems", "candidates"):
       path = bank / kind / f"{split}.jsonl"
       if not path.is_file():
         raise UserError(f"no {path}; config.bank must be the workdir of a run of {run.task.name}")
-      jsonl.read_records(path, record)  # a broken line is named now, not after hours of training
+      # A broken line is named now, not after hours of training.
+      _ = jsonl.read_records(path, Problem) if kind == "problems" else jsonl.read_records(path, Candidate)
       jsonl.write_bytes(run.path(kind, path.name), path.read_bytes())
     if split in ("train", "val") and not run.config.task.get("index_shift", True):
       problems, pool = renumber(run.problems(split), run.candidates(split))
@@ -151,8 +161,8 @@ def sample_solutions(
   run: Run, engine: Engine, source: str, problems: Sequence[Problem], num: int, few_shot: bool
 ) -> list[Candidate]:
   """`num` graded solutions per problem; `few_shot` puts the task's worked examples before each prompt."""
-  settings, task = run.sample_config("candidates"), run.task
-  shots = run.tokenizer.encode(task.few_shot(run.prompter.format.solve)) if few_shot else []
+  settings = run.sample_config("candidates")
+  shots = run.tokenizer.encode(method(run, "few_shot")(run.prompter.template("solve"))) if few_shot else []
 
   def work(part: Sequence[Problem]) -> list[list[Candidate]]:
     prompts = [run.prompter.solve(p.question) for p in part]
@@ -170,8 +180,9 @@ def sample_solutions(
 
 def _sampled(run: Run, problem: Problem, index: int, ids: Sequence[int], source: str, few_shot: bool) -> Candidate:
   text = run.tokenizer.decode(ids)
-  if few_shot and hasattr(run.task, "first_solution"):
-    text = run.task.first_solution(text)
+  cut = optional_method(run.task, "first_solution")
+  if few_shot and cut:
+    text = cut(text)
   return _candidate(run, problem, index, text, source)
 
 
@@ -188,7 +199,7 @@ def write_rationales(run: Run) -> None:
   table = {}
   for split in ("train", "val"):
     pool = candidates.distinct(run.candidates(split))
-    records = rationales.by_program(run.problems(split), pool, run.task.rationale)
+    records = rationales.by_program(run.problems(split), pool, method(run, "rationale"))
     jsonl.write_records(run.path("rationales", f"{split}.jsonl"), records)
     table[split] = rationales.ledger(records, pool)
   jsonl.write_json(run.path("rationales", "ledger.json"), table)

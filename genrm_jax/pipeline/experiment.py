@@ -7,6 +7,7 @@ from genrm_jax.pipeline import data_stages, training, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.base import optional_method
 
 _RATIONALES = ("rationales/train.jsonl", "rationales/val.jsonl", "rationales/ledger.json")
 
@@ -37,7 +38,7 @@ def data_stages_of(run: Run) -> list[Stage]:
   sampled = False
   if c.get("bank"):
     stages.append(_stage(run, data_stages.copy_bank, "bank", writes=problems + pools, sources=_bank(run)))
-  elif hasattr(run.task, "released"):
+  elif optional_method(run.task, "released"):
     with_rationales = _RATIONALES if way == "released" else ()
     known += with_rationales[:1]
     writes = (*problems, *pools, "problems/left_out.json", *with_rationales)
@@ -73,7 +74,7 @@ def data_stages_of(run: Run) -> list[Stage]:
     make = data_stages.make_candidates
     stages.append(_stage(run, make, "candidates", reads=reads, writes=pools, sources=sources, devices=True))
   judged = files(run, "problems", "candidates", splits=["train", "val"])
-  if way == "program" and hasattr(run.task, "rationale"):
+  if way == "program" and optional_method(run.task, "rationale"):
     stages.append(_stage(run, data_stages.write_rationales, "rationales", reads=judged, writes=_RATIONALES))
   elif way in ("reference", "plain"):
     reads, sources = _start(run, "grader")
@@ -155,8 +156,8 @@ def _check_sources(run: Run) -> None:
   if c.get("bank") and started:
     raise UserError(f"{', '.join(started)}: init_from is the generator, but with config.bank none is trained here")
   for name in run.verifier_names:
-    kinds_of_data = data_stages.rationales_from(run)
-    if run.verifier_type(name).needs_rationales and kinds_of_data == "program" and not hasattr(run.task, "rationale"):
+    has_program = data_stages.rationales_from(run) != "program" or optional_method(run.task, "rationale")
+    if run.verifier_type(name).needs_rationales and not has_program:
       raise UserError(
         f"verifier {name} learns from rationales, but task {run.task.name} has no method `rationale`; write one, set "
         "config.grader.way, or leave the verifier out"

@@ -34,11 +34,11 @@ def asset_path(text: str) -> str:
   """Resolves experiments/assets/... to the installed package unless it exists here; returns other paths unchanged."""
   if not text.startswith(_ASSETS) or pathlib.Path(text).exists():
     return text
-  packaged = _experiments() / text.removeprefix("experiments/")
+  packaged = experiments_folder() / text.removeprefix("experiments/")
   return str(packaged) if packaged.exists() else text
 
 
-def _experiments() -> pathlib.Path:
+def experiments_folder() -> pathlib.Path:
   """The folder of the `experiments` package, which the lower layers must not import."""
   spec = importlib.util.find_spec("experiments")
   if spec is None or spec.origin is None:
@@ -48,7 +48,7 @@ def _experiments() -> pathlib.Path:
 
 def _packaged_configs() -> dict[str, pathlib.Path]:
   """Files that define `get_config(variant)`, by name; helpers next to them are left out."""
-  return {path.stem: path for path in (_experiments() / "configs").glob("*.py") if _is_config(path)}
+  return {path.stem: path for path in (experiments_folder() / "configs").glob("*.py") if _is_config(path)}
 
 
 def _is_config(path: pathlib.Path) -> bool:

@@ -82,8 +82,11 @@ class TrainedVerifier:
     return scoring.score_candidates(self.verifier, self.engine, problems, candidates, self.how, self.step)
 
   def _votes(self, pairs: Sequence[tuple[str, str]], num_votes: int | None, seed: int | None) -> list[list[Vote]]:
-    changes = {"num_votes": num_votes, "seed": seed}
-    how = dataclasses.replace(self.how, **{name: value for name, value in changes.items() if value is not None})
+    how = VoteConfig(
+      self.how.num_votes if num_votes is None else num_votes,
+      self.how.seed if seed is None else seed,
+      self.how.sample,
+    )
     return scoring.score_pairs(self.verifier, self.engine, pairs, how)
 
 

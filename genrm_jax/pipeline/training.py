@@ -79,22 +79,23 @@ def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -
   files = {split: run.path(f"rows_{name}", f"{split}.npy") for split in ("train", "val")}
 
   def write() -> tuple[TargetCounts, str]:
-    packed, about = {}, {}
+    counts, digests, about = [], {}, {}
     for split, file in files.items():
       rows, about[split] = pack(f"{name}, {split}", list(examples[split]), run.training(name))
       row_file.write(file, rows.num_rows, rows.take)
-      packed[split] = rows.max_targets, rows.max_pairs, rows.digest
+      counts.append(TargetCounts(rows.max_targets, rows.max_pairs))
+      digests[split] = rows.digest
       if split == "train":
         filled = rows.data.segments.astype(bool).mean()
         length = run.training(name).row_length
         say(f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {length} tokens, {filled:.0%} filled")
       del rows
     jsonl.write_json(run.path("metrics", f"{name}.examples.json"), about)
-    max_targets, max_pairs = (max(packed[split][i] for split in packed) for i in (0, 1))
-    return TargetCounts(max_targets, max_pairs), packed["train"][2]
+    most = TargetCounts(max(c.max_targets for c in counts), max(c.max_pairs for c in counts))
+    return most, digests["train"]
 
   counts, digest = distributed.from_main(write)
-  return TrainingRows(RowFile(files["train"]), RowFile(files["val"]), TargetCounts(*counts), digest)
+  return TrainingRows(RowFile(files["train"]), RowFile(files["val"]), counts, digest)
 
 
 def pack(what: str, examples: list[Example], config: ml_collections.ConfigDict) -> tuple[packing.Rows, dict[str, Any]]:
