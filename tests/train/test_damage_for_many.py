@@ -31,10 +31,7 @@ def damage_step_2(folder, damage):
   files = [p for p in (folder / "2" / "state").rglob("ocdbt.process_1/d/*") if p.is_file()]
   assert files
   for path in files:
-    if damage == "cut":
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    else:
-      path.unlink()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if damage == "cut" else path.unlink()
   if damage == "manifest":
     (folder / "2" / "manifest" / "metadata").write_text("{")
 

@@ -26,14 +26,10 @@ def test_cross_entropy_matches_numpy():
   probs = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
   want = -np.log(np.take_along_axis(probs, TARGETS[..., None], -1)[..., 0])
   np.testing.assert_allclose(losses.cross_entropy(LOGITS, TARGETS), want, rtol=1e-5)
-
-
-def test_cross_entropy_of_large_logits_and_in_half_precision():
-  got = losses.cross_entropy(jnp.array([[[1000.0, 0.0]]]), jnp.array([[0]]))
-  assert float(got[0, 0]) == 0
   half = losses.cross_entropy(LOGITS.astype(jnp.bfloat16), TARGETS)
   assert half.dtype == jnp.float32
-  np.testing.assert_allclose(half, losses.cross_entropy(LOGITS, TARGETS), atol=0.05)
+  np.testing.assert_allclose(half, want, atol=0.05)
+  assert float(losses.cross_entropy(jnp.array([[[1000.0, 0.0]]]), jnp.array([[0]]))[0, 0]) == 0
 
 
 def test_binary_cross_entropy_matches_numpy():
@@ -82,26 +78,20 @@ def test_margins_match_a_loop_over_pairs_in_memory_that_grows_with_the_pairs():
   assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 2 * 4096
 
 
-def _sums(verify, solve):
-  return jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_unified_is_verify_plus_lambda_solve(weight):
-  loss, sums = losses.unified(_sums((6.0, 4.0), (20.0, 5.0)), weight)
-  assert float(loss) == pytest.approx(1.5 + weight * 4.0)
-  assert float(sums["loss"][0]) == float(loss) and float(sums["loss"][1]) == 1
-  assert jax.tree.map(float, {k: sums[k] for k in ("loss_verify", "loss_solve")}) == {
-    "loss_verify": (6.0, 4.0),
-    "loss_solve": (20.0, 5.0),
-  }
-
-
 @pytest.mark.parametrize(
-  ("verify", "solve", "want"), [((6, 4), (0, 0), 1.5), ((0, 0), (20, 5), 2.0), ((0, 0), (0, 0), 0)]
+  ("verify", "solve", "weight", "want"),
+  [
+    ((6, 4), (20, 5), 0.0, 1.5),
+    ((6, 4), (20, 5), 0.25, 2.5),
+    ((6, 4), (0, 0), 0.5, 1.5),
+    ((0, 0), (20, 5), 0.5, 2.0),
+    ((0, 0), (0, 0), 0.5, 0.0),
+  ],
 )
-def test_an_absent_kind_adds_nothing(verify, solve, want):
-  loss, _ = losses.unified(_sums(verify, solve), 0.5)
+def test_unified_is_verify_plus_lambda_solve_and_an_absent_kind_adds_nothing(verify, solve, weight, want):
+  given = jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
+  loss, sums = losses.unified(given, weight)
   assert float(loss) == want
-  gradient = jax.grad(lambda sums: losses.unified(sums, 0.5)[0])(_sums(verify, solve))
+  assert jax.tree.map(float, sums) == {"loss": (want, 1), "loss_verify": verify, "loss_solve": solve}
+  gradient = jax.grad(lambda sums: losses.unified(sums, weight)[0])(given)
   assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
