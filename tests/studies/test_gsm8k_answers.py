@@ -1,18 +1,15 @@
 """Differences from the released answers are sorted into classes and counted."""
 
 import json
-import pathlib
 import sys
 import zipfile
 
 import pytest
 
 from experiments.studies import gsm8k_answers
-from experiments.studies.gsm8k_answers import CLASSES, Compared, classify
+from experiments.studies.gsm8k_answers import Compared, classify
 from genrm_jax.tasks.gsm8k import sample as gsm8k_sample
 from genrm_jax.tasks.gsm8k.answers import extract_answer
-
-COMMITTED = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
 
 
 @pytest.mark.parametrize(
@@ -73,12 +70,3 @@ def test_comparison_with_a_small_release(small_release, tmp_path, monkeypatch):
   assert (row["name"], row["answers"], row["labels"], len(row["examples"])) == ("decimals", 0, 2, 2)
   assert row["examples"][0]["label"] and row["examples"][0]["ours"].endswith(".5")
   assert results["bad_rows"] == {"rows": 24, "left_out": 0}
-
-
-def test_committed_comparison_explains_nearly_all_differences():
-  results = json.loads(COMMITTED.read_text())
-  rows = {row["name"]: row for row in results["classes"]}
-  assert rows.keys() <= CLASSES.keys() and all((row["right"], row["why"]) == CLASSES[n] for n, row in rows.items())
-  assert rows["other"]["answers"] + rows["other"]["labels"] <= 5
-  differing = sum(part["solutions"] - part["same_label"] for part in results["parts"].values())
-  assert differing == sum(row["labels"] for row in rows.values()) > 0

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from experiments.configs import last_letter, word_sorting
 from experiments.studies import reproduce
 from genrm_jax.runtime.errors import UserError
 
@@ -18,11 +17,6 @@ def test_banks_come_before_the_studies_that_use_them():
   assert len(set(runs)) == len(runs) == 2 * sum(map(len, reproduce.VARIANTS.values()))
   chosen = reproduce.list_runs(["word_sorting"], ["2"], ["lambda_1", "tiny"])
   assert chosen == [("word_sorting", "tiny", "2"), ("word_sorting", "lambda_1", "2")]
-
-
-def test_all_variants_exist():
-  for task, module in (("last_letter", last_letter), ("word_sorting", word_sorting)):
-    assert [module.get_config(v).variant for v in reproduce.VARIANTS[task]] == list(reproduce.VARIANTS[task])
 
 
 @pytest.mark.parametrize("flags", [["--workdir=work", "--tasks=gsm"], ["--workdir=gs://bucket/work"]])
