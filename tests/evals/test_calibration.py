@@ -44,13 +44,6 @@ def test_bins_partition_the_scores_and_add_up_to_the_ece(drawn):
       assert all(bins[key][at] is None for key in ("score", "right", "low", "high"))
 
 
-def test_intervals_of_bins_are_over_problems():
-  # All candidates of one problem are correct and none of the other: resampling problems spans 0 to 1.
-  bank = toy_bank([[1] * 50, [0] * 50])
-  bins = reliability_of(bank, np.full(bank.mask.shape, 0.55))
-  assert (bins["low"][5], bins["right"][5], bins["high"][5]) == (0, 0.5, 1)
-
-
 @settings(max_examples=100, deadline=None)
 @given(drawn=pools)
 def test_ties_with_both_labels_are_where_best_of_n_is_uncertain(drawn):

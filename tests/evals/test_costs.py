@@ -57,13 +57,10 @@ def test_costs_are_the_mean_over_all_subsets(pool):
 
 def test_columns_of_tokens_flops_and_accuracy(results):
   measured, flat = results["costs"], results["metrics"]
-  assert set(measured["by_n"]) == {"pass1", "self_consistency", "orm", "genrm_cot"}
-  assert set(measured["by_k"]) == {"genrm_cot"}
   cot, by_k = measured["by_n"]["genrm_cot"], measured["by_k"]["genrm_cot"]
   assert cot["generator_read"] == [10, 10, 10] and cot["k"] == [4, 4, 4]
   assert by_k["n"] == [4, 4, 4] and by_k["k"] == [1, 2, 4]
   assert by_k["verifier_sampled"] == pytest.approx([cot["verifier_sampled"][-1] * k / 4 for k in (1, 2, 4)])
-  assert by_k["verifier_read"] == [cot["verifier_read"][-1]] * 3
   for at, n in enumerate((1, 2, 4)):
     assert cot["generator_flops"][at] == pytest.approx(2 * 1_000 * (10 + cot["generator_sampled"][at]), abs=0.01)
     tokens = cot["verifier_read"][at] + cot["verifier_sampled"][at]
@@ -72,7 +69,6 @@ def test_columns_of_tokens_flops_and_accuracy(results):
     assert by_k["accuracy"][at] == flat[f"votes/genrm_cot/k={n}/accuracy"]
   majority = measured["by_n"]["self_consistency"]
   assert majority["verifier_flops"] == [0, 0, 0] and majority["k"] == [0, 0, 0]
-  assert measured["by_n"]["pass1"]["accuracy"] == [results["pass1"]["value"]]
 
 
 def test_lengths_follow_their_records(run, results):
@@ -80,8 +76,8 @@ def test_lengths_follow_their_records(run, results):
   shuffled = [candidates[at] for at in np.random.default_rng(1).permutation(len(candidates))]
   again = results_of((problems, shuffled, scores), costs_of((problems, shuffled, scores)))
   assert again["costs"] == results["costs"] and again["length"] == results["length"]
-  assert results["length"]["unit"] == "tokens"
-  assert (results["length"]["shortest"][0], results["length"]["longest"][-1]) == (5, 8)
+  length = results["length"]
+  assert (length["unit"], length["shortest"][0], length["longest"][-1]) == ("tokens", 5, 8)
 
 
 def test_table_compares_at_equal_cost(results):

@@ -141,16 +141,12 @@ def test_groups_of_k_votes_are_disjoint():
 @pytest.mark.parametrize(
   ("scores", "message"),
   [
-    ([score_of(0, 0, 0.5)], "candidate 1"),
-    ([score_of(0, 0, 0.5), score_of(0, 0, 0.5)], "two scores"),
-    ([score_of(0, 0, 0.5), score_of(0, 1, 0.5), score_of(9, 0, 0.5)], "'p9'"),
-    ([score_of(0, 0, 0.5), score_of(0, 1, 1.5)], "1.5"),
-    ([score_of(0, 0, 0.5), score_of(0, 1, NAN)], "nan"),
-    ([score_of(0, 0, 0.5), score_of(0, 1, 0.5, [vote("fine", 0.5)])], "'fine'"),
-    ([score_of(0, 0, 0.5), score_of(0, 1, 0.5, [vote("ok")])], "p_yes"),
-    ([score_of(0, 0, 0.5), Score("p0", 1, "v", 2, 0.5)], r"\[1, 2\]"),
+    *(([], "candidate 1"), ([score_of(0, 0, 0.5)], "two scores"), ([score_of(0, 1, 1.5)], "1.5")),
+    *(([score_of(0, 1, NAN)], "nan"), ([Score("p0", 1, "v", 2, 0.5)], r"\[1, 2\]")),
+    ([score_of(0, 1, 0.5), score_of(9, 0, 0.5)], "'p9'"),
+    *(([score_of(0, 1, 0.5, [v])], word) for v, word in ((vote("fine", 0.5), "'fine'"), (vote("ok"), "p_yes"))),
   ],
 )
 def test_bad_scores_are_refused(scores, message):
   with pytest.raises(UserError, match=message):
-    metrics.align_scores(toy_bank([[1, 0]]), "v", scores)
+    metrics.align_scores(toy_bank([[1, 0]]), "v", [score_of(0, 0, 0.5), *scores])

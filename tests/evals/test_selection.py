@@ -95,11 +95,8 @@ def test_subsets_of_a_problem_do_not_depend_on_other_problems():
 @pytest.mark.parametrize(
   ("problem_ids", "candidate_keys", "message"),
   [
-    ([], [], "no problems"),
-    (["a", "b"], [("a", 0)], "'b'"),
-    (["a"], [("a", 0), ("z", 0)], "'z'"),
-    (["a"], [("a", 2), ("a", 2)], "index 2"),
-    (["a", "a"], [("a", 0)], "'a'"),
+    *(([], [], "no problems"), (["a", "b"], [("a", 0)], "'b'"), (["a", "a"], [("a", 0)], "'a'")),
+    *((["a"], [("a", 0), ("z", 0)], "'z'"), (["a"], [("a", 2), ("a", 2)], "index 2")),
   ],
 )
 def test_bad_records_are_refused(problem_ids, candidate_keys, message):

@@ -8,7 +8,6 @@ import pytest
 from made_up_runs import POOL, PROBLEMS, RATIONALE, generation_of, place, results_of
 
 from experiments.studies import plots, results_page, runs
-from experiments.studies.quantities import read_quantities
 from genrm_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -173,22 +172,6 @@ def test_points_of_a_figure_share_their_seeds(folder):
   for variant in ("tiny", "size_small"):
     assert set(by_size.pooled[variant, task.best_of_n("genrm_cot")].by_seed) == {0}
   assert set(by_train.pooled["train_few", task.best_of_n("genrm_cot")].by_seed) == {0, 1}
-
-
-def test_quantities_average_to_the_metrics_of_the_report(parts):
-  results = json.loads(json.dumps(parts["main"][1]))
-  sums = {name: [column.sum() for column in q.parts[0]] for name, q in read_quantities(results).items()}
-  values, flat = {name: top / bottom for name, (top, bottom) in sums.items()}, results["metrics"]
-  assert values["pass1"] == pytest.approx(flat["eval/pass1"], abs=1e-4)
-  for method in ("oracle", "self_consistency", "orm", "genrm_cot"):
-    for n in (1, POOL):
-      assert values[f"{method}/n={n}"] == pytest.approx(flat[f"bon/{method}/n={n}/accuracy"], abs=1e-4)
-  for key in ("rm_accuracy", "auc_within_problems"):
-    assert values[f"orm/{key}"] == pytest.approx(flat[f"eval/orm/{key}"], abs=1e-4)
-  assert values["genrm_cot/k=2"] == pytest.approx(flat["votes/genrm_cot/k=2/accuracy"], abs=1e-4)
-  minus = results["verifiers"]["genrm_cot"]["minus"]["orm"]["value"]
-  assert values["genrm_cot-orm"] == pytest.approx(minus, abs=1e-4)
-  assert values["genrm_cot/oracle"] == pytest.approx(8 / 9, abs=1e-3)
 
 
 @pytest.mark.parametrize(
