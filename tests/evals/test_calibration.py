@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from evals_data import NAN, padded, score_of, toy_bank
+from evals_data import NAN, padded, toy_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.evals import calibration, metrics, report, selection, tables
+from genrm_jax.evals import calibration, metrics, selection
 from genrm_jax.records import Candidate, Problem
 
 values = st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.35, 0.999, 1.0, NAN])
@@ -44,13 +44,6 @@ def test_bins_partition_the_scores_and_add_up_to_the_ece(drawn):
       assert all(bins[key][at] is None for key in ("score", "right", "low", "high"))
 
 
-def test_intervals_of_bins_are_over_problems():
-  # All candidates of one problem are correct and none of the other: resampling problems spans 0 to 1.
-  bank = toy_bank([[1] * 50, [0] * 50])
-  bins = reliability_of(bank, np.full(bank.mask.shape, 0.55))
-  assert (bins["low"][5], bins["right"][5], bins["high"][5]) == (0, 0.5, 1)
-
-
 @settings(max_examples=100, deadline=None)
 @given(drawn=pools)
 def test_ties_with_both_labels_are_where_best_of_n_is_uncertain(drawn):
@@ -75,13 +68,3 @@ def test_ties_between_identical_texts():
   counts = calibration.ties(selection.make_bank(problems, pool), scores)
   keys = "pools", "unscored", "tied", "candidates", "largest", "texts_differ", "labels_differ"
   assert counts == dict(zip(keys, (3, 0, 2, 5, 3, 1, 0), strict=True))
-
-
-def test_table_of_ties():
-  bank = toy_bank([[1, 0], [1, 0], [0, 0]])
-  candidates = [candidate for pool in bank.candidates for candidate in pool]
-  rows = enumerate([(0.5, 0.5), (0.9, 0.1), (None, None)])
-  scores = [score_of(row, index, value) for row, pair in rows for index, value in enumerate(pair)]
-  results = report.build_results(bank.problems, candidates, {"v": scores}, ns=[2], ks=[1], seed=0, meta={})
-  (table,) = [table for table in tables.result_tables(results) if table.title.startswith("Ties")]
-  assert table.rows == (("v", "2 (66.7%)", "2.0", "2", "0", "1 (33.3%)", "1 (33.3%)"),)

@@ -57,13 +57,10 @@ def test_costs_are_the_mean_over_all_subsets(pool):
 
 def test_columns_of_tokens_flops_and_accuracy(results):
   measured, flat = results["costs"], results["metrics"]
-  assert set(measured["by_n"]) == {"pass1", "self_consistency", "orm", "genrm_cot"}
-  assert set(measured["by_k"]) == {"genrm_cot"}
   cot, by_k = measured["by_n"]["genrm_cot"], measured["by_k"]["genrm_cot"]
   assert cot["generator_read"] == [10, 10, 10] and cot["k"] == [4, 4, 4]
   assert by_k["n"] == [4, 4, 4] and by_k["k"] == [1, 2, 4]
   assert by_k["verifier_sampled"] == pytest.approx([cot["verifier_sampled"][-1] * k / 4 for k in (1, 2, 4)])
-  assert by_k["verifier_read"] == [cot["verifier_read"][-1]] * 3
   for at, n in enumerate((1, 2, 4)):
     assert cot["generator_flops"][at] == pytest.approx(2 * 1_000 * (10 + cot["generator_sampled"][at]), abs=0.01)
     tokens = cot["verifier_read"][at] + cot["verifier_sampled"][at]
@@ -72,7 +69,6 @@ def test_columns_of_tokens_flops_and_accuracy(results):
     assert by_k["accuracy"][at] == flat[f"votes/genrm_cot/k={n}/accuracy"]
   majority = measured["by_n"]["self_consistency"]
   assert majority["verifier_flops"] == [0, 0, 0] and majority["k"] == [0, 0, 0]
-  assert measured["by_n"]["pass1"]["accuracy"] == [results["pass1"]["value"]]
 
 
 def test_lengths_follow_their_records(run, results):
@@ -80,11 +76,11 @@ def test_lengths_follow_their_records(run, results):
   shuffled = [candidates[at] for at in np.random.default_rng(1).permutation(len(candidates))]
   again = results_of((problems, shuffled, scores), costs_of((problems, shuffled, scores)))
   assert again["costs"] == results["costs"] and again["length"] == results["length"]
-  assert results["length"]["unit"] == "tokens"
-  assert (results["length"]["shortest"][0], results["length"]["longest"][-1]) == (5, 8)
+  length = results["length"]
+  assert (length["unit"], length["shortest"][0], length["longest"][-1]) == ("tokens", 5, 8)
 
 
-def test_table_compares_at_equal_cost(run, results):
+def test_table_compares_at_equal_cost(results):
   majority = results["costs"]["by_n"]["self_consistency"]
   spent = costs.totals(majority, "FLOPs")
   rows = {row[:3]: row for row in cost_table(results).rows}
@@ -95,13 +91,6 @@ def test_table_compares_at_equal_cost(run, results):
       best = max(index for index in range(3) if spent[index] <= cost)
       row = rows[name, str(columns["n"][at]), str(columns["k"][at])]
       assert row[-1] == f"{100 * majority['accuracy'][best]:.1f} (n = {majority['n'][best]})"
-  # A verifier that costs nothing is compared at its own n.
-  free = results_of(run, costs_of(run, verifier_tokens={name: [0] * len(run[1]) for name in run[2]}))
-  assert [row[-1].partition("(")[2] for row in cost_table(free).rows if row[0] == "ORM"] == [
-    "n = 1)",
-    "n = 2)",
-    "n = 4)",
-  ]
 
 
 def test_unknown_generator_size_leaves_tokens_only(run, results, monkeypatch):
@@ -109,22 +98,16 @@ def test_unknown_generator_size_leaves_tokens_only(run, results, monkeypatch):
   assert unknown["costs"]["by_n"]["orm"]["generator_flops"] == [None] * 3
   assert None not in unknown["costs"]["by_n"]["orm"]["verifier_flops"]
   assert {row[7] for row in cost_table(unknown).rows} == {"–"}
-  canvases = []
-  monkeypatch.setattr(plots, "png", lambda canvas: canvases.append(canvas) or b"")
+  monkeypatch.setattr(plots, "png", lambda canvas: len(canvas.axes))
   for drawn, panels in ((unknown, 1), (results, 2)):
-    canvases.clear()
-    files = [figure.file for figure in plots.draw(drawn)]
-    assert len(canvases[files.index("costs.png")].axes) == panels
+    assert {figure.file: figure.png for figure in plots.draw(drawn)}["costs.png"] == panels
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"prompt_tokens": [1] * 11}, "prompt_tokens has 11"),
-    ({"solution_tokens": [1] * 46}, "solution_tokens has 46"),
-    ({"solution_tokens": [-1] * 47}, "negative"),
-    ({"verifier_tokens": {"orm": [1] * 47}}, "genrm_cot"),
-    ({"verifier_tokens": {"orm": [1] * 47, "genrm_cot": [1]}}, "verifier_tokens of genrm_cot"),
+    *(({"prompt_tokens": [1] * 11}, "11"), ({"solution_tokens": [-1] * 47}, "negative")),
+    *(({"verifier_tokens": {"orm": [1] * 47}}, "genrm_cot"), ({"solution_tokens": [1] * 46}, "46")),
   ],
 )
 def test_lengths_that_do_not_fit_are_refused(run, changes, message):

@@ -55,15 +55,12 @@ def test_bins_partition_the_solutions_in_order_of_length(pool):
   lengths_PC[0], lengths_PC[1, 0] = pool, pool[0]
   bins = lengths.bins_results(bank, lengths_PC, "tokens")
   assert sum(bins["right"]) == len(pool) and sum(bins["wrong"]) == 1
+  distinct = lengths.length_bins(np.arange(10)[None] * 7, toy_bank([[1] * 10]).mask)
+  assert distinct.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]
   spans = list(zip(bins["shortest"], bins["longest"], strict=True))
   assert len(spans) <= lengths.NUM_BINS and all(low <= high for low, high in spans)
   assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
   assert spans[0][0] == min(pool) and spans[-1][1] == max(pool)
-
-
-def test_bins_of_distinct_lengths_are_quintiles():
-  bins = lengths.length_bins(np.arange(10)[None] * 7, toy_bank([[1] * 10]).mask)
-  assert bins.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]
 
 
 def test_mean_scores_by_label_and_length():

@@ -7,7 +7,6 @@ import pytest
 from evals_data import costs_of, toy_run
 
 from genrm_jax.evals import browse, pages, plots, report, selection, tables
-from genrm_jax.records import Score
 from genrm_jax.runtime.errors import UserError
 
 META = {"task": "toy", "model": "tiny", "seed": 0, "train_steps": {"orm": 9, "genrm_cot": 9}, "notes": ["a note"]}
@@ -42,34 +41,19 @@ def no_png(monkeypatch):
 def test_flat_metrics(run, results):
   problems, candidates, _ = run
   flat = results["metrics"]
-  for name in (
-    *("bon/orm/n=4/accuracy", "bon/oracle/n=2/accuracy", "bon/self_consistency/n=1/accuracy"),
-    *("bon/weighted_self_consistency/genrm_cot/n=4/accuracy", "votes/genrm_cot/k=1/accuracy", "eval/orm/rm_accuracy"),
-  ):
-    assert 0 <= flat[name] <= 1
   assert not any(name.startswith("votes/orm") or "k=64" in name for name in flat)
   bank = selection.make_bank(problems, candidates)
   assert flat["eval/pass1"] == pytest.approx(selection.pass_at_1(bank).mean(), abs=1e-6)
   # All votes together make the score.
   assert flat["votes/genrm_cot/k=4/accuracy"] == flat["bon/genrm_cot/n=4/accuracy"]
   assert flat["votes/genrm_cot/k=4/rm_accuracy"] == flat["eval/genrm_cot/rm_accuracy"]
-
-
-def test_structure(results):
-  assert results["ns"] == [1, 2, 4] and results["pool_sizes"] == [3, 4]
-  orm, cot = results["verifiers"]["orm"], results["verifiers"]["genrm_cot"]
-  assert (orm["step"], cot["step"]) == (5, 7)
-  assert set(cot["minus"]) == {"pass1", "self_consistency", "orm"}
-  minus, flat = cot["minus"]["orm"], results["metrics"]
+  minus = results["verifiers"]["genrm_cot"]["minus"]["orm"]
   assert minus["value"] == pytest.approx(flat["bon/genrm_cot/n=4/accuracy"] - flat["bon/orm/n=4/accuracy"], abs=2e-6)
   assert minus["low"] <= minus["value"] <= minus["high"]
-  assert cot["coverage"]["states"] == {"ok": 141, "forced": 0, "truncated": 0, "missing": 47, "contradictory": 0}
-  assert [point["k"] for point in cot["by_votes"]] == [1, 2, 4]
-  assert cot["by_votes"][0]["scored"]["value"] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("names", [("mine", "other"), ("_mine", "a$^$ b=1|k={2}")])
-def test_verifiers_of_any_name_work_everywhere(run, names, tmp_path):
+def test_verifiers_of_any_name_work_everywhere(run, names, tmp_path, monkeypatch):
   """The same scores under other names give the same numbers, and all of the report can be drawn."""
   problems, candidates, scores = run
   own = problems, candidates, dict(zip(names, scores.values(), strict=True))
@@ -86,22 +70,18 @@ def test_verifiers_of_any_name_work_everywhere(run, names, tmp_path):
     assert tables.method_name(new) == new
     assert new in table_of(custom, "Verification") and new in table_of(custom, "Accuracy against cost")
   assert len(table_of(custom, "Differences")[names[0]]) == 5  # own name; over pass@1, self-consistency, both verifiers
-  paths = report.write_report(custom, tmp_path, entries=browse.pick_entries(*own))
-  assert {"votes.png", "reliability.png", "costs.png"} <= {path.name for path in paths}
+  legends = []
 
+  def keep_legends(canvas):
+    legends.extend(axes.get_legend() for axes in canvas.axes if axes.get_legend())
+    return png(canvas)
 
-def test_legends_show_every_verifier(run, monkeypatch):
-  problems, candidates, scores = run
-  labels = []
-
-  def keep(canvas):
-    legends = [axes.get_legend() for axes in canvas.axes if axes.get_legend()]
-    labels.append([text.get_text().strip() for legend in legends for text in legend.get_texts()])
-    return b""
-
-  monkeypatch.setattr(plots, "png", keep)
-  plots.draw(results_of((problems, candidates, {"_mine": scores["genrm_cot"], "$x": scores["orm"]})))
-  assert all({"_mine", "$x"} <= set(found) for found in labels if found) and sum(map(bool, labels)) == 4
+  png = plots.png
+  monkeypatch.setattr(plots, "png", keep_legends)
+  report.write_report(custom, tmp_path, entries=browse.pick_entries(*own))
+  assert len(legends) == 5 and all(
+    set(names) <= {text.get_text().strip() for text in legend.get_texts()} for legend in legends
+  )
 
 
 def test_likelihoods_have_no_calibration(run, no_png):
@@ -136,11 +116,9 @@ def test_samples_come_from_verifiers_with_rationales():
   samples = report.sample_records(problems, candidates, scores)
   assert len(samples) == 12 and {sample["verifier"] for sample in samples} == {"genrm_cot"}
   assert {sample["correct"] for sample in samples} == {True, False}
-  question_of = {problem.id: problem.question for problem in problems}
-  known = {(question_of[c.problem_id], c.text, c.correct) for c in candidates}
-  for sample in samples:
-    assert (sample["question"], sample["solution"], sample["correct"]) in known
-    assert sample["rationale"] == "e=e\n| `x`" and sample["state"] == "ok" and 0 <= sample["p_yes"] <= 1
+  known = {(c.text, c.correct) for c in candidates}
+  assert all((sample["solution"], sample["correct"]) in known for sample in samples)
+  assert {(sample["rationale"], sample["state"]) for sample in samples} == {("e=e\n| `x`", "ok")}
   two = scores | {"judge": [dataclasses.replace(score, verifier="judge") for score in scores["genrm_cot"]]}
   both = report.sample_records(problems, candidates, two)
   assert [sample["verifier"] for sample in both] == ["genrm_cot"] * 6 + ["judge"] * 6
@@ -162,20 +140,11 @@ def test_generation_and_second_split(run, results):
   assert tables.percent(results["pass1"]) in tables.generation_lines(whole)[0]
 
 
-def test_notes_count_missing_scores_and_other_values(run):
-  problems, candidates, scores = run
-  changed = [dataclasses.replace(scores["orm"][0], value=None), dataclasses.replace(scores["orm"][1], value=0.0)]
-  notes = results_of((problems, candidates, {"orm": changed + scores["orm"][2:]}))["notes"]
-  assert any("orm: 1 of 47 candidates" in note for note in notes)
-  assert any("orm: recorded scores differ" in note for note in notes)
-  assert any("n=4, 1 of 12 problems" in note for note in notes)
-
-
 def test_same_input_gives_the_same_bytes(run, tmp_path):
   first, again = (results_of(run, costs=costs_of(run)) for _ in range(2))
   paths = report.write_report(first, tmp_path / "a", entries=browse.pick_entries(*run))
-  others = report.write_report(json.loads(json.dumps(again, allow_nan=False)), tmp_path / "b" / "deep",
-                               entries=browse.pick_entries(*run))  # fmt: skip
+  again = json.loads(json.dumps(again, allow_nan=False))
+  others = report.write_report(again, tmp_path / "b" / "deep", entries=browse.pick_entries(*run))
   assert {path.name for path in paths} == {path.name for path in (tmp_path / "a").iterdir()}
   for one, other in zip(paths, others, strict=True):
     assert one.read_bytes() == other.read_bytes(), one.name
@@ -188,19 +157,12 @@ def test_results_without_newer_parts_can_be_drawn(results, tmp_path, no_png):
   old = json.loads(json.dumps(results))
   newer = {"length", "ties", "reliability"}
   del old["length"], old["likelihoods"]
-  old["verifiers"] = {
-    name: {key: part for key, part in verifier.items() if key not in newer}
-    for name, verifier in old["verifiers"].items()
-  }
+  for verifier in old["verifiers"].values():
+    for part in newer:
+      del verifier[part]
   names = {path.name for path in report.write_report(old, tmp_path)}
   assert not {"reliability.png", "length.png", "costs.png"} & names and "votes.png" in names
   assert json.loads((tmp_path / "results.json").read_text()) == old
-
-
-def test_no_verifiers_and_one_n(run, tmp_path):
-  results = results_of((*run[:2], {}), ns=[2], meta={})
-  names = {path.name for path in report.write_report(results, tmp_path)}
-  assert names == {"best_of_n.png", "report.md", "index.html", "results.json"}
 
 
 def test_failed_write_leaves_the_old_report(results, tmp_path, monkeypatch, no_png):
@@ -217,14 +179,14 @@ def test_failed_write_leaves_the_old_report(results, tmp_path, monkeypatch, no_p
   assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"ns": []}, "ns"), ({"ks": [0]}, "ks"), ({"ns": [5]}, "n=5")])
-def test_bad_numbers_are_refused(run, changes, message):
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    *(({"ns": []}, "ns"), ({"ks": [0]}, "ks"), ({"ns": [5]}, "n=5")),
+    *(({"name": name}, f"'{name}'") for name in ("oracle", "weighted_self_consistency", "a/b", "")),
+  ],
+)
+def test_bad_arguments_are_refused(run, changes, message):
+  problems, candidates, scores = run
   with pytest.raises(UserError, match=message):
-    results_of(run, **changes)
-
-
-@pytest.mark.parametrize("name", ["oracle", "weighted_self_consistency", "a/b", ""])
-def test_reserved_names_are_refused(run, name):
-  scores: dict[str, list[Score]] = {name: run[2]["orm"]}
-  with pytest.raises(UserError, match=f"'{name}'"):
-    results_of((*run[:2], scores))
+    results_of((problems, candidates, {changes.pop("name", "orm"): scores["orm"]}), **changes)

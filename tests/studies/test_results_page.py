@@ -8,7 +8,6 @@ import pytest
 from made_up_runs import POOL, PROBLEMS, RATIONALE, generation_of, place, results_of
 
 from experiments.studies import plots, results_page, runs
-from experiments.studies.quantities import read_quantities
 from genrm_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -82,7 +81,6 @@ def change(path, edit):
     ((COT,), "Table 1", {1: "70.8 [", 2: "75.0 / 66.7", 4: "75.0"}),
     (("ORM",), "Table 1", {2: "50.0 / 50.0"}),
     (("Oracle (pass@N)",), "Table 1", {2: "75.0 / 75.0"}),
-    (("pass@1",), "Table 1", {2: "18.8 / 18.8"}),
     (("Self-consistency, votes weighted by GenRM-CoT",), "", {2: "75.0 / 66.7"}),
     (("GenRM-CoT, percent of the Oracle's accuracy",), "", {1: "94.4 [", 2: "100.0 / 88.9"}),
     (("GenRM-CoT minus ORM",), "", {1: "+20.8 [+", 2: "+25.0 / +16.7", 3: "+8.3 [+0.0, +25.0]", 4: "+8.3"}),
@@ -92,8 +90,6 @@ def change(path, edit):
     (("word_sorting", COT), "Table 2", {2: "–"}),
     (("last_letter", COT, "50"), "", {4: "41.7 / 33.3", 5: "-33.3 [", 6: "0, 1"}),
     (("last_letter", COT, "600"), "", {4: "75.0 / 66.7", 5: "–"}),
-    (("last_letter", COT, "80,000"), "", {4: "41.7 / 33.3"}),
-    (("last_letter", COT, "570,000"), "", {4: "75.0 / 66.7"}),
     (("last_letter", "0"), "Unified", {3: "–", 4: "25.0 [", 5: "–"}),
     (("last_letter", "0.33"), "Unified", {3: "-33.3 [", 4: "50.0 [", 5: "–", 7: "50.0 / 50.0"}),
     (("last_letter", "no_gaps"), "", {2: 'gaps: {"=": 40} -> {}', 3: "41.7 [", 4: "-33.3 [", 6: "0"}),
@@ -105,10 +101,6 @@ def test_rows(page, row, after, wanted):
   cells = row_of(page, *row, after=after)
   for column, start in wanted.items():
     assert cells[column].startswith(start), (column, cells)
-
-
-def test_text_of_notes_and_samples_is_verbatim(page):
-  assert "What {{ failed }} | and **why**." in page and f"rationale  {RATIONALE}\n````\n" in page
 
 
 @pytest.mark.parametrize(
@@ -157,6 +149,7 @@ def test_figures_and_same_bytes_twice(page, home):
   assert set(files) == {"best_of_n.png", "votes.png", "train_size.png", "model_size.png"}
   text, figures = results_page.page_text(home / "results", home / "docs")
   assert text == page and {figure.file: figure.png for figure in figures} == files
+  assert "What {{ failed }} | and **why**." in page and f"rationale  {RATIONALE}\n````\n" in page, "verbatim"
 
 
 def test_a_verifier_of_any_name_is_in_tables_and_figures(folder, monkeypatch):
@@ -179,22 +172,6 @@ def test_points_of_a_figure_share_their_seeds(folder):
   for variant in ("tiny", "size_small"):
     assert set(by_size.pooled[variant, task.best_of_n("genrm_cot")].by_seed) == {0}
   assert set(by_train.pooled["train_few", task.best_of_n("genrm_cot")].by_seed) == {0, 1}
-
-
-def test_quantities_average_to_the_metrics_of_the_report(parts):
-  results = json.loads(json.dumps(parts["main"][1]))
-  sums = {name: [column.sum() for column in q.parts[0]] for name, q in read_quantities(results).items()}
-  values, flat = {name: top / bottom for name, (top, bottom) in sums.items()}, results["metrics"]
-  assert values["pass1"] == pytest.approx(flat["eval/pass1"], abs=1e-4)
-  for method in ("oracle", "self_consistency", "orm", "genrm_cot"):
-    for n in (1, POOL):
-      assert values[f"{method}/n={n}"] == pytest.approx(flat[f"bon/{method}/n={n}/accuracy"], abs=1e-4)
-  for key in ("rm_accuracy", "auc_within_problems"):
-    assert values[f"orm/{key}"] == pytest.approx(flat[f"eval/orm/{key}"], abs=1e-4)
-  assert values["genrm_cot/k=2"] == pytest.approx(flat["votes/genrm_cot/k=2/accuracy"], abs=1e-4)
-  minus = results["verifiers"]["genrm_cot"]["minus"]["orm"]["value"]
-  assert values["genrm_cot-orm"] == pytest.approx(minus, abs=1e-4)
-  assert values["genrm_cot/oracle"] == pytest.approx(8 / 9, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -21,19 +21,6 @@ def test_value_is_the_mean_over_seeds():
   assert pooled.low < pooled.value < pooled.high
 
 
-def test_differing_seeds_widen_the_interval():
-  pooled = seeds.pool({"a": means([0, 0, 0], [1, 1, 1])}, draws=2000)["a"]
-  assert (pooled.low, pooled.value, pooled.high) == (0, 0.5, 1)  # a draw is seeds 00, 01, 10 or 11
-
-
-def test_one_seed_gives_the_interval_over_problems():
-  values = np.random.default_rng(0).random(60)
-  pooled = seeds.pool({"a": {7: metrics.mean(values)}}, draws=4000)["a"]
-  plain = metrics.bootstrap(metrics.mean(values), seed=1, draws=4000)
-  assert pooled.by_seed == {7: pytest.approx(plain.value, abs=1e-6)}
-  assert (pooled.low, pooled.high) == (pytest.approx(plain.low, abs=0.01), pytest.approx(plain.high, abs=0.01))
-
-
 def test_differences_are_paired_by_seed_and_problem():
   rng = np.random.default_rng(1)
   left = [rng.random(50) + shift for shift in (0, 5, 9)]
