@@ -33,7 +33,7 @@ def _prompts():
 
 def test_a_direct_vote_is_the_probability_of_yes():
   prompts = _prompts()
-  votes = score.direct_votes(_engine(), PROMPTER, prompts, "score")
+  votes = [vote for (vote,) in score.direct_votes(_engine(), PROMPTER, prompts, "score")]
   want = np.stack([tiny.softmax(_logits(p))[list(TRACKED)] for p in prompts])
   assert [(v.state, v.num_tokens, v.text) for v in votes] == [("ok", 0, "")] * 3
   np.testing.assert_allclose([(v.p_yes, v.p_no) for v in votes], want, rtol=1e-4)
@@ -42,7 +42,7 @@ def test_a_direct_vote_is_the_probability_of_yes():
 
 def test_a_classifier_vote_is_the_sigmoid_of_the_class_logit():
   prompts = _prompts()
-  votes = score.classifier_votes(_engine(), PROMPTER, prompts, "score")
+  votes = [vote for (vote,) in score.classifier_votes(_engine(), PROMPTER, prompts, "score")]
   z = np.array([_logits(p)[CHAR.cls_id] for p in prompts], np.float64)
   np.testing.assert_allclose([v.p_yes for v in votes], 1 / (1 + np.exp(-z)), rtol=1e-4)
   np.testing.assert_allclose([v.p_no for v in votes], 1 / (1 + np.exp(z)), rtol=1e-4)
@@ -52,7 +52,7 @@ def test_a_classifier_vote_is_the_sigmoid_of_the_class_logit():
 def test_a_likelihood_vote_keeps_the_order_of_very_unlikely_solutions(monkeypatch):
   log_likelihood = [-701.0, -0.25, -700.0, -900.0, -0.0]
   monkeypatch.setattr(Engine, "log_likelihood", lambda self, *args: np.array(log_likelihood))
-  votes = score.likelihood_votes(_engine(), [[1]] * 5, [[2]] * 5, "score")
+  votes = [vote for (vote,) in score.likelihood_votes(_engine(), [[1]] * 5, [[2]] * 5, "score")]
   assert [(v.state, v.p_no, v.num_tokens, v.text) for v in votes] == [("ok", None, 0, "")] * 5
   p = [v.p_yes for v in votes]
   assert 0 == p[3] < p[0] < p[2] < p[1] < p[4] == 1 and p[1] == pytest.approx(np.exp(-0.25), rel=1e-12)
