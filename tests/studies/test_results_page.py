@@ -103,20 +103,15 @@ def test_rows(page, row, after, wanted):
     assert cells[column].startswith(start), (column, cells)
 
 
-@pytest.mark.parametrize(
-  ("with_none", "zero", "third"), [(True, "-100.0 [", "+0.0 [+0.0"), (False, "-75.0 [", "-33.3 [")]
-)
-def test_lambdas_are_compared_with_0_and_with_solutions_only(parts, folder, with_none, zero, third):
+def test_lambdas_are_compared_with_0_and_with_solutions_only(parts, folder):
+  solutions_only = {"solve_weight": 1.0, "max_rationales": 0}
   for seed in (0, 1):
-    only = {"solve_weight": 1.0, "max_rationales": 0}
-    place(folder, parts["worse"][seed], "lambda_only", seed, settings=only, generation=generation_of(seed, 12))
-    if with_none:  # otherwise the main run is lambda 0
-      place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
-  page = page_of(folder)
-  assert row_of(page, "last_letter", "0")[5].startswith(zero)
-  assert row_of(page, "last_letter", "0.33")[3].startswith(third)
-  assert row_of(page, "last_letter", "0.33")[5].startswith("-50.0 [")
-  assert row_of(page, "last_letter", "solutions only")[5] == "–"
+    place(folder, parts["worse"][seed], "lambda_none", seed, generation=generation_of(seed, 0))
+    made = {"settings": solutions_only, "generation": generation_of(seed, 12)}
+    place(folder, parts["worse"][seed], "lambda_only", seed, **made)
+  rows = {name: row_of(page_of(folder), "last_letter", name) for name in ("0", "0.33", "solutions only")}
+  assert rows["0"][5].startswith("-100.0 [") and rows["solutions only"][5] == "–"
+  assert rows["0.33"][3].startswith("+0.0 [+0.0") and rows["0.33"][5].startswith("-50.0 [")
 
 
 def test_studies_are_compared_at_the_same_number_of_votes(folder):
