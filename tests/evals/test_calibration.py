@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.evals import calibration, metrics, selection
-from genrm_jax.records import Candidate, Problem
 
 values = st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.35, 0.999, 1.0, NAN])
 pools = st.lists(st.lists(st.tuples(st.booleans(), values), min_size=1, max_size=6), min_size=1, max_size=5)
@@ -59,12 +58,13 @@ def test_ties_with_both_labels_are_where_best_of_n_is_uncertain(drawn):
 
 
 def test_ties_between_identical_texts():
-  problems = [Problem(f"p{row}", "toy", "eval", "?", "1") for row in range(3)]
-  texts = [["a", "a", "b"], ["a", "b", "b"], ["a", "b", "c"]]
-  pool = [
-    Candidate(f"p{row}", i, text, text, False, "test") for row, line in enumerate(texts) for i, text in enumerate(line)
+  bank = toy_bank([[0, 0, 0]] * 3)
+  texts = ["aab", "abb", "abc"]
+  pools = [
+    [dataclasses.replace(c, text=t) for c, t in zip(*row, strict=True)]
+    for row in zip(bank.candidates, texts, strict=True)
   ]
   scores = np.array([[0.9, 0.9, 0.1], [0.7, 0.7, 0.7], [0.3, 0.2, 0.1]])
-  counts = calibration.ties(selection.make_bank(problems, pool), scores)
+  counts = calibration.ties(dataclasses.replace(bank, candidates=pools), scores)
   keys = "pools", "unscored", "tied", "candidates", "largest", "texts_differ", "labels_differ"
   assert counts == dict(zip(keys, (3, 0, 2, 5, 3, 1, 0), strict=True))

@@ -40,13 +40,6 @@ def test_spearman_is_the_correlation_of_average_ranks(drawn):
   assert spearman(np.where(mask, x, 99), y, mask) == pytest.approx(rho)
 
 
-def test_spearman_is_averaged_over_the_problems_where_it_is_defined():
-  x = np.array([[1, 2, 3], [1, 2, 3], [1, 1, 1]])
-  y = np.array([[1, 2, 3], [3, 1, 2], [1, 2, 3]])
-  rho = metrics.bootstrap(lengths.spearman_within(x, y, np.ones((3, 3), bool)), seed=0, draws=5)
-  assert rho.value == pytest.approx((1 - 0.5) / 2)
-
-
 @settings(max_examples=100, deadline=None)
 @given(pool=st.lists(st.integers(0, 30), min_size=1, max_size=40))
 def test_bins_partition_the_solutions_in_order_of_length(pool):

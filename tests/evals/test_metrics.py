@@ -41,14 +41,15 @@ def test_auc_within_problems_skips_problems_with_one_label():
 
 
 def test_undefined_metrics_are_none():
-  bank, nothing = toy_bank([[1, 1]]), metrics.Interval(None, None, None)
-  values = np.array([[0.1, 0.9]])
-  assert metrics.bootstrap(metrics.auc_within(bank, values), seed=0) == nothing
-  assert metrics.bootstrap(metrics.balanced_rm_accuracy(bank, values), seed=0) == nothing
-  assert metrics.auc_overall(bank, values, seed=0) == nothing
-  unscored = np.full((1, 2), NAN)
-  assert metrics.bootstrap(metrics.rm_accuracy(bank, unscored), seed=0) == nothing
-  assert metrics.auc_overall(bank, unscored, seed=0) == nothing
+  bank, undefined = toy_bank([[1, 1]]), metrics.Interval(None, None, None)
+  one_label, unscored = np.array([[0.1, 0.9]]), np.full((1, 2), NAN)
+  for metric, values in (
+    (metrics.auc_within, one_label),
+    (metrics.balanced_rm_accuracy, one_label),
+    (metrics.rm_accuracy, unscored),
+  ):
+    assert metrics.bootstrap(metric(bank, values), seed=0) == undefined
+  assert metrics.auc_overall(bank, one_label, seed=0) == metrics.auc_overall(bank, unscored, seed=0) == undefined
   assert metrics.expected_calibration_error(bank, unscored) is None
 
 

@@ -37,10 +37,9 @@ def test_classes(said, extracted, target, label, name):
   assert classify(Compared("raw pool", said, extract_answer(said), extracted, target, label)) == name
 
 
-@pytest.fixture
-def small_release(tmp_path):
-  """Five problems with four solutions each, and two rows of the direct set for the first problem."""
-  folder = gsm8k_sample.write(tmp_path, 5, 0)
+def test_comparison_with_a_small_release(tmp_path, monkeypatch):
+  """Five problems with four solutions each, and two rows of the direct set for the first problem in each split."""
+  folder, out = gsm8k_sample.write(tmp_path, 5, 0), tmp_path / "answers.json"
   train = folder / "grade-school-math/grade_school_math/data/train.jsonl"
   problem = json.loads(train.read_text().splitlines()[0])
   answer = problem["answer"].rpartition("#### ")[2]
@@ -51,12 +50,7 @@ def small_release(tmp_path):
       path = folder / f"genrm-critiques/critiques/rm_{label}_solutions_batch_00{split}.zip"
       with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("rows.jsonl", json.dumps(row))
-  return folder
-
-
-def test_comparison_with_a_small_release(small_release, tmp_path, monkeypatch):
-  out = tmp_path / "answers.json"
-  monkeypatch.setattr(sys, "argv", ["gsm8k_answers", f"--data_dir={small_release}", f"--out={out}"])
+  monkeypatch.setattr(sys, "argv", ["gsm8k_answers", f"--data_dir={folder}", f"--out={out}"])
   gsm8k_answers.main()
   results = json.loads(out.read_text())
   assert results["parts"] == {
