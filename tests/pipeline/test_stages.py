@@ -1,6 +1,7 @@
 """Finished work is skipped, two runs are never mixed, and a run is its content, wherever that lies."""
 
 import json
+import pathlib
 
 import pytest
 from etils import epath
@@ -52,7 +53,8 @@ class Work:
     return list(self.ran)
 
   def files(self):
-    return {str(p): (p.read_bytes(), p.stat().mtime) for p in self.path.glob("**/*") if p.is_file()}
+    found = pathlib.Path(self.path).rglob("*")
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in found if p.is_file()}
 
 
 @pytest.fixture

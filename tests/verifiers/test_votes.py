@@ -57,7 +57,7 @@ def test_a_likelihood_vote_keeps_the_order_of_very_unlikely_solutions(monkeypatc
   p = [v.p_yes for v in votes]
   assert 0 == p[3] < p[0] < p[2] < p[1] < p[4] == 1 and p[1] == pytest.approx(np.exp(-0.25), rel=1e-12)
   assert p[2] / p[0] == pytest.approx(np.e)
-  assert score.value([votes[0]]) == p[0], "a mean of one loses nothing"
+  assert score.mean_p_yes([votes[0]]) == p[0], "a mean of one loses nothing"
 
 
 def _generate_by_hand(monkeypatch, texts):
@@ -161,6 +161,6 @@ def test_sampled_rationales_are_read_where_they_were_sampled(monkeypatch):
 def test_the_value_is_the_mean_of_the_votes_with_numbers():
   yes, no = Vote("ok", 0.9, 0.05, 3), Vote("forced", 0.2, 0.7, 9)
   silent = [Vote(state, None, None, 4) for state in ("truncated", "missing", "contradictory")]
-  assert score.value([yes, *silent, no]) == pytest.approx(0.55)
-  assert score.value([Vote("ok", 0.0, 1.0, 1), *silent]) == 0.0
-  assert score.value(silent) is None and score.value([]) is None
+  assert score.mean_p_yes([yes, *silent, no]) == pytest.approx(0.55)
+  assert score.mean_p_yes([Vote("ok", 0.0, 1.0, 1), *silent]) == 0.0
+  assert score.mean_p_yes(silent) is None and score.mean_p_yes([]) is None

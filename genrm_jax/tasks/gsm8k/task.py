@@ -69,7 +69,7 @@ class GSM8K:
       return epath.Path(self._made_up.name)
     if not self._data_dir:
       raise UserError(
-        "give the folder with the clones of grade-school-math and genrm-critiques: --config.task.data_dir=DIR"
+        "give the folder with the clones of grade-school-math and genrm-critiques: --config.data_dir=DIR"
       )
     return epath.Path(self._data_dir).expanduser()
 
