@@ -14,7 +14,7 @@ import numpy as np
 
 from genrm_jax import export
 from genrm_jax.data.packing import Example, sft_example
-from genrm_jax.pipeline import cli, training
+from genrm_jax.pipeline import cli, fitting
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.pytrees import KIND_SOLVE
@@ -37,8 +37,8 @@ def examples(run: Run) -> Iterator[Example]:
 
 def train_base(run: Run) -> None:
   """The stand-in for pretraining."""
-  rows = training.write_rows(run, "base", training.held_out(run, "base", training.with_gaps(run, examples(run))))
-  training.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
+  rows = fitting.write_rows(run, "base", fitting.held_out(run, "base", fitting.with_gaps(run, examples(run))))
+  fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
 
 
 def make_stages(run: Run) -> list[Stage]:

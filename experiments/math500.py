@@ -29,7 +29,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
 from genrm_jax.tasks.math500 import equality
 from genrm_jax.tasks.math500 import problems as math500
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 from genrm_jax.verifiers.base import VoteConfig, verifier_class
 
 _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"

@@ -33,7 +33,7 @@ from genrm_jax.pipeline import verifier_stages
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 
 TESTS = pathlib.Path(__file__).parent
 GEMMA = TESTS / "peers/goldens/hf_gemma2/checkpoint"

@@ -21,7 +21,7 @@ from genrm_jax.model.config import ModelConfig
 from genrm_jax.pipeline import trained
 from genrm_jax.pytrees import PairBatch, TokenBatch
 from genrm_jax.runtime import sharding
-from genrm_jax.train import optim, step
+from genrm_jax.training import optim, step
 from genrm_jax.verifiers import Verifier
 
 TRAIN_STEP = "train step"

@@ -29,7 +29,7 @@ from genrm_jax.records import Score
 from genrm_jax.runtime import distributed
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 
 Config: TypeAlias = str | Any  # a name, or a ConfigDict
 

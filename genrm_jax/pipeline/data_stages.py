@@ -10,7 +10,7 @@ from genrm_jax.data import candidates, grading, jsonl, rationales, readers
 from genrm_jax.data.packing import Example, sft_example
 from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import sample_keys
-from genrm_jax.pipeline import sharing, training
+from genrm_jax.pipeline import fitting, sharing
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import KIND_SOLVE
 from genrm_jax.records import Candidate, Problem, Rationale
@@ -19,7 +19,7 @@ from genrm_jax.runtime.progress import say
 from genrm_jax.tasks.base import Released, checked_grade, checked_problems, optional_method
 from genrm_jax.tasks.compact import renumber
 from genrm_jax.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 from genrm_jax.verifiers.base import sft_loss, solve_example
 
 WAYS = ("program", "released", *grading.WAYS)  # where training rationales come from
@@ -127,10 +127,10 @@ def first_rationales(run: Run, split: str) -> dict[tuple[str, int], Rationale]:
 
 def train_generator(run: Run) -> None:
   """A generator on the task's own "generator" problems, which no verifier sees; stopped early, so that it errs."""
-  rows = training.write_rows(
-    run, "generator", training.held_out(run, "generator", training.with_gaps(run, _solutions(run)))
+  rows = fitting.write_rows(
+    run, "generator", fitting.held_out(run, "generator", fitting.with_gaps(run, _solutions(run)))
   )
-  training.fit(run, "generator", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.generator.remat), rows)
+  fitting.fit(run, "generator", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.generator.remat), rows)
 
 
 def _solutions(run: Run) -> Iterator[Example]:
@@ -286,8 +286,8 @@ def write_filtered(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Seque
 
 def train_base(run: Run) -> None:
   """A language model of the training texts, from scratch: it stands in for pretraining."""
-  rows = training.write_rows(run, "base", {split: _base_examples(run, split) for split in ("train", "val")})
-  training.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
+  rows = fitting.write_rows(run, "base", {split: _base_examples(run, split) for split in ("train", "val")})
+  fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
 
 
 def _base_examples(run: Run, split: str) -> Iterator[Example]:

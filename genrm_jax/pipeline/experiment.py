@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from genrm_jax.pipeline import data_stages, training, verifier_stages
+from genrm_jax.pipeline import data_stages, fitting, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime.errors import UserError
@@ -104,7 +104,7 @@ def verifier_stages_of(run: Run) -> list[Stage]:
     if verifier.is_trained:
       reads = (*training_data, *(_RATIONALES[:2] if verifier.needs_rationales else ()), *tokenizer, *model)
       model = (f"checkpoints/{name}",)
-      train = functools.partial(training.train_verifier, run, name)
+      train = functools.partial(fitting.train_verifier, run, name)
       out.append(Stage(f"train_{name}", train, reads, model, sources, uses_devices=True))
       sources = {}
     score = functools.partial(verifier_stages.score_verifier, run, name)

@@ -27,7 +27,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task, load_task
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
-from genrm_jax.train import loop, optim
+from genrm_jax.training import loop, optim
 from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, VoteConfig, make_verifier, verifier_class
 
 # Each purpose draws from a stream of its own, so that changing one leaves the others as they were.

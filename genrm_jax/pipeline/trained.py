@@ -27,7 +27,7 @@ from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import check_vocab, load_tokenizer
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 from genrm_jax.verifiers import scoring
 from genrm_jax.verifiers.base import Verifier, VoteConfig, make_verifier
 

@@ -34,7 +34,7 @@ from genrm_jax.records import Candidate, Problem, Rationale, Vote
 from genrm_jax.runtime import plugins
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter
-from genrm_jax.train import losses
+from genrm_jax.training import losses
 from genrm_jax.verifiers import votes as voting
 
 VERIFIERS: Mapping[str, str] = {

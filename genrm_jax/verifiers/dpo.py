@@ -20,7 +20,7 @@ from genrm_jax.records import Candidate, Problem, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress
-from genrm_jax.train import losses
+from genrm_jax.training import losses
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
 from genrm_jax.verifiers.base import LabelledData, TargetCounts, Verifier, VoteConfig, gate_sample, logits_at_targets

@@ -9,7 +9,7 @@ from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.records import Vote
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import losses
+from genrm_jax.training import losses
 from genrm_jax.verifiers import snippets
 from genrm_jax.verifiers import votes as voting
 from genrm_jax.verifiers.base import (

@@ -22,7 +22,7 @@ from genrm_jax.checkpoints import pretrained
 from genrm_jax.data import jsonl
 from genrm_jax.evals import tables
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAINED = {"last_letter": ("generator", "dpo"), "word_sorting": ("generator", "dpo"), "gsm8k": ("base",)}

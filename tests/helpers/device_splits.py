@@ -25,7 +25,7 @@ from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig, get_config
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.runtime import sharding
-from genrm_jax.train import optim, step
+from genrm_jax.training import optim, step
 from genrm_jax.verifiers.base import sft_loss
 
 SPLITS = [

@@ -11,9 +11,9 @@ from etils import epath
 from genrm_jax.model import lora
 from genrm_jax.pipeline.run import Run
 from genrm_jax.text.tokenizer import train_sentencepiece
-from genrm_jax.train import optim
-from genrm_jax.train.checkpoint import Checkpoints
-from genrm_jax.train.step import init_state
+from genrm_jax.training import optim
+from genrm_jax.training.checkpoint import Checkpoints
+from genrm_jax.training.step import init_state
 
 TEXTS = [f"Q: {i} apples and {i + 7} pears, how many? Is the answer correct (Yes/No)? Yes No\n" for i in range(200)]
 DATA = "0123456789abcdef" * 4  # stands for the digest of rows

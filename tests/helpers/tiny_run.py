@@ -9,7 +9,7 @@ import numpy as np
 from genrm_jax.data.packing import Rows, pack, sft_example
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.runtime import sharding
-from genrm_jax.train import loop, losses, optim
+from genrm_jax.training import loop, losses, optim
 
 VOCAB = 16
 NUM_STEPS, LOG_EVERY, EVAL_EVERY, SAVE_EVERY = 24, 2, 4, 8

@@ -15,7 +15,7 @@ from genrm_jax.model import gemma, layers, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import TokenBatch
 from genrm_jax.runtime import sharding
-from genrm_jax.train import optim, step
+from genrm_jax.training import optim, step
 
 B, T, PREFIX = 2, 12, 5
 VOCAB, FFW, RANK = 40, 48, 3  # unique sizes, which identify arrays by their shapes

@@ -10,7 +10,7 @@ import saved_runs
 
 from genrm_jax.data import jsonl
 from genrm_jax.infer.engine import Rollout
-from genrm_jax.pipeline import data_stages, stages, training, verifier_stages
+from genrm_jax.pipeline import data_stages, fitting, stages, verifier_stages
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
@@ -193,7 +193,7 @@ def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
 
 def _examples(run, name):
   verifier = run.verifier(name)
-  return [list(training._verifier_examples(run, verifier, split)) for split in ("train", "val")]
+  return [list(fitting._verifier_examples(run, verifier, split)) for split in ("train", "val")]
 
 
 def test_max_problems_keeps_the_first_problems_of_the_training_split(bank):
@@ -224,10 +224,10 @@ def test_lambda_decides_what_is_learnt(variant, bank):
 
 def test_gaps_are_of_training_alone_and_deterministic(tmp_path):
   run = _run(tmp_path)
-  example = training.packing.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("DeEh;"), 2)
-  got = [[e.positions.tolist() for e in training.with_gaps(run, [example] * 20)] for _ in range(2)]
+  example = fitting.packing.sft_example("e", run.prompter.solve("3mike4dlih;"), run.prompter.solution("DeEh;"), 2)
+  got = [[e.positions.tolist() for e in fitting.with_gaps(run, [example] * 20)] for _ in range(2)]
   assert got[0] == got[1] and any(positions[-1] > example.positions[-1] for positions in got[0])
-  rows = training.held_out(run, "generator", training.with_gaps(run, [example] * 60))
+  rows = fitting.held_out(run, "generator", fitting.with_gaps(run, [example] * 60))
   assert (len(list(rows["train"])), len(list(rows["val"]))) == (10, 50)
 
 

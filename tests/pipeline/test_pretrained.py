@@ -14,7 +14,7 @@ from genrm_jax.records import Score
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 
 
 @pytest.fixture(scope="module")

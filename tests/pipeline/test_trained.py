@@ -15,7 +15,7 @@ from genrm_jax.model import gemma, lora
 from genrm_jax.pipeline import trained
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import saved
+from genrm_jax.training import saved
 
 PAIRS = [("mike dan", "ee+n"), ("mike dan", "en"), ("a bc def", "xyz" * 9)]
 

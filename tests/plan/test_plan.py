@@ -23,7 +23,7 @@ from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import TokenBatch
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train.step import make_eval_step
+from genrm_jax.training.step import make_eval_step
 
 FOUR_CHIPS = tpus.get_slice("v5e:2x2")
 GENRM, COT = verifiers.GENRM, verifiers.GENRM_COT

@@ -18,7 +18,7 @@ from genrm_jax.pytrees import PairBatch
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter
-from genrm_jax.train import loop, losses, optim, step
+from genrm_jax.training import loop, losses, optim, step
 from genrm_jax.verifiers import scoring
 from genrm_jax.verifiers.base import TargetCounts, VoteConfig
 

@@ -17,7 +17,7 @@ from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
-from genrm_jax.train import optim, step
+from genrm_jax.training import optim, step
 from genrm_jax.verifiers import base, scoring
 from genrm_jax.verifiers.base import VERIFIERS, TargetCounts, VoteConfig, make_verifier, verifier_class
 

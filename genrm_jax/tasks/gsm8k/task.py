@@ -68,9 +68,7 @@ class GSM8K:
         sample.write(epath.Path(self._made_up.name), self._num_made_up, seed=0)
       return epath.Path(self._made_up.name)
     if not self._data_dir:
-      raise UserError(
-        "give the folder with the clones of grade-school-math and genrm-critiques: --config.data_dir=DIR"
-      )
+      raise UserError("give the folder with the clones of grade-school-math and genrm-critiques: --config.data_dir=DIR")
     return epath.Path(self._data_dir).expanduser()
 
   def problems(self, split: str, rng: np.random.Generator) -> list[Problem]:

@@ -26,7 +26,7 @@ from etils import epath
 from genrm_jax.runtime import distributed, memory
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
-from genrm_jax.train import digests
+from genrm_jax.training import digests
 
 T = TypeVar("T")
 _UNFINISHED = ".orbax-checkpoint-tmp"

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from genrm_jax.pytrees import TrainState
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import digests, saved
-from genrm_jax.train.checkpoint import Checkpoints
+from genrm_jax.training import digests, saved
+from genrm_jax.training.checkpoint import Checkpoints
 
 MANIFEST = {"model": {"num_layers": 1, "embed_dim": 32}, "tokenizer_digest": "aaaa", "run": "base"}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import optim
-from genrm_jax.train.optim import OptimConfig
+from genrm_jax.training import optim
+from genrm_jax.training.optim import OptimConfig
 
 CONFIG = OptimConfig(learning_rate=0.5, num_steps=100, warmup_steps=20, final_fraction=0.1)
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from genrm_jax.pytrees import TrainState
 from genrm_jax.runtime import distributed, sharding
-from genrm_jax.train.checkpoint import Checkpoints
+from genrm_jax.training.checkpoint import Checkpoints
 
 port, index, workdir = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
 distributed.start(distributed.Settings(False, f"localhost:{port}", 2, index, 30))

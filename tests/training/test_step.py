@@ -13,7 +13,7 @@ from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.runtime import sharding
-from genrm_jax.train import optim, step
+from genrm_jax.training import optim, step
 
 CONFIG = get_config(
   "tiny_gemma1", num_layers=1, embed_dim=32, ffw_dim=64, num_heads=4, num_kv_heads=1, head_dim=8, query_scale=8**-0.5

@@ -17,7 +17,7 @@ import tiny_run
 from genrm_jax.data import packing
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import loop, optim, saved
+from genrm_jax.training import loop, optim, saved
 
 HERE = pathlib.Path(__file__).parent
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genrm_jax.pytrees import TokenBatch, TrainState
 from genrm_jax.runtime import sharding
-from genrm_jax.train.losses import Counts, LossFn, Sums
+from genrm_jax.training.losses import Counts, LossFn, Sums
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:

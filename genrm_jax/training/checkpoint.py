@@ -1,4 +1,4 @@
-"""Saves checkpoints with Orbax, asynchronously, and restores the newest; train/saved.py describes a step's folder.
+"""Saves checkpoints with Orbax, asynchronously, and restores the newest; training/saved.py describes a step's folder.
 
 The newest step and the best one by held-out loss are kept.
 """
@@ -19,8 +19,8 @@ from orbax.checkpoint import checkpoint_managers
 from genrm_jax.pytrees import TrainState
 from genrm_jax.runtime import distributed
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.train import saved
-from genrm_jax.train.losses import Sums
+from genrm_jax.training import saved
+from genrm_jax.training.losses import Sums
 
 BEST_METRIC = "eval_loss"
 

@@ -17,11 +17,11 @@ from genrm_jax.pytrees import TokenBatch
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
-from genrm_jax.train import digests, optim, preemption
-from genrm_jax.train.checkpoint import Checkpoints
-from genrm_jax.train.losses import LossFn, Sums
-from genrm_jax.train.metrics import Metrics, means
-from genrm_jax.train.step import init_state, make_eval_step, make_train_step, state_shardings
+from genrm_jax.training import digests, optim, preemption
+from genrm_jax.training.checkpoint import Checkpoints
+from genrm_jax.training.losses import LossFn, Sums
+from genrm_jax.training.metrics import Metrics, means
+from genrm_jax.training.step import init_state, make_eval_step, make_train_step, state_shardings
 
 # Steps dispatched beyond the one being executed: enough to keep the devices busy, few enough to stop soon on SIGTERM.
 _STEPS_AHEAD = 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genrm_jax.pytrees import KIND_PAD, KIND_SOLVE, KIND_VERIFY, TokenBatch
-from genrm_jax.train import losses
+from genrm_jax.training import losses
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(2, 4, 7)).astype(np.float32)

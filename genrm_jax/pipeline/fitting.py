@@ -19,8 +19,8 @@ from genrm_jax.pipeline import trained
 from genrm_jax.pipeline.run import Run
 from genrm_jax.runtime import distributed, sharding
 from genrm_jax.runtime.progress import say
-from genrm_jax.train import loop
-from genrm_jax.train.losses import LossFn
+from genrm_jax.training import loop
+from genrm_jax.training.losses import LossFn
 from genrm_jax.verifiers.base import TargetCounts, Verifier
 
 

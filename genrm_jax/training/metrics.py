@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from genrm_jax.runtime import distributed
-from genrm_jax.train.losses import Sums
+from genrm_jax.training.losses import Sums
 
 
 def means(sums: Sequence[Sums]) -> dict[str, float]:
