@@ -4,6 +4,7 @@ python tests/helpers/device_splits.py      prints the table of docs/pods.md
 """
 
 import functools
+import itertools
 import os
 import sys
 
@@ -97,7 +98,7 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
   prompts = [np.random.default_rng(i).integers(3, 64, n).tolist() for i, n in enumerate((5, 12, 9, 30, 7))]
   keys = rollout_keys(0, [str(i) for i in range(5) for _ in range(3)], [0] * 15, [0, 1, 2] * 5).reshape(5, 3)
   logits, probs = engine.read(prompts, WATCH, "read")
-  rollouts = sum(engine.write(prompts, keys, SampleConfig(12), WATCH, "write"), [])
+  rollouts = list(itertools.chain(*engine.write(prompts, keys, SampleConfig(12), WATCH, "write")))
   return {
     "losses and gradient norms": np.asarray(trained),
     "logits after prefill": logits,

@@ -74,5 +74,5 @@ def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
   available = 16_000
   memory.check_fits("they", arrays)
   available = 15_999
-  with pytest.raises(UserError, match="they take .* the host"):
+  with pytest.raises(UserError, match=r"they take .* the host"):
     memory.check_fits("they", arrays)

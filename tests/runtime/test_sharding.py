@@ -86,7 +86,7 @@ def test_constrain(mesh):
     assert free(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
     other = jax.jit(lambda x: sharding.constrain(x, axes, {**DEFAULT_RULES, "activation_ffw": None}))
     assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
-    with pytest.raises(UserError, match="Activation.*dimension 0 .* has size 3"):
+    with pytest.raises(UserError, match=r"Activation.*dimension 0 .* has size 3"):
       pinned(np.ones((3, 6, 4)))
   assert sharding.constrain(x, ("no mesh", "is", "set"), DEFAULT_RULES) is x
 
