@@ -103,14 +103,6 @@ def test_products_of_the_backward_pass_are_bfloat16(adapted):
     assert {str(a.dtype) for a in _operands(product)} == {"bfloat16"}, product
 
 
-def test_rope_of_bfloat16_is_computed_in_float32():
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, T, 2, 8)), jnp.bfloat16)
-  angles = layers.rope_angles(jnp.arange(T)[None] + 3000, 8, 1e4, 1.0)
-  got = layers.apply_rope(x, jnp.cos(angles), jnp.sin(angles))
-  assert got.dtype == jnp.float32
-  np.testing.assert_array_equal(got, layers.apply_rope(x.astype(jnp.float32), jnp.cos(angles), jnp.sin(angles)))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_of_einsum_to_float32_match_those_of_an_einsum(dtype):
   rng = np.random.default_rng(0)
