@@ -120,8 +120,7 @@ def test_samples_come_from_verifiers_with_rationales():
   known = {(c.text, c.correct) for c in candidates}
   assert all((sample["solution"], sample["correct"]) in known for sample in samples)
   assert {(sample["rationale"], sample["state"]) for sample in samples} == {("e=e\n| `x`", "ok")}
-  two = scores | {"judge": [dataclasses.replace(score, verifier="judge") for score in scores["genrm_cot"]]}
-  both = report.sample_records(problems, candidates, two)
+  both = report.sample_records(problems, candidates, scores | {"judge": scores["genrm_cot"]})
   assert [sample["verifier"] for sample in both] == ["genrm_cot"] * 6 + ["judge"] * 6
   mistaken = [dataclasses.replace(score, value=1 - score.value) for score in scores["genrm_cot"]]
   kinds = [sample["kind"] for sample in report.sample_records(problems, candidates, {"genrm_cot": mistaken})]

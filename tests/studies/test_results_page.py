@@ -80,14 +80,12 @@ def change(path, edit):
     # 9 of 12 problems are solvable; GenRM-CoT solves 9 and 8, the ORM 6 of them; on word_sorting 9 and 8, one seed.
     ((COT,), "Table 1", {1: "70.8 [", 2: "75.0 / 66.7", 4: "75.0"}),
     (("ORM",), "Table 1", {2: "50.0 / 50.0"}),
-    (("Oracle (pass@N)",), "Table 1", {2: "75.0 / 75.0"}),
     (("Self-consistency, votes weighted by GenRM-CoT",), "", {2: "75.0 / 66.7"}),
     (("GenRM-CoT, percent of the Oracle's accuracy",), "", {1: "94.4 [", 2: "100.0 / 88.9"}),
     (("GenRM-CoT minus ORM",), "", {1: "+20.8 [+", 2: "+25.0 / +16.7", 3: "+8.3 [+0.0, +25.0]", 4: "+8.3"}),
     # One solution per problem is called correct: 9 correctly, 3 not; a problem not solved makes two more errors.
     (("last_letter", COT), "Table 2", {2: "75.0 [", 3: "70.8 [", 4: "93.8 [", 5: "91.7 [", 6: "1.000 [1.000, 1.000]"}),
     (("last_letter", COT), "Table 2", {7: "0.963 ["}),
-    (("word_sorting", COT), "Table 2", {2: "–"}),
     (("last_letter", COT, "50"), "", {4: "41.7 / 33.3", 5: "-33.3 [", 6: "0, 1"}),
     (("last_letter", COT, "600"), "", {4: "75.0 / 66.7", 5: "–"}),
     (("last_letter", "0"), "Unified", {3: "–", 4: "25.0 [", 5: "–"}),
