@@ -1,10 +1,10 @@
-"""Time and memory of opening a checkpoint of a real size with random weights, in every layout, beside transformers.
+"""Time and memory of loading a full-size checkpoint with random weights, per format, compared with transformers.
 
     python benchmarks/load_checkpoint.py --size=gemma_2b --folder=/tmp/checkpoints
 
-It writes the checkpoint in both layouts (for gemma_2b twice 5 GB; kept, for the next call), then
-opens each in a process of its own. "over the shards" is the peak of the process, less what it held before, less the
-bytes of the parameters, in units of the largest parameter (stacked over layers).
+Writes the checkpoint in both formats (for gemma_2b 5 GB each; kept for the next run), then loads each in its own
+process. "over the shards" is the peak memory of the process, minus its memory before loading, minus the bytes of the
+parameters, in units of the largest parameter (stacked over layers).
 """
 
 import argparse
@@ -25,7 +25,7 @@ CASES = {
 
 
 def write(size: str, folder: pathlib.Path) -> None:
-  """Random weights of a size, in bfloat16, in both layouts."""
+  """Writes random bfloat16 weights in both formats."""
   import jax
 
   from genrm_jax.checkpoints import hugging_face, released
@@ -33,15 +33,15 @@ def write(size: str, folder: pathlib.Path) -> None:
   from genrm_jax.model.config import get_config
 
   config = get_config(size, param_dtype="bfloat16")
-  missing = [layout for layout in ("hugging_face", "released") if not (folder / layout).exists()]
+  missing = [name for name in ("hugging_face", "released") if not (folder / name).exists()]
   if missing:
     params = gemma.init(config, jax.random.key(0))
-  for layout in missing:
-    {"hugging_face": hugging_face, "released": released}[layout].save(params, config, folder / layout)
+  for name in missing:
+    {"hugging_face": hugging_face, "released": released}[name].save(params, config, folder / name)
 
 
 def peak_bytes() -> int:
-  """Of this process alone; getrusage would give that of the process that started it, if it is more."""
+  """Peak memory of this process; getrusage would return its parent's if that is larger."""
   status = pathlib.Path("/proc/self/status").read_text()
   return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -75,7 +75,7 @@ def load_transformers(path: str) -> dict[str, float]:
 
   before, start = resident_bytes(), time.monotonic()
   model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
-  # A file that is mapped is read when it is touched.
+  # Memory-mapped files are read on access.
   sum(float(p.view(torch.uint8).sum()) for p in model.parameters())
   sizes = [p.numel() * p.element_size() for p in model.parameters()]
   layers = model.config.num_hidden_layers
@@ -91,14 +91,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--size", default="gemma_2b")
   parser.add_argument("--folder", type=pathlib.Path, required=True)
-  parser.add_argument("--case", choices=CASES, help="for the processes that this one starts")
+  parser.add_argument("--case", choices=CASES, help="used internally by the subprocesses")
   args = parser.parse_args()
   os.environ["JAX_PLATFORMS"] = "cpu"
   if args.case:
-    layout, mesh_sizes = CASES[args.case]
+    name, mesh_sizes = CASES[args.case]
     if mesh_sizes is not None:
       os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={math.prod(mesh_sizes.values())}"
-    path = str(args.folder / layout)
+    path = str(args.folder / name)
     print(json.dumps(load_transformers(path) if mesh_sizes is None else load_ours(path, mesh_sizes)))
     return
   write(args.size, args.folder)

@@ -14,23 +14,24 @@ import numpy as np
 
 Array = jax.Array | np.ndarray  # on devices, or still on the host
 
-# Kinds of a target in a TokenBatch.
+# Kinds of targets in a TokenBatch.
 KIND_PAD, KIND_VERIFY, KIND_SOLVE = 0, 1, 2
 
 
 @flax.struct.dataclass
 class TokenBatch:
-  """Packed rows. `targets[b, t]` is what follows `tokens[b, t]`, read where `weights[b, t]` > 0.
+  """Packed rows. `targets[b, t]` is the token after `tokens[b, t]`; it counts where `weights[b, t]` > 0.
 
       tokens     Q : 1 + 1 ?  <pad> <pad>
       targets    : 1 + 1 ? Yes  0     0     the next token
       weights    0 0 0 0 0  1   0     0     only the verdict is a target
-      segments   1 1 1 1 1  1   0     0     examples of a row are numbered from 1, padding is 0
-      positions  0 1 2 3 4  5   0     0     count from 0 in each segment
+      segments   1 1 1 1 1  1   0     0     the row's examples, numbered from 1; padding is 0
+      positions  0 1 2 3 4  5   0     0     from 0 in each segment
       kind       0 0 0 0 0  1   0     0     KIND_VERIFY / KIND_SOLVE where weights > 0
 
-  For the ORM the target at the last token is the label, 1 or 0, instead of a token id. For DPO the targets are the
-  tokens of solutions; those of pair p of a row, counted from 0, lie in segment 2p + 1, the chosen one, and 2p + 2.
+  For the ORM, the target at the last token is the label, 1 or 0, instead of a token id. For DPO, the targets are the
+  tokens of the solutions; in pair p of a row, p = 0, 1, ..., segment 2p + 1 is the chosen solution and segment 2p + 2
+  the rejected one.
   """
 
   tokens: Array  # i32[B, T]
@@ -43,14 +44,14 @@ class TokenBatch:
 
 @flax.struct.dataclass
 class PairBatch(TokenBatch):
-  """Packed rows of pairs, with what the reference model of DPO says of them."""
+  """Packed rows of pairs, with the log-probabilities of DPO's reference model."""
 
   reference: Array  # f32[B, T]: log p(target) where weights > 0, else 0
 
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of what was read so far; row b is filled up to `length[b]`."""
+  """Keys and values of the tokens so far; row b is filled up to `length[b]`."""
 
   k: jax.Array  # [L, B, S, K, H]
   v: jax.Array  # [L, B, S, K, H]
@@ -60,13 +61,14 @@ class KVCache:
 
 @flax.struct.dataclass
 class TrainState:
-  """`step` is the number of updates already applied. Nothing in a step is random, so there is no key.
+  """The state of training after `step` updates. Steps use no randomness, so there is no key.
 
-  Where only some parameters are trained (adapters), `frozen` holds the others; a model reads `all_params`.
+  When only some parameters are trained (adapters), `frozen` holds the others; the model gets `all_params`. The leaves
+  may also be shapes or shardings.
   """
 
-  step: Any  # i32[]; in the trees of shapes and shardings, its shape or sharding
-  params: Any  # trained: a dict
+  step: Any  # i32[]
+  params: Any  # the trained parameters, a dict
   opt_state: Any
   frozen: Any = dataclasses.field(default_factory=dict)
 

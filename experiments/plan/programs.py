@@ -172,13 +172,13 @@ def _vote_programs(
   return [  # those first that take little time to compile
     Program(
       "copying rows",
-      lambda: slots.fork.lower(rows, ints(num_rows), num_shards=shards),
+      lambda: slots.fork.lower(rows, ints(num_rows), num_shards=shards, config=model),
       held,
       beside=weights,
     ),
     Program(
       "placing prompts",
-      lambda: slots.insert.lower(rows, prompts, ints(num_rows)),
+      lambda: slots.insert.lower(rows, prompts, ints(num_rows), config=model),
       {"parameters": weights, "cache": cache + read},
       beside=weights,
     ),

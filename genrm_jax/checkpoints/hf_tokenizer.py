@@ -1,15 +1,15 @@
-"""Our tokenizers as the files that Hugging Face's libraries, and the servers built on them, load.
+"""Exports our tokenizers as files for Hugging Face's libraries and the servers built on them.
 
-A folder gets `tokenizer.json` (the algorithm and its vocabulary), `tokenizer_config.json` (special tokens, and for a
-chat its template) and, for a SentencePiece tokenizer, the file itself as `tokenizer.model`. The ids of every text are
-ours, with bos before them; one exception, which all tokenizers there share: a text that spells a special piece, such as
-"<bos>", becomes that piece, unless it is encoded with `split_special_tokens=True`.
+The export consists of `tokenizer.json` (the algorithm and its vocabulary), `tokenizer_config.json` (special tokens, and
+a chat template if asked for) and, for a SentencePiece tokenizer, the original file as `tokenizer.model`. Every text
+gets the same ids as from our tokenizer, preceded by bos. The one exception is common to all Hugging Face tokenizers: a
+text that spells a special piece, such as "<bos>", becomes that piece unless encoded with `split_special_tokens=True`.
 
-SentencePiece's BPE joins, of all neighbours whose joined text is a piece, the pair with the best score, the leftmost
-of equals. Here instead a list says which pairs join, each with a rank of its own. The two give the same ids if the
-list holds, in the order of the pieces' scores, one pair a piece: the one that is joined last when the piece's own text
-is encoded. (No other can be: until a span of a text has become one piece, nothing was joined across its ends, so
-inside it the same pairs were joined in the same order as if it stood alone.)
+SentencePiece's BPE repeatedly merges the adjacent pair whose union is the piece with the best score, leftmost first.
+Hugging Face's BPE merges pairs from a list, in the order of that list. Both give the same ids if the list has one pair
+per piece, in the order of the pieces' scores: the pair that is merged last when the piece's own text is encoded. (No
+other pair can form the piece: until a span has become one piece, nothing was merged across its ends, so the merges
+inside it were those of the span alone, in the same order.)
 """
 
 import itertools
@@ -27,7 +27,7 @@ from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceT
 PathLike = str | os.PathLike[str]
 
 _SPACE = "▁"  # how SentencePiece writes a space
-# The Jinja template of Gemma's turns, in the form in which prompts of text/prompts.py are written.
+# The Jinja template of Gemma's turns, consistent with the prompts of text/prompts.py.
 _CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -44,16 +44,16 @@ _CHAT_TEMPLATE = """\
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: PathLike, chat: bool) -> None:
-  """Writes the tokenizer into a folder, for `transformers.AutoTokenizer.from_pretrained`.
+  """Writes a tokenizer for `transformers.AutoTokenizer.from_pretrained`.
 
   Args:
-    tokenizer: one of ours.
-    folder: is made if need be; files of the same names are replaced.
-    chat: adds the template of Gemma's turns.
+    tokenizer: one of text/tokenizer.py.
+    folder: created if needed; files of the same names are replaced.
+    chat: add the chat template of Gemma's turns.
 
   Raises:
-    UserError: the tokenizer cannot be expressed there with the same ids for every text, has no turns for a chat, or the
-      files could not be written.
+    UserError: the exported tokenizer would not give the same ids for every text, a chat is requested but the tokenizer
+      has no turn markers, or the files cannot be written.
   """
   files: dict[str, bytes] = {}
   if isinstance(tokenizer, CharTokenizer):
@@ -62,7 +62,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: PathLike, chat: bool) -> None
     content, names = _sentencepiece(tokenizer)
     files["tokenizer.model"] = tokenizer.file_bytes
   else:
-    raise UserError(f"tokenizer {tokenizer.name} is of a kind that cannot be written for Hugging Face")
+    raise UserError(f"tokenizer {tokenizer.name} is of a kind that cannot be exported to Hugging Face's format")
   missing = [marker for marker in TURN_MARKERS if chat and len(tokenizer.encode(marker)) != 1]
   if missing:
     raise UserError(
@@ -97,7 +97,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: PathLike, chat: bool) -> None
 def _tokenizer_json(
   model: dict[str, Any], names: list[str], special: set[int], split_out: set[int], bos_id: int, **parts: Any
 ) -> dict[str, Any]:
-  """The document around a model. `split_out` are pieces that are found in a text before the model sees it."""
+  """The document around a model. `split_out` are pieces that are matched before the model sees the text."""
   bos = names[bos_id]
   flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
   added = [{"id": i, "content": names[i], **flags, "special": i in special} for i in sorted(special | split_out)]
@@ -123,7 +123,7 @@ def _tokenizer_json(
 
 
 def _char(tokenizer: CharTokenizer) -> tuple[dict[str, Any], list[str]]:
-  """A character a token. Its unknown token is none of the vocabulary: to encode an unknown character is an error."""
+  """One token per character. The unknown token is not in the vocabulary, so encoding an unknown character fails."""
   names = ["<pad>", "<bos>", "<eos>", "<cls>"]
   names += [tokenizer.decode([i]) for i in range(len(names), tokenizer.vocab_size)]
   special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id}
@@ -141,37 +141,37 @@ def _char(tokenizer: CharTokenizer) -> tuple[dict[str, Any], list[str]]:
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, Any], list[str]]:
-  """BPE with byte pieces; UserError for a file whose ids it would not give."""
+  """BPE with byte fallback; UserError for a file whose ids it would not reproduce."""
   proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
   proto.ParseFromString(tokenizer.file_bytes)
   kinds = proto.SentencePiece
-  # Spaces stand as they are, not as "▁": a "▁" in a text is then unknown and becomes bytes, as in our `encode`.
+  # Spaces stay spaces instead of "▁": so a "▁" in a text is unknown and becomes bytes, as in our `encode`.
   names = [p.piece if p.type == kinds.BYTE else p.piece.replace(_SPACE, " ") for p in proto.pieces]
-  of_kind: dict[int, set[int]] = {kind: set() for kind in kinds.Type.values()}
+  ids: dict[int, set[int]] = {kind: set() for kind in kinds.Type.values()}
   for i, piece in enumerate(proto.pieces):
-    of_kind[piece.type].add(i)
-  scores = {names[i]: proto.pieces[i].score for i in of_kind[kinds.NORMAL]}
+    ids[piece.type].add(i)
+  scores = {names[i]: proto.pieces[i].score for i in ids[kinds.NORMAL]}
   merges = _merges(scores)
   ranks = [scores[left + right] for left, right in merges]
   normalizer = proto.normalizer_spec
   faults = {
-    "it is no BPE model": proto.trainer_spec.model_type != proto.trainer_spec.BPE,
-    "it changes texts (its normalisation is not identity)": bool(normalizer.precompiled_charsmap),
+    "it is not a BPE model": proto.trainer_spec.model_type != proto.trainer_spec.BPE,
+    "it changes texts (its normalisation is not the identity)": bool(normalizer.precompiled_charsmap),
     "it keeps spaces as they are": not normalizer.escape_whitespaces,
-    "it has not all 256 byte pieces": len(of_kind[kinds.BYTE]) != 256 or not proto.trainer_spec.byte_fallback,
+    "it lacks some of the 256 byte pieces": len(ids[kinds.BYTE]) != 256 or not proto.trainer_spec.byte_fallback,
     "it has no piece for a space": " " not in names,
-    "it has pieces marked as unused": bool(of_kind[kinds.UNUSED]),
-    "pieces stand in it twice": len(set(names)) != len(names),
-    "pieces share a score": any(a == b for a, b in itertools.pairwise(ranks)),
-    "a piece is made of others that are none": not {part for pair in merges for part in pair} <= set(names),
+    "it has pieces marked as unused": bool(ids[kinds.UNUSED]),
+    "it has a piece twice": len(set(names)) != len(names),
+    "two pieces share a score": any(a == b for a, b in itertools.pairwise(ranks)),
+    "a piece consists of parts that are not pieces": not {part for pair in merges for part in pair} <= set(names),
   }
   fault = next((what for what, found in faults.items() if found), None)
   if fault is not None:
     raise UserError(
       f"{tokenizer.spec()['path']}: Hugging Face's tokenizers would not give the same ids, since {fault}; "
-      "use a tokenizer that was trained as `train_sentencepiece` does, or one of Gemma's"
+      "use a tokenizer from `train_sentencepiece`, or one of Gemma's"
     )
-  unk = next(iter(of_kind[kinds.UNKNOWN]))
+  unk = next(iter(ids[kinds.UNKNOWN]))
   model = {
     "type": "BPE",
     "dropout": None,
@@ -184,12 +184,12 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, Any], l
     "vocab": {name: i for i, name in enumerate(names)},
     "merges": merges,
   }
-  turns = {i for i in of_kind[kinds.USER_DEFINED] if names[i] in TURN_MARKERS}
+  turns = {i for i in ids[kinds.USER_DEFINED] if names[i] in TURN_MARKERS}
   content = _tokenizer_json(
     model,
     names,
-    special=of_kind[kinds.CONTROL] | {unk, tokenizer.pad_id} | turns,
-    split_out=of_kind[kinds.USER_DEFINED],
+    special=ids[kinds.CONTROL] | {unk, tokenizer.pad_id} | turns,
+    split_out=ids[kinds.USER_DEFINED],
     bos_id=tokenizer.bos_id,
     decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
   )
@@ -197,13 +197,13 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, Any], l
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-  """The pair from which each piece is made, best score first."""
+  """The pair that forms each piece, best score first."""
   pairs = (_last_pair(piece, scores) for piece in sorted(scores, key=scores.__getitem__, reverse=True))
   return [pair for pair in pairs if pair is not None]
 
 
 def _last_pair(piece: str, scores: dict[str, float]) -> tuple[str, str] | None:
-  """The two parts that BPE joins last when it encodes a piece's own text; None if it never joins them all."""
+  """The two parts that BPE merges last when it encodes a piece's own text; None if it does not end with one piece."""
   parts = list(piece)
   while len(parts) > 2:
     pairs = [scores.get(a + b, -math.inf) for a, b in itertools.pairwise(parts)]

@@ -1,6 +1,6 @@
-"""Hugging Face's config.json of a Gemma model, to and from ModelConfig.
+"""Converts Hugging Face's config.json of a Gemma model to and from ModelConfig.
 
-The released files leave out every key that has the default of transformers' config class, so those defaults are facts
+The released files omit keys whose values are the defaults of transformers' config classes, so those defaults are part
 of the format: see GemmaConfig, Gemma2Config and Gemma3TextConfig in transformers 5.
 """
 
@@ -8,15 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from genrm_jax.checkpoints.tensor_map import is_close
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.runtime.errors import UserError
 
 ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
-_WITH_IMAGES = {"gemma3": "Gemma3ForConditionalGeneration"}  # Its text model lies in text_config, a gemma3_text.
+_WITH_IMAGES = {"gemma3": "Gemma3ForConditionalGeneration"}  # its text_config is a gemma3_text
 
-# What an absent key means.
+# Values of absent keys.
 _COMMON: dict[str, Any] = {
   "head_dim": 256,
   "rms_norm_eps": 1e-6,
@@ -45,22 +44,22 @@ _MAY_BE_NULL = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_wi
 _KINDS = {"sliding_attention": "local", "full_attention": "global"}
 _ROPE_KEYS = {"rope_theta", "rope_type", "type", "factor"}
 _MAX_POSITIONS = {"gemma": 8192, "gemma2": 8192, "gemma3_text": 32_768}
-_MAX_SCALED_POSITIONS = 131_072  # The Gemma 3 sizes whose global layers divide positions by 8.
+_MAX_SCALED_POSITIONS = 131_072  # of the Gemma 3 sizes whose global layers divide positions by 8
 
 
 def from_json(where: str, fields: Mapping[str, Any], name: str) -> ModelConfig:
   """The model of a config.json.
 
   Args:
-    where: its path, for messages.
-    fields: its content.
-    name: of the ModelConfig.
+    where: path of the file, for messages.
+    fields: content of the file.
+    name: name for the ModelConfig.
 
   Raises:
-    UserError: an architecture that is not Gemma 1, 2 or 3, or one of theirs with arithmetic that the model lacks.
+    UserError: the architecture is not Gemma 1, 2 or 3, or it uses arithmetic that this library lacks.
   """
   family, text = _text_model(where, fields)
-  # Some exports have a key with an underscore before it.
+  # Some exports prefix a key with an underscore.
   values = {**_ABSENT[family], **{key.removeprefix("_"): value for key, value in text.items()}}
   _check_arithmetic(where, family, values)
   kinds = _layer_kinds(where, family, values)
@@ -92,7 +91,7 @@ def from_json(where: str, fields: Mapping[str, Any], name: str) -> ModelConfig:
 
 
 def is_tied(fields: Mapping[str, Any]) -> bool:
-  """Whether the output layer is the embedding, as in every released Gemma."""
+  """Whether the output layer shares the embedding, as in every released Gemma."""
   text = fields.get("text_config") or {}
   return bool(fields.get("tie_word_embeddings", True) and text.get("tie_word_embeddings", True))
 
@@ -100,7 +99,7 @@ def is_tied(fields: Mapping[str, Any]) -> bool:
 def to_json(
   config: ModelConfig, *, dtype: str, bos_id: int, eos_id: int | Sequence[int], pad_id: int
 ) -> dict[str, Any]:
-  """The config.json of a model, in the keys of the released files: what reads those (any transformers, vLLM) reads it.
+  """The config.json of a model, with the keys of the released files, which every transformers and vLLM reads.
 
   Raises:
     UserError: Hugging Face's classes cannot express the model.
@@ -142,7 +141,7 @@ def to_json(
     }
   if family == "gemma3_text":
     fields["rope_local_base_freq"] = float(config.rope_base_local)
-    # Readers from before layer_types know this one, where the layers can be said by it.
+    # For readers older than layer_types, where this key can express the layers.
     for n in range(1, config.num_layers + 2):
       if _every(n, config.num_layers) == config.layer_kinds:
         fields["sliding_window_pattern"] = n
@@ -151,16 +150,15 @@ def to_json(
 
 
 def _check_expressible(config: ModelConfig, fields: Mapping[str, Any]) -> None:
-  """What would read back as another model has no place in the format."""
+  """Raises UserError for a model that would read back as another."""
   got = from_json(config.name, fields, config.name)
   for field in (*config.to_dict(), "layer_kinds"):
     a, b = getattr(config, field), getattr(got, field)
-    same = np.isclose(a, b, rtol=1e-6) if isinstance(a, float) and isinstance(b, float) else a == b
-    # Another pattern may stand for the same layers, and the file says its dtype for itself.
-    if field not in ("pattern", "dtype", "param_dtype") and not same:
+    # Another pattern may give the same layers, and the dtype is that of the tensors.
+    if field not in ("pattern", "dtype", "param_dtype") and not is_close(a, b):
       raise UserError(
-        f"Model {config.name}: {field} = {a!r} has no place in Hugging Face's {fields['model_type']}, which would "
-        f"read {b!r}; this model cannot be saved in that format"
+        f"Model {config.name}: {field} = {a!r} has no place in Hugging Face's {fields['model_type']}, which would read "
+        f"{b!r}; save this model in another format"
       )
 
 
@@ -169,17 +167,17 @@ def _float(value: float | None) -> float | None:
 
 
 def _text_model(where: str, fields: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-  """The family, and the keys of its text model."""
+  """(family, fields of its text model)."""
   family = fields.get("model_type")
   known = ARCHITECTURES | _WITH_IMAGES
-  # Some exports name no architecture; a head other than the language model's (a classifier) is named there.
+  # Some exports name no architecture. Models with another head, such as a classifier, do.
   named = fields.get("architectures") or [known.get(str(family))]
   if family not in known or named != [known[family]]:
     what = f"model_type {family!r}" + (f" with architecture {', '.join(map(str, named))}" if family in known else "")
     shown = ", ".join(f"{model_type} ({architecture})" for model_type, architecture in known.items())
-    raise UserError(f"{where}: {what}; this library knows {shown}: give the folder of one of these")
+    raise UserError(f"{where}: {what} is not supported; give the folder of one of {shown}")
   if fields.get("quantization_config"):
-    raise UserError(f"{where}: the weights are quantised (quantization_config); give the checkpoint they were made of")
+    raise UserError(f"{where}: the weights are quantised (quantization_config); give the original checkpoint")
   if family not in _WITH_IMAGES:
     return family, fields
   text = fields.get("text_config") or {}
@@ -189,7 +187,7 @@ def _text_model(where: str, fields: Mapping[str, Any]) -> tuple[str, Mapping[str
 
 
 def _check_arithmetic(where: str, family: str, values: Mapping[str, Any]) -> None:
-  # The first Gemma files say "gelu" and mean the approximation that the models were trained with.
+  # The first Gemma files say "gelu" but mean the tanh approximation that the models were trained with.
   gelus = (None, "gelu_pytorch_tanh")
   allowed: dict[str, tuple[Any, ...]] = {
     "hidden_act": gelus + (("gelu",) if family == "gemma" else ()),
@@ -199,12 +197,12 @@ def _check_arithmetic(where: str, family: str, values: Mapping[str, Any]) -> Non
     "rms_norm_eps": (1e-6,),
   }
   if family == "gemma3_text":
-    # transformers' Gemma 3 has the key and makes no use of it.
+    # transformers' Gemma 3 has this key and ignores it.
     allowed["attn_logit_softcapping"] = (None,)
   for key, known in allowed.items():
     if values.get(key) not in known:
       shown = " or ".join(json.dumps(value) for value in known)
-      raise UserError(f"{where}: {key} is {values[key]!r}; this library computes Gemma with {shown} only")
+      raise UserError(f"{where}: {key} is {values[key]!r}; this library supports {shown} only")
   for key, default in _ABSENT[family].items():
     if values[key] is not None or key not in _MAY_BE_NULL:
       _check_number(where, key, values[key], whole=isinstance(default, int))
@@ -230,7 +228,7 @@ def _layer_kinds(where: str, family: str, values: Mapping[str, Any]) -> tuple[st
 
 
 def _every(n: int, num_layers: int) -> tuple[str, ...]:
-  """Every n-th layer is global."""
+  """Layer kinds in which every n-th layer is global."""
   return tuple("global" if i % n == 0 else "local" for i in range(1, num_layers + 1))
 
 
@@ -240,25 +238,25 @@ def _shortest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _rope(where: str, family: str, values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[float, float, float]:
-  """The RoPE bases of local and of global layers, and what divides the positions of the latter.
+  """(RoPE base of local layers, of global layers, divisor of positions on global layers).
 
-  transformers 5 writes rope_parameters, for Gemma 3 one for each type of layer. The released files have rope_theta and
-  rope_scaling, which for Gemma 3 are of the global layers, and its rope_local_base_freq.
+  transformers 5 writes rope_parameters, in Gemma 3 per type of layer. The released files have rope_theta and
+  rope_scaling, which in Gemma 3 apply to global layers, and rope_local_base_freq.
   """
   given, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
   if family == "gemma3_text":
     _check_keys(where, given, set(_KINDS))
     base_local, base_global = values.get("rope_local_base_freq", 10_000.0), values.get("rope_theta", 1_000_000.0)
-    of_local = {"rope_theta": base_local} | (given.get("sliding_attention") or {})
-    of_global = {"rope_theta": base_global} | (given.get("full_attention") or {}) | scaling
+    local_rope = {"rope_theta": base_local} | (given.get("sliding_attention") or {})
+    global_rope = {"rope_theta": base_global} | (given.get("full_attention") or {}) | scaling
   else:
-    of_local = of_global = {"rope_theta": values.get("rope_theta", 10_000.0)} | (scaling or given)
-  for rope in (of_local, of_global):
+    local_rope = global_rope = {"rope_theta": values.get("rope_theta", 10_000.0)} | (scaling or given)
+  for rope in (local_rope, global_rope):
     _check_keys(where, rope, _ROPE_KEYS)
     _check_number(where, "rope_theta", rope["rope_theta"])
-  if "local" in kinds and _rope_factor(where, of_local) != 1:
+  if "local" in kinds and _rope_factor(where, local_rope) != 1:
     raise UserError(f"{where}: the RoPE of sliding layers is scaled; this library scales that of global layers only")
-  return float(of_local["rope_theta"]), float(of_global["rope_theta"]), _rope_factor(where, of_global)
+  return float(local_rope["rope_theta"]), float(global_rope["rope_theta"]), _rope_factor(where, global_rope)
 
 
 def _check_keys(where: str, rope: Mapping[str, Any], known: set[str]) -> None:

@@ -1,11 +1,11 @@
-"""The safetensors file format: an index of a file, one tensor at a time out of it, and files written as a stream.
+"""The safetensors file format: reads a file's index and single tensors, and writes files as streams.
 
     8 bytes     N, the length of the header, little-endian
     N bytes     the header, JSON: {name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
     the rest    the tensors' raw bytes, without holes; offsets count from here
 
-Files are read by seek and read, local or gs://. Mapping them into memory would be local only, and the pages of a large
-checkpoint would count as this process's memory.
+Files, local or gs://, are read by seek and read. Memory-mapping would be local only, and the mapped pages of a large
+checkpoint would count as memory of this process.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -27,26 +27,26 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
-_MAX_HEADER_BYTES = 100_000_000  # The format's own limit.
-_BLOCK_BYTES = 64 * 2**20  # Of what is written or compared at a time.
+_MAX_HEADER_BYTES = 100_000_000  # the format's limit
+_BLOCK_BYTES = 64 * 2**20  # bytes are written and compared in such blocks
 
 Create = Callable[[str], IO[Any]]
 
 
 class Entry(NamedTuple):
-  """Where a tensor lies in its file: bytes [begin, end). The dtype is the format's name of it: "BF16"."""
+  """The index entry of a tensor, whose data are bytes [begin, end) of the file."""
 
-  dtype: str
+  dtype: str  # the format's name, such as "BF16"
   shape: tuple[int, ...]
   begin: int
   end: int
 
 
 def read_index(path: epath.Path) -> dict[str, Entry]:
-  """The tensors of a file, from its header. Tensors of any dtype are listed; `read_tensor` knows DTYPES.
+  """The tensors of a file, from its header. Lists tensors of any dtype; `read_tensor` reads those in DTYPES.
 
   Raises:
-    UserError: the file is cut short, its header is malformed, or offsets overlap, leave holes or do not fit the shape.
+    UserError: the file is truncated, its header is malformed, or offsets overlap, leave holes or contradict shapes.
   """
   with path.open("rb") as f:
     f.seek(0, 2)
@@ -55,9 +55,9 @@ def read_index(path: epath.Path) -> dict[str, Entry]:
     header_bytes = int.from_bytes(f.read(_LENGTH_BYTES), "little")
     start = _LENGTH_BYTES + header_bytes
     if size < _LENGTH_BYTES or header_bytes > _MAX_HEADER_BYTES:
-      raise UserError(f"{path}: not a safetensors file, its {size} bytes begin with no header; copy it again")
+      raise UserError(f"{path}: not a safetensors file, its {size} bytes do not start with a header; copy it again")
     if start > size:
-      raise UserError(f"{path}: cut short, its header alone takes {start} bytes and the file has {size}; copy it again")
+      raise UserError(f"{path}: truncated, its header takes {start} bytes and the file has {size}; copy it again")
     header = f.read(header_bytes)
   try:
     index = {
@@ -66,47 +66,47 @@ def read_index(path: epath.Path) -> dict[str, Entry]:
       if name != _METADATA
     }
   except (ValueError, AttributeError, KeyError, TypeError) as e:
-    raise UserError(f"{path}: the header of this safetensors file is malformed ({e!r}); copy it again") from e
+    raise UserError(f"{path}: malformed safetensors header ({e!r}); copy the file again") from e
   _check_offsets(path, index, start)
   end = max((entry.end for entry in index.values()), default=start)
   if end != size:
-    what = "cut short" if size < end else "malformed"
-    raise UserError(f"{path}: {what}, its header says {end} bytes and the file has {size}; copy it again")
+    what = "truncated" if size < end else "malformed"
+    raise UserError(f"{path}: {what}, its header announces {end} bytes and the file has {size}; copy it again")
   return index
 
 
 def read_bytes(path: epath.Path, begin: int, end: int) -> bytes:
-  """Bytes [begin, end) of a file. UserError if it ends before."""
+  """Bytes [begin, end) of a file; UserError if it ends before them."""
   with path.open("rb") as f:
     f.seek(begin)
     data = f.read(end - begin)
   if len(data) != end - begin:
-    raise UserError(f"{path}: cut short while it was read, bytes {begin} to {end} are not there; copy it again")
+    raise UserError(f"{path}: truncated since its index was read, bytes {begin} to {end} are missing; copy it again")
   return data
 
 
 def read_tensor(path: epath.Path, entry: Entry) -> np.ndarray:
-  """One tensor, read-only. UserError if its dtype is not one of DTYPES."""
+  """One tensor, read-only; UserError if its dtype is not in DTYPES."""
   if entry.dtype not in DTYPES:
-    raise UserError(f"{path}: a tensor is of dtype {entry.dtype}; known: {', '.join(DTYPES)}")
+    raise UserError(f"{path}: a tensor has dtype {entry.dtype}, which cannot be read; known: {', '.join(DTYPES)}")
   return np.frombuffer(read_bytes(path, entry.begin, entry.end), DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def same_bytes(path: epath.Path, entry: Entry, other_path: epath.Path, other: Entry) -> bool:
-  """Whether two tensors agree in dtype, shape and every byte; it reads up to the first difference."""
+  """Whether two tensors agree in dtype, shape and every byte; reads up to the first difference."""
   if (entry.dtype, entry.shape) != (other.dtype, other.shape):
     return False
   size = entry.end - entry.begin
   return all(
-    read_bytes(path, entry.begin + at, entry.begin + min(at + _BLOCK_BYTES, size))
-    == read_bytes(other_path, other.begin + at, other.begin + min(at + _BLOCK_BYTES, size))
-    for at in range(0, size, _BLOCK_BYTES)
+    read_bytes(path, entry.begin + start, entry.begin + min(start + _BLOCK_BYTES, size))
+    == read_bytes(other_path, other.begin + start, other.begin + min(start + _BLOCK_BYTES, size))
+    for start in range(0, size, _BLOCK_BYTES)
   )
 
 
 @contextlib.contextmanager
 def new_files(folder: epath.Path) -> Iterator[Create]:
-  """Yields create(name) -> open file. The files get their names when the block ends well; else none of them stays.
+  """Yields create(name) -> open file. Files get their final names when the block succeeds; otherwise all are deleted.
 
   Raises:
     UserError: the disk is full, or the folder cannot be written.
@@ -127,13 +127,11 @@ def new_files(folder: epath.Path) -> Iterator[Create]:
       partial(name).replace(folder / name)
   except BaseException as e:
     for name in names:
-      with contextlib.suppress(OSError):  # who may not write may not delete either
+      with contextlib.suppress(OSError):  # in a read-only folder, deleting fails too
         partial(name).unlink(missing_ok=True)
     if isinstance(e, OSError):
-      reason = e.strerror or f"{type(e).__name__}: {e}"  # of a remote store, the text alone may be an address
-      raise UserError(
-        f"{folder}: could not write the model here ({reason}); free space, or give a folder that can be written"
-      ) from e
+      reason = e.strerror or f"{type(e).__name__}: {e}"  # the text of a remote store's error may be a mere address
+      raise UserError(f"{folder}: could not write the model ({reason}); free space, or give a writable folder") from e
     raise
 
 
@@ -146,47 +144,47 @@ def write(
   """Writes a model: `model.safetensors`, or several shards and `model.safetensors.index.json`.
 
   Args:
-    create: opens a new file, as `new_files` gives it.
-    tensors: (name, tensor), taken one at a time.
-    shapes: (name, dtype, shape) of all of them in the same order; the headers are made of it.
-    max_shard_bytes: of the tensors of one file. A larger tensor gets a file of its own.
+    create: opens a new file, from `new_files`.
+    tensors: (name, tensor), consumed one at a time.
+    shapes: (name, dtype, shape) of all tensors in the same order, for the headers.
+    max_shard_bytes: limit on the tensors in one file. A larger tensor gets its own file.
   """
   shards = _split(shapes, max_shard_bytes)
-  of_shard = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-  of_shard = of_shard if len(shards) > 1 else ["model.safetensors"]
+  names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+  names = names if len(shards) > 1 else ["model.safetensors"]
   rest = iter(tensors)
-  for file_name, shard in zip(of_shard, shards, strict=True):
+  for file_name, shard in zip(names, shards, strict=True):
     with create(file_name) as f:
       f.write(_header(shard))
-      for want in shard:
+      for expected in shard:
         name, tensor = next(rest)
-        if (name, tensor.dtype, tensor.shape) != want:
-          raise ValueError(f"tensor {name}, {tensor.dtype}{tensor.shape}, where {want} was announced")
+        if (name, tensor.dtype, tensor.shape) != expected:
+          raise ValueError(f"tensor {name}, {tensor.dtype}{tensor.shape}, where {expected} was announced")
         flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-        for at in range(0, flat.size, _BLOCK_BYTES):
-          f.write(flat[at : at + _BLOCK_BYTES].tobytes())
+        for start in range(0, flat.size, _BLOCK_BYTES):
+          f.write(flat[start : start + _BLOCK_BYTES].tobytes())
   if len(shards) > 1:
     index = {
       "metadata": {"total_size": sum(_size(t) for t in shapes)},
-      "weight_map": {t[0]: name for name, shard in zip(of_shard, shards, strict=True) for t in shard},
+      "weight_map": {t[0]: name for name, shard in zip(names, shards, strict=True) for t in shard},
     }
     with create("model.safetensors.index.json") as f:
       f.write(json.dumps(index, indent=2).encode())
 
 
 def _check_offsets(path: epath.Path, index: dict[str, Entry], start: int) -> None:
-  at = start
+  end = start
   for name, entry in sorted(index.items(), key=lambda item: (item[1].begin, item[1].end)):
-    if entry.begin != at or entry.end < entry.begin:
+    if entry.begin != end or entry.end < entry.begin:
       raise UserError(
-        f"{path}: tensor {name} lies at bytes {entry.begin} to {entry.end}, but the one before it ends at {at}; "
+        f"{path}: tensor {name} occupies bytes {entry.begin} to {entry.end}, but the one before it ends at {end}; "
         "the header is malformed, copy the file again"
       )
-    at = entry.end
+    end = entry.end
     if entry.dtype in DTYPES and entry.end - entry.begin != math.prod(entry.shape) * DTYPES[entry.dtype].itemsize:
       raise UserError(
-        f"{path}: tensor {name}, {entry.dtype} of shape {entry.shape}, takes {entry.end - entry.begin} bytes by its "
-        "offsets, which is not its size; the header is malformed, copy the file again"
+        f"{path}: tensor {name}, {entry.dtype} of shape {entry.shape}, has {entry.end - entry.begin} bytes by its "
+        "offsets, which contradicts its shape; the header is malformed, copy the file again"
       )
 
 
@@ -208,15 +206,16 @@ def _size(tensor: tuple[str, np.dtype, tuple[int, ...]]) -> int:
 
 
 def _header(shard: Sequence[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
-  """The length and the JSON, padded so that the tensors begin at a multiple of 8 bytes."""
+  """Length and JSON, padded so that the tensors start at a multiple of 8 bytes."""
   names = {dtype: name for name, dtype in DTYPES.items()}
   # Loaders look here for the framework whose conventions the tensors follow.
   fields: dict[str, Any] = {_METADATA: {"format": "pt"}}
-  at = 0
+  begin = 0
   for tensor in shard:
     name, dtype, shape = tensor
-    fields[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [at, at + _size(tensor)]}
-    at += _size(tensor)
+    end = begin + _size(tensor)
+    fields[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    begin = end
   header = json.dumps(fields, separators=(",", ":")).encode()
   header += b" " * (-len(header) % _ALIGNMENT)
   return len(header).to_bytes(_LENGTH_BYTES, "little") + header

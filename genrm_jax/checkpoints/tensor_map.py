@@ -1,9 +1,10 @@
-"""What the layouts of other people's checkpoints share: which tensor holds which of our parameters, and the way there.
+"""Maps between the tensors of a checkpoint file and our parameters, shared by all checkpoint formats.
 
-A layout is a list of `Tensor`, one for each tensor of the files, for one ModelConfig. Both directions read that list:
-`place` takes tensor by tensor to its place in our stacked parameters, `take` gives the tensors back one at a time.
+A format describes itself by a list of `Tensor` for a given ModelConfig. Both directions follow that list: `place` loads
+tensor by tensor into our stacked, sharded parameters, and `unstack` yields the tensors of given parameters.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,150 +23,151 @@ from genrm_jax.runtime.progress import progress
 
 
 class Tensor(NamedTuple):
-  """One tensor of a foreign layout.
+  """One tensor of a checkpoint file.
 
   Attributes:
-    name: its name there.
-    shape: its shape there.
-    holds: our parameters in it, as (path, layer); the layer is None for a parameter that is not of a layer.
-    to_ours: the tensor as the parameters of `holds`, each in our shape without the leading L; views, where possible.
-    to_theirs: the inverse.
+    name: in the file.
+    shape: in the file.
+    holds: the parameters in it, as (path, layer); layer is None for a parameter outside the layers.
+    to_params: converts it to the parameters in `holds`, each without the leading axis L; returns views if possible.
+    from_params: the inverse.
   """
 
   name: str
   shape: tuple[int, ...]
   holds: tuple[tuple[str, int | None], ...]
-  to_ours: Callable[[np.ndarray], Sequence[np.ndarray]]
-  to_theirs: Callable[[Sequence[np.ndarray]], np.ndarray]
+  to_params: Callable[[np.ndarray], Sequence[np.ndarray]]
+  from_params: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-class Opened(NamedTuple):
-  """A checkpoint whose index was read and checked; its tensors are read when asked for.
+class CheckpointReader(NamedTuple):
+  """A checkpoint with a validated index; its tensors are read on demand.
 
   Attributes:
-    where: its path, for messages.
-    config: the model, with the rows of the file's embedding as its vocabulary.
-    tensors: what `read` gives, in the order of the layers.
-    read: one tensor by its name, on the host, in the dtype of the file. UserError if the file is cut short.
+    path: for messages.
+    config: the model; its vocabulary size is that of the file's embedding.
+    tensors: all tensors of the model, in the order of the layers.
+    read: returns one tensor by name, on the host, in the dtype of the file. Raises UserError if the file is truncated.
   """
 
-  where: str
+  path: str
   config: ModelConfig
   tensors: Sequence[Tensor]
   read: Callable[[str], np.ndarray]
 
 
-def place(opened: Opened, mesh: Mesh, config: ModelConfig) -> gemma.Params:
-  """Reads all tensors into parameters of `config.param_dtype` on the mesh.
+def place(reader: CheckpointReader, mesh: Mesh, config: ModelConfig) -> gemma.Params:
+  """Reads all tensors into parameters of `config.param_dtype`, sharded over the mesh by `config.rules`.
 
-  One tensor is on the host at a time; it goes into its layer of the sharded array in place. So the host holds, beside
-  the shards of its own devices, no more than one tensor of the file and its copy in the layout of the devices.
+  Each tensor is written into its layer of the sharded array in place. So beside the shards of its devices, the host
+  holds at most one tensor of the file and its copy in the device layout.
 
   Raises:
-    UserError: the shards do not fit into memory (before anything is read), or a file is cut short.
+    UserError: the shards do not fit into memory (before any tensor is read), or a file is truncated.
   """
   specs = gemma.param_specs(config)
-  shardings = sharding.param_shardings(specs, mesh, sharding.rules_for(config.num_kv_heads))
+  shardings = sharding.param_shardings(specs, mesh, config.rules)
   dtype = jnp.dtype(config.param_dtype)
   targets = jax.tree.map(lambda spec, s: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=s), specs, shardings)
-  memory.check_fits(f"the parameters of {opened.where}", targets)
+  memory.check_fits(f"the parameters of {reader.path}", targets)
   targets = flax.traverse_util.flatten_dict(targets, sep="/")
   params: dict[str, jax.Array] = {}
-  with progress(f"load {config.name}", len(opened.tensors)) as advance:
-    for tensor in opened.tensors:
-      parts = tensor.to_ours(opened.read(tensor.name))
+  with progress(f"load {config.name}", len(reader.tensors)) as advance:
+    for tensor in reader.tensors:
+      parts = tensor.to_params(reader.read(tensor.name))
       for (path, layer), part in zip(tensor.holds, parts, strict=True):
         if layer is None:
           params[path] = _put(part, targets[path].sharding).astype(dtype)
         else:
-          make, write, of_layer = _stacked(targets[path])
+          make, write, layer_sharding = _stacked(targets[path])
           stacked = params[path] if path in params else make()
-          params[path] = write(stacked, _put(part, of_layer), layer)
-        # Or the host would run ahead of the copies and hold many tensors.
+          params[path] = write(stacked, _put(part, layer_sharding), layer)
+        # Otherwise the host would run ahead of the copies and hold many tensors.
         params[path].block_until_ready()
       advance(1)
   return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def take(params: gemma.Params, tensors: Sequence[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, tensor) of a foreign layout, made from our parameters one at a time.
+def unstack(params: gemma.Params, tensors: Sequence[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (name, tensor) for each tensor of a file, made from our parameters one at a time.
 
   Raises:
-    UserError: there are parameters that the layout has no place for, such as adapters.
+    UserError: the format has no place for some parameters, such as adapters.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
-  foreign = sorted(set(flat) - {path for tensor in tensors for path, _ in tensor.holds})
-  if foreign:
+  unknown = sorted(set(flat) - {path for tensor in tensors for path, _ in tensor.holds})
+  if unknown:
     raise UserError(
-      f"{len(foreign)} parameters have no place in the layout of this checkpoint, the first is {foreign[0]}; adapters "
-      "(LoRA) must be merged into the weights before"
+      f"{len(unknown)} parameters have no place in this checkpoint format, the first is {unknown[0]}; merge adapters "
+      "(LoRA) into the weights first"
     )
 
   def tensor_by_tensor() -> Iterator[tuple[str, np.ndarray]]:
     for tensor in tensors:
       parts = [np.asarray(flat[path] if layer is None else flat[path][layer]) for path, layer in tensor.holds]
-      yield tensor.name, np.ascontiguousarray(tensor.to_theirs(parts))
+      yield tensor.name, np.ascontiguousarray(tensor.from_params(parts))
 
   return tensor_by_tensor()
 
 
-def check_shapes(where: str, found: dict[str, tuple[int, ...]], tensors: Sequence[Tensor], config: ModelConfig) -> None:
-  """UserError unless the files hold every tensor of the layout in its shape."""
+def check_shapes(path: str, found: dict[str, tuple[int, ...]], tensors: Sequence[Tensor], config: ModelConfig) -> None:
+  """Raises UserError unless the files hold every tensor in its shape."""
   missing = [t.name for t in tensors if t.name not in found]
   if missing:
     raise UserError(
-      f"{where}: {len(missing)} tensors of a {config.name} are missing, the first is {missing[0]}; "
-      "the folder is incomplete, or of another model: copy it again"
+      f"{path}: {len(missing)} tensors of {config.name} are missing, the first is {missing[0]}; the folder is "
+      "incomplete or holds another model: copy it again"
     )
   for t in tensors:
     if tuple(found[t.name]) != t.shape:
       raise UserError(
-        f"{where}: tensor {t.name} has shape {tuple(found[t.name])}, but in a {config.name} it is {t.shape}; "
-        "the files are of another model than they say"
+        f"{path}: tensor {t.name} has shape {tuple(found[t.name])}, but {t.shape} in {config.name}; the files and "
+        "their configuration are of different models: copy both from one place"
       )
 
 
-def check_size(where: str, config: ModelConfig) -> ModelConfig:
-  """Compares a config read from files with the released sizes; the size's name is given to it where they agree.
+def check_size(path: str, config: ModelConfig) -> ModelConfig:
+  """Compares a config from files with the released size of its family, depth and width, and names it after that size.
 
-  The size is looked up by family, number of layers and width. A model of another size keeps its own name.
+  A model of no released size keeps its name.
 
   Raises:
-    UserError: the files and the table's entry of that size differ; both are named.
+    UserError: the files and the released size differ.
   """
   keys = ("qk_norm", "post_norms", "num_layers", "embed_dim")
   released = (SIZES[name] for name in PUBLISHED_COUNTS)
   size = next((size for size in released if all(getattr(size, k) == getattr(config, k) for k in keys)), None)
   if size is None:
     return config
-  ours, theirs = size.to_dict(), config.to_dict()
-  # The hub's files have other numbers of unused rows than the first releases.
+  table, files = size.to_dict(), config.to_dict()
+  # The numbers of unused embedding rows differ between the hub and the first releases.
   same_rows = config.vocab_size in (size.vocab_size, PUBLISHED_COUNTS[size.name].hub_vocab)
-  free = {"name", "dtype", "param_dtype"} | ({"vocab_size"} if same_rows else set())
-  differing = [f for f in ours if f not in free and not _same(ours[f], theirs[f])]
+  ignored = {"name", "dtype", "param_dtype"} | ({"vocab_size"} if same_rows else set())
+  differing = [f for f in table if f not in ignored and not is_close(table[f], files[f])]
   if differing:
-    shown = "; ".join(f"{f} is {theirs[f]} in the files and {ours[f]} in the table" for f in differing)
+    shown = "; ".join(f"{f} is {files[f]} in the files and {table[f]} in the table" for f in differing)
     raise UserError(
-      f"{where}: {config.num_layers} layers of width {config.embed_dim} make it a {size.name}, but {shown}; "
-      "it is not the released model"
+      f"{path}: by its {config.num_layers} layers of width {config.embed_dim} this is {size.name}, but {shown}; use "
+      "the files of the released model"
     )
-  return ModelConfig.from_dict(theirs | {"name": size.name})
+  return dataclasses.replace(config, name=size.name)
 
 
-def _same(a: Any, b: Any) -> bool:
+def is_close(a: Any, b: Any) -> bool:
+  """Equality of config values; floats may differ by rounding."""
   return bool(np.isclose(a, b, rtol=1e-6)) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
-def _put(part: np.ndarray, where: NamedSharding) -> jax.Array:
-  return jax.make_array_from_callback(part.shape, where, lambda index: part[index])
+def _put(part: np.ndarray, target: NamedSharding) -> jax.Array:
+  return jax.make_array_from_callback(part.shape, target, lambda index: part[index])
 
 
 @functools.lru_cache(maxsize=32)
 def _stacked(target: jax.ShapeDtypeStruct) -> tuple[Callable, Callable, NamedSharding]:
-  """Makes a stacked parameter, writes one layer into it in place, and how that layer lies on the devices."""
+  """(makes a stacked parameter, writes a layer into it in place, sharding of a layer)."""
   where = target.sharding
   make = jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=where)
-  # Not `stacked.at[layer].set`: XLA on CPU does that with a copy of the whole array.
+  # Not `stacked.at[layer].set`, for which XLA on CPU copies the whole array.
   write = jax.jit(
     lambda stacked, part, layer: jax.lax.dynamic_update_index_in_dim(stacked, part.astype(stacked.dtype), layer, 0),
     donate_argnums=0,

@@ -66,7 +66,7 @@ def next_token_probs(params, tokens_BT, length_B, *, config: ModelConfig, token_
 def next_token_logits(params, tokens_BT, length_B, *, config: ModelConfig, token_ids: tuple[int, ...]):
   """Logits of the token ids after each row, f32[B, W], and of no others."""
   x_BTD, _ = gemma.forward(params, config, tokens_BT, *positions_and_segments(tokens_BT, length_B))
-  return _logits_of(params, config, last_hidden(x_BTD, length_B), token_ids)
+  return gemma.unembed(params, config, last_hidden(x_BTD, length_B), token_ids)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -90,12 +90,6 @@ def log_probs_from(params, tokens_BT, length_B, start_B, num_blocks, *, config: 
     return jax.lax.dynamic_update_slice_in_dim(logp_BT, logp_BM, first, axis=1)
 
   return jax.lax.fori_loop(0, num_blocks, add_block, jnp.zeros(tokens_BT.shape, jnp.float32))
-
-
-def _logits_of(params, config: ModelConfig, x, token_ids: tuple[int, ...]):
-  """Logits [..., W] of the token ids alone, from their rows of the embedding."""
-  table_WD = params["embedder"]["input_embedding"][jnp.asarray(token_ids)]
-  return gemma.unembed({"embedder": {"input_embedding": table_WD}}, config, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +223,7 @@ class Engine:
           scheduler.assign(slot, Branch(i, list(range(num_rollouts)), [], np.zeros((0, len(tracked)), np.float32)))
         padded = self._padded([prompts[i] for i in index], num_refilled)
         prefilled = slots.prefill(self.params, *self._put(*padded), config=self.config)
-        state = slots.insert(state, prefilled, *self._put(source_B))
+        state = slots.insert(state, prefilled, *self._put(source_B), config=self.config)
         continue
       sources = scheduler.resume_pending(free if len(free) >= num_refilled else [])
       state = self._resumed(state, sources, scheduler, prompts)
@@ -268,11 +262,14 @@ class Engine:
       source_B[slot], kept_B[slot], place_B[slot] = source, len(prompts[branch.prompt]) + place, place
       token_B[slot] = branch.ids[-1]
     if any(slot != source for slot, source in sources.items()):
-      state = slots.fork(state, *self._put(source_B), num_shards=self._num_shards())
+      state = slots.fork(state, *self._put(source_B), num_shards=self._num_shards(), config=self.config)
     return slots.resume(state, *self._put(kept_B, place_B, token_B))
 
   def _num_shards(self) -> int:
-    return _num_shards(sharding.batch_sharding(self.mesh))
+    return sharding.num_shards(self._batch_sharding())
+
+  def _batch_sharding(self) -> NamedSharding:
+    return sharding.batch_sharding(self.mesh, self.config.rules)
 
   def _check(self, prompts: Sequence[Sequence[int]], num_following: Sequence[int]) -> None:
     for i, (prompt, following) in enumerate(zip(prompts, num_following, strict=True)):
@@ -303,13 +300,7 @@ class Engine:
     return tokens, length
 
   def _put(self, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
-    return sharding.host_to_global(arrays, self.mesh)
-
-
-def _num_shards(batch: NamedSharding) -> int:
-  """Parts into which a sharding splits the first axis."""
-  size = batch.mesh.size
-  return size // batch.shard_shape((size,))[0]
+    return sharding.host_to_global(arrays, self._batch_sharding())
 
 
 def _by_length(sequences: Sequence[Sequence[int]]) -> list[int]:

@@ -73,7 +73,7 @@ class Slots:
 
 # Outputs have the sharding of the next function's inputs, so that nothing is compiled twice or moved between devices.
 # The cache constrains its keys and values itself.
-_BATCH: Any = PartitionSpec(DEFAULT_RULES["batch"])
+_BATCH: Any = PartitionSpec(DEFAULT_RULES["activation_batch"])
 _ANY: Any = None
 _SLOTS = Slots(KVCache(_ANY, _ANY, _BATCH, _BATCH), _BATCH, _BATCH, Sampled(*[_BATCH] * 6))
 
@@ -122,24 +122,24 @@ def init(
   )
 
 
-@functools.partial(jax.jit, donate_argnames="slots", out_shardings=_SLOTS)
-def insert(slots: Slots, prefilled: Prefilled, source_B: jax.Array) -> Slots:
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="slots", out_shardings=_SLOTS)
+def insert(slots: Slots, prefilled: Prefilled, source_B: jax.Array, *, config: ModelConfig) -> Slots:
   """Inserts prompt `source_B[b]` into slot b; -1 keeps the slot. Donates `slots`."""
   new_B = source_B >= 0
-  cache = kv_cache.replace_rows(slots.cache, prefilled.cache, source_B)
+  cache = kv_cache.replace_rows(slots.cache, prefilled.cache, source_B, config.rules)
   # Any batch shard may need any prompt. They are few, and nothing else is exchanged between devices here.
-  x_PD = constrain(prefilled.x_PD, None, None)
+  x_PD = constrain(prefilled.x_PD, (None, None), config.rules)
   x_BD = jnp.where(new_B[:, None], x_PD[source_B], slots.x_BD)
   return Slots(cache, x_BD, slots.given_B, _restarted(slots.sampled, new_B, jnp.zeros_like(source_B)))
 
 
-@functools.partial(jax.jit, static_argnames="num_shards", donate_argnames="slots", out_shardings=_SLOTS)
-def fork(slots: Slots, source_B: jax.Array, *, num_shards: int) -> Slots:
+@functools.partial(jax.jit, static_argnames=("num_shards", "config"), donate_argnames="slots", out_shardings=_SLOTS)
+def fork(slots: Slots, source_B: jax.Array, *, num_shards: int, config: ModelConfig) -> Slots:
   """Copies the keys and values of slot `source_B[b]`, of the same batch shard, to slot b, which must then be resumed.
 
   Donates `slots`.
   """
-  return dataclasses.replace(slots, cache=kv_cache.copy_rows(slots.cache, source_B, num_shards))
+  return dataclasses.replace(slots, cache=kv_cache.copy_rows(slots.cache, source_B, num_shards, config.rules))
 
 
 @functools.partial(jax.jit, donate_argnames="slots", out_shardings=_SLOTS)

@@ -1,10 +1,10 @@
-"""Attention of packed rows: a kernel where TPUs have one that pays, else `layers.attention`; the numbers are the same.
+"""Attention of packed rows: splash attention on TPUs where it is faster, else `layers.attention`, to the same numbers.
 
-On a TPU, rows of `_KERNEL_FROM` tokens and more go through splash attention (Pallas), which keeps the T x T logits in
-the chip's fast memory and skips blocks that the mask leaves empty. Which of the two is chosen when the program is
-lowered, so a compiler for a TPU that is not there chooses as the TPU would.
+On a TPU, rows of at least `_KERNEL_FROM` tokens go through splash attention (Pallas), which keeps the T x T logits in
+fast on-chip memory and skips blocks that are fully masked. The choice is made when the program is lowered, so compiling
+for an absent TPU chooses as that TPU would.
 
-Einsum legend: B batch, T query index, S key index, N query heads, K kv heads, H head dim, A kinds of layers.
+Axis letters: B batch, T query, S key, N query heads, K kv heads, H head dim, A kinds of layers.
 """
 
 import functools
@@ -14,10 +14,11 @@ import jax
 from jax.sharding import PartitionSpec
 
 from genrm_jax.model import layers
-from genrm_jax.runtime.sharding import DEFAULT_RULES, rules_for
+from genrm_jax.model.config import ModelConfig
+from genrm_jax.runtime.sharding import Rules
 
-_KERNEL_FROM = 1024  # tokens of a row
-_LANES = 128  # the kernel takes head dims that are multiples of it
+_KERNEL_FROM = 1024  # tokens per row
+_LANES = 128  # the kernel needs T and H to be multiples of it
 
 
 def packed(
@@ -28,32 +29,35 @@ def packed(
   kind: jax.Array,
   segments_BT: jax.Array,
   windows_A: Sequence[int | None],
-  softcap: float | None,
+  config: ModelConfig,
 ) -> jax.Array:
   """Attention within the segments of packed rows, [B, T, N, H].
 
-  The kernel counts a window in tokens, the masks in positions: they agree where positions have no gaps. At padding the
-  two differ; what is there has no meaning.
+  The kernel measures windows in tokens, the masks in positions; they agree where positions have no gaps. The two paths
+  differ at padding, where the result has no meaning.
 
   Args:
-    q_BTNH: scaled and turned queries.
-    k_BTKH: turned keys.
+    q_BTNH: pre-scaled; RoPE has been applied to q and k.
+    k_BTKH: keys.
     v_BTKH: values.
-    masks_ABTS: layers.packed_mask for each kind of layer.
-    kind: which of them this layer is, i32[].
-    segments_BT: i32.
-    windows_A: of each kind of layer.
-    softcap: of the logits.
+    masks_ABTS: `layers.packed_mask` per kind of layer.
+    kind: i32[], this layer's kind as an index into `masks_ABTS` and `windows_A`.
+    segments_BT: i32[B, T], 0 is padding.
+    windows_A: window per kind of layer, None for a global one.
+    config: for its soft-cap and its sharding rules.
   """
   T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+  softcap = config.attn_softcap
 
   def plain(q, k, v):
     return layers.attention(q, k, v, masks_ABTS[kind], softcap)
 
   def kernel(q, k, v):
-    # A window that holds the whole row is none.
+    # A window as long as the row masks nothing.
     kinds = [None if window is None or window >= T else window for window in windows_A]
-    branches = [functools.partial(splash_attention, window=window, softcap=softcap) for window in kinds]
+    branches = [
+      functools.partial(splash_attention, window=window, softcap=softcap, rules=config.rules) for window in kinds
+    ]
     if len(set(kinds)) == 1:
       return branches[0](q, k, v, segments_BT)
     return jax.lax.switch(kind, branches, q, k, v, segments_BT)
@@ -71,23 +75,23 @@ def splash_attention(
   *,
   window: int | None,
   softcap: float | None,
+  rules: Rules,
   interpret: bool = False,
 ) -> jax.Array:
-  """Causal attention within segments by the kernel, under the mesh that is set, if one is.
+  """Causal attention within segments by the Pallas kernel, under the current mesh if one is set.
 
   Args:
-    q_BTNH: T is a multiple of 128, and so is H.
+    q_BTNH: T and H are multiples of 128.
     k_BTKH: keys.
     v_BTKH: values.
-    segments_BT: i32.
-    window: how many tokens a query sees, itself among them; None for all before it.
+    segments_BT: i32[B, T].
+    window: how many tokens a query sees, its own included; None for all tokens up to its own.
     softcap: of the logits.
+    rules: sharding rules.
     interpret: run the kernel on any device, slowly.
   """
-  # Imported where it is used: it takes a quarter of a second.
+  # Imported lazily: the import takes a quarter of a second.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-
-  num_kv_heads = k_BTKH.shape[2]
 
   def on_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT):
     q_BNTH, k_BKTH, v_BKTH = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BTKH, v_BTKH))
@@ -97,11 +101,11 @@ def splash_attention(
 
   if jax.sharding.get_abstract_mesh().empty:
     return on_shard(q_BTNH, k_BTKH, v_BTKH, segments_BT)
-  batch, heads = DEFAULT_RULES["batch"], DEFAULT_RULES["heads"]
-  of_q = PartitionSpec(batch, None, heads, None)
-  of_kv = PartitionSpec(batch, None, rules_for(num_kv_heads)["kv_heads"], None)
-  specs = (of_q, of_kv, of_kv, PartitionSpec(batch, None))
-  return jax.shard_map(on_shard, in_specs=specs, out_specs=of_q, check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+  batch = rules["activation_batch"]
+  q_spec = PartitionSpec(batch, None, rules["activation_heads"], None)
+  kv_spec = PartitionSpec(batch, None, rules["activation_kv_heads"], None)
+  specs = (q_spec, kv_spec, kv_spec, PartitionSpec(batch, None))
+  return jax.shard_map(on_shard, in_specs=specs, out_specs=q_spec, check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
 def _kernel(num_heads: int, num_tokens: int, window: int | None, softcap: float | None, interpret: bool):

@@ -1,4 +1,4 @@
-"""ModelConfig, and the table of Gemma 1 / 2 / 3 sizes with the parameter counts that were published for them."""
+"""ModelConfig, and the table of Gemma 1 / 2 / 3 sizes with their published parameter counts."""
 
 import dataclasses
 import types
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.sharding import DEFAULT_RULES, MULTI_QUERY_RULES, MeshAxes, Rules, check_rules
 
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("local", "global")
@@ -15,29 +16,31 @@ _POSITIVE_FIELDS = ("query_scale", "rope_base_local", "rope_base_global", "rope_
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Everything that decides the shape and the arithmetic of a model. Hashable, so it can be a static jit argument.
+  """Everything that decides a model's shapes, arithmetic and sharding. Hashable: it can be a static jit argument.
 
   Attributes:
-    name: a key of SIZES, or the user's own.
-    vocab_size: rows of the (tied) embedding.
+    name: a key of SIZES, or a name of the user's own.
+    vocab_size: rows of the embedding, which is also the output layer.
     num_layers: L.
     embed_dim: D, the width of the residual stream.
     num_heads: N, query heads.
     num_kv_heads: K; N must be a multiple of it. 1 is multi-query attention.
-    head_dim: H; even, since RoPE turns pairs.
+    head_dim: H; even, since RoPE rotates pairs.
     ffw_dim: F, the width of each of the two halves of the gated MLP.
-    query_scale: the factor of the queries, instead of 1 / sqrt(H) inside attention.
-    attn_softcap: attention logits are squashed to (-cap, cap); None for no cap.
+    query_scale: queries are multiplied by it, instead of by 1 / sqrt(H).
+    attn_softcap: attention logits are soft-capped to (-cap, cap); None for no cap.
     final_softcap: the same for the output logits.
-    window: on a local layer a query sees keys fewer than `window` positions back, itself included.
-    pattern: kinds of layers, "local" or "global", repeated over the depth and cut at `num_layers`.
+    window: on a local layer a query sees its own key and keys fewer than `window` positions back.
+    pattern: kinds of layers, "local" or "global", repeated over the depth and cut off at `num_layers`.
     rope_base_local: RoPE base of local layers.
     rope_base_global: RoPE base of global layers.
-    rope_scale_global: positions are divided by it on global layers.
+    rope_scale_global: on global layers, positions are divided by it.
     qk_norm: RMSNorm over H on queries and keys, before RoPE.
     post_norms: RMSNorm on the outputs of attention and of the MLP, before they are added to the residual stream.
     dtype: of activations and of the KV cache.
     param_dtype: of the parameters that `gemma.init` makes; a loaded checkpoint may have another.
+    sharding: (logical axis, mesh axes) pairs that replace the family's default rules; `rules` holds all of them. It
+      says where a model lives and not which model it is, so `to_dict` leaves it out.
 
   Raises:
     UserError: a field is out of range, or fields contradict each other.
@@ -63,6 +66,7 @@ class ModelConfig:
   post_norms: bool
   dtype: str = "float32"
   param_dtype: str = "float32"
+  sharding: tuple[tuple[str, MeshAxes], ...] = ()
 
   def __post_init__(self) -> None:
     for field in _SIZE_FIELDS:
@@ -76,13 +80,14 @@ class ModelConfig:
       self._require(field, getattr(self, field) in DTYPES, f"one of {', '.join(DTYPES)}")
     for field in ("qk_norm", "post_norms"):
       self._require(field, isinstance(getattr(self, field), bool), "True or False")
-    self._require("head_dim", self.head_dim % 2 == 0, "even: RoPE turns pairs of its entries")
+    self._require("head_dim", self.head_dim % 2 == 0, "even: RoPE rotates pairs of its entries")
     self._require("num_kv_heads", self.num_heads % self.num_kv_heads == 0, f"a divisor of num_heads = {self.num_heads}")
     known = isinstance(self.pattern, tuple) and bool(self.pattern) and all(k in LAYER_KINDS for k in self.pattern)
-    self._require("pattern", known, "a tuple, not empty, of 'local' and 'global'")
+    self._require("pattern", known, "a non-empty tuple of 'local' and 'global'")
     whole = _is_int(self.window) and self.window is not None and self.window > 0
     self._require("window", self.window is None or whole, "a whole number above 0, or None")
     self._require("window", whole or "local" not in self.layer_kinds, "set, since some layers are local")
+    check_rules(f"Model config {self.name!r}, sharding", dict(self.sharding))
 
   def _require(self, field: str, condition: bool, what: str) -> None:
     if not condition:
@@ -93,13 +98,21 @@ class ModelConfig:
     """The kind of every layer, from the first to the last."""
     return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
 
+  @property
+  def rules(self) -> Rules:
+    """The sharding rules: the family's defaults, with the replacements in `sharding`."""
+    family = MULTI_QUERY_RULES if self.num_kv_heads == 1 else DEFAULT_RULES
+    return types.MappingProxyType({**family, **dict(self.sharding)})
+
   def to_dict(self) -> dict[str, Any]:
-    """The fields as plain JSON values; `from_dict` is its inverse."""
-    return dataclasses.asdict(self) | {"pattern": list(self.pattern)}
+    """The fields that make the model what it is, as plain JSON values: all but `sharding`."""
+    fields = dataclasses.asdict(self) | {"pattern": list(self.pattern)}
+    del fields["sharding"]
+    return fields
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> "ModelConfig":
-    """Builds a config from `to_dict`'s form, also after a trip through JSON.
+    """Inverse of `to_dict`, also after a round trip through JSON; "sharding" may be added, as a mapping of rules.
 
     Raises:
       UserError: a key is unknown or missing, or a value is not allowed.
@@ -112,17 +125,23 @@ class ModelConfig:
     missing = [f.name for f in known if f.default is dataclasses.MISSING and f.name not in fields]
     if missing:
       raise UserError(f"Missing key in a model config: {', '.join(missing)}.")
-    pattern = fields["pattern"]
-    return cls(**{**fields, "pattern": tuple(pattern) if isinstance(pattern, list) else pattern})
+    rules = fields.get("sharding", {})
+    if not isinstance(rules, Mapping):
+      raise UserError(f"sharding = {rules!r} in a model config, but it must map logical axes to mesh axes.")
+    changed = {
+      "pattern": _to_tuple(fields["pattern"]),
+      "sharding": tuple(sorted((axis, _to_tuple(target)) for axis, target in rules.items())),
+    }
+    return cls(**{**fields, **changed})
 
 
 class PublishedCount(NamedTuple):
-  """Parameter counts as others published them.
+  """Published parameter counts.
 
-  `embedding` and `non_embedding` are the tables of the Gemma reports: exact for Gemma 1 and 2, rounded to `rounded_to`
-  for Gemma 3, whose embedding counts of 4B and above include the projection of image tokens. `hub_total` is the exact
-  total of the safetensors files on Hugging Face: `hub_vocab` rows in the embedding, and for Gemma 3 4B and above the
-  image encoder and its projection on top of the text model.
+  `embedding` and `non_embedding` come from the tables of the Gemma reports: exact for Gemma 1 and 2, rounded to
+  `rounded_to` for Gemma 3, whose embedding counts of 4B and above include the projection of image tokens. `hub_total`
+  is the exact total of the safetensors files on Hugging Face: an embedding of `hub_vocab` rows, and for Gemma 3 4B and
+  above the image encoder and its projection besides the text model.
   """
 
   embedding: int
@@ -130,6 +149,10 @@ class PublishedCount(NamedTuple):
   rounded_to: int
   hub_total: int
   hub_vocab: int
+
+
+def _to_tuple(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list) else value
 
 
 def _is_int(value: object) -> bool:
@@ -172,7 +195,7 @@ _GEMMA3: dict[str, Any] = _GEMMA1 | {
 
 
 def _size(family: Mapping[str, Any], name: str, **fields: Any) -> ModelConfig:
-  """A member of a family; queries are scaled by 1 / sqrt(H) unless `fields` says otherwise."""
+  """A member of a family; query_scale is 1 / sqrt(H) unless `fields` says otherwise."""
   merged = {**family, **fields}
   return ModelConfig(**{"name": name, "query_scale": merged["head_dim"] ** -0.5, **merged})
 
@@ -194,7 +217,7 @@ _ALL_SIZES = (
   _size(_GEMMA3, "gemma3_12b", num_layers=48, embed_dim=3840, num_heads=16, num_kv_heads=8, ffw_dim=15_360),
   _size(_GEMMA3, "gemma3_27b", num_layers=62, embed_dim=5376, num_heads=32, num_kv_heads=16, ffw_dim=21_504,
         head_dim=128, query_scale=(5376 / 32) ** -0.5),
-  # For tests and for experiments on a laptop.
+  # For tests, and for experiments on a laptop.
   _size(_GEMMA1, "tiny_gemma1", num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=1, ffw_dim=256,
         head_dim=32, vocab_size=128),
   _size(_GEMMA2, "tiny_gemma2", num_layers=4, embed_dim=64, num_heads=4, num_kv_heads=2, ffw_dim=128,
@@ -222,9 +245,9 @@ PUBLISHED_COUNTS: Mapping[str, PublishedCount] = types.MappingProxyType({
 
 
 def get_config(name: str, **overrides: Any) -> ModelConfig:
-  """The config called `name` in SIZES, with the given fields replaced.
+  """The config `name` of SIZES, with the given fields replaced.
 
-  Each field is replaced on its own: `query_scale` does not follow `head_dim`.
+  No field follows another: a new `head_dim` leaves `query_scale` as it is.
 
   Raises:
     UserError: the name or a field is unknown, or the result is not a valid config.

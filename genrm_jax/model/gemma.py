@@ -1,22 +1,22 @@
-"""Gemma 1, 2 and 3 as pure functions: parameters are declared once, `forward` is one scan over the layers.
+"""Gemma 1, 2 and 3 as pure functions: parameters are declared once, and `forward` is one scan over the layers.
 
-Einsum legend: B batch, T query index, S key index, L layers, N query heads, K kv heads, H head dim, D model width,
-F ffw width, V vocabulary. In array names, A is the kinds of layers that the model has: local, global or both.
+Axis letters: B batch, T query, S key, L layers, N query heads, K kv heads, H head dim, D model width, F ffw width,
+V vocabulary, W selected tokens, A kinds of layers in the model (local, global or both).
 
 With h = rms_norm(x), a layer is
 
     x = x + post(attention(h) attn_out)        q = query_scale * rope(norm(h q)),  k = rope(norm(h k)),  v = h v
     x = x + post(gelu(h gate) * (h up) down)   post: a norm, or nothing (post_norms); norm: over H, or nothing (qk_norm)
 
-and logits = soft_cap(rms_norm(x) E^T), with E the embedding that the tokens came from.
+and logits = soft_cap(rms_norm(x) E^T), where E is the input embedding.
 """
 
 import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from genrm_jax.model.config import LAYER_KINDS, ModelConfig
 from genrm_jax.pytrees import KVCache
 from genrm_jax.runtime.sharding import FREE, constrain
 
+if TYPE_CHECKING:
+  from genrm_jax.model.lora import LoraConfig
+
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "layer"]
 Initializer = Callable[..., jax.Array]
@@ -34,15 +37,16 @@ Initializer = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-  """One parameter: its shape, the logical axis of every dimension, and its initialiser (key, shape, dtype) -> array."""
+  """The declaration of one parameter."""
 
   shape: tuple[int, ...]
-  axes: tuple[str, ...]
-  init: Initializer
+  axes: tuple[str, ...]  # the logical axis of each dimension
+  init: Initializer  # (key, shape, dtype) -> array
+  is_norm: bool = False  # the scale of an RMSNorm
 
 
 def param_specs(config: ModelConfig) -> dict[str, Any]:
-  """Every parameter as a tree of ParamSpec; those of the layers are stacked along a leading L axis."""
+  """All parameters as a tree of ParamSpec; those of the layers are stacked along a leading axis L."""
   c = config
   sizes = {
     "layers": c.num_layers,
@@ -54,14 +58,14 @@ def param_specs(config: ModelConfig) -> dict[str, Any]:
     "ffw": c.ffw_dim,
   }
 
-  def spec(*axes: str, init: Initializer) -> ParamSpec:
-    return ParamSpec(tuple(sizes[axis] for axis in axes), axes, init)
+  def spec(*axes: str, init: Initializer, is_norm: bool = False) -> ParamSpec:
+    return ParamSpec(tuple(sizes[axis] for axis in axes), axes, init, is_norm)
 
   def dense(*axes: str, fan_in: int) -> ParamSpec:
     return spec("layers", *axes, init=jax.nn.initializers.normal(fan_in**-0.5))
 
   def norm(*axes: str) -> ParamSpec:
-    return spec(*axes, init=jax.nn.initializers.zeros)
+    return spec(*axes, init=jax.nn.initializers.zeros, is_norm=True)
 
   per_layer = {
     "pre_attention_norm": norm("layers", "embed"),
@@ -78,8 +82,7 @@ def param_specs(config: ModelConfig) -> dict[str, Any]:
     per_layer |= {"q_norm": norm("layers", "head_dim"), "k_norm": norm("layers", "head_dim")}
   if c.post_norms:
     per_layer |= {"post_attention_norm": norm("layers", "embed"), "post_ffw_norm": norm("layers", "embed")}
-  # Rows of length about 1: times sqrt(D) they enter the residual stream, and as the output layer they give logits, at
-  # unit scale.
+  # Rows of norm about 1: multiplied by sqrt(D) as inputs, and as the output layer, they give values at unit scale.
   embedding = spec("vocab", "embed", init=jax.nn.initializers.normal(c.embed_dim**-0.5))
   return {"embedder": {"input_embedding": embedding}, "layers": per_layer, "final_norm": norm("embed")}
 
@@ -90,7 +93,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def init_specs(specs: Any, key: jax.Array, dtype: str) -> Any:
-  """Arrays for a tree of ParamSpec. A parameter's numbers depend on the key and its own name only."""
+  """Arrays for a tree of ParamSpec. Each parameter is a function of the key and its own name only."""
 
   def make(path: tuple[Any, ...], spec: ParamSpec) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -100,11 +103,21 @@ def init_specs(specs: Any, key: jax.Array, dtype: str) -> Any:
 
 
 def num_params(config: ModelConfig) -> tuple[int, int]:
-  """(parameters of the embedding, all the others), counted from the shapes."""
+  """(number of embedding parameters, number of all others), from the shapes."""
   specs = param_specs(config)
   total = sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
   embedding = math.prod(specs["embedder"]["input_embedding"].shape)
   return embedding, total - embedding
+
+
+def norm_mask(config: ModelConfig, adapters: "LoraConfig | None" = None) -> dict[str, Any]:
+  """A tree of bool with the structure of the parameters (and adapters): whether each is the scale of a norm."""
+  specs = param_specs(config)
+  if adapters is not None:
+    from genrm_jax.model import lora  # which imports this module
+
+    specs |= lora.param_specs(config, adapters)
+  return jax.tree.map(lambda spec: spec.is_norm, specs)
 
 
 def forward(
@@ -119,26 +132,28 @@ def forward(
 ) -> tuple[jax.Array, KVCache | None]:
   """Hidden states after the final norm.
 
-  Without a cache, rows are packed: a token sees the tokens of its own segment up to itself. With a cache, a row is one
-  sequence: its new tokens are appended at `cache.length[b]` and see all that the row holds. Prefill and decode are the
-  same call, with T the width of the prompts or 1:
+  Without a cache, rows are packed: a token attends to the tokens of its segment up to itself. With a cache, each row is
+  one sequence: new tokens are appended at `cache.length[b]` and attend to the whole row up to themselves. Prefill and
+  decode are the same call, with T the width of the prompts or 1:
 
       cache.length 0 3      segments 1 1 1 1      slots written 0 1 2 3      length after 4 5
                                      1 1 0 0                    3 4 - -
 
   Args:
-    params: as `param_specs` declares them, in any float dtype; cast to `config.dtype` where they are used. With
-      low-rank adapters among them (model/lora.py), these act beside the matrices that they belong to.
+    params: as `param_specs` declares them, in any float dtype; cast to `config.dtype` where they are used. They may
+      include low-rank adapters (model/lora.py).
     config: the model.
     tokens_BT: i32[B, T].
-    positions_BT: i32[B, T], for RoPE and windows; they may have gaps, and never decide the order.
-    segments_BT: i32[B, T], 0 is padding. With a cache only 0 or not 0 matters, and padding follows the real tokens.
-    cache: what the rows hold so far. It must have room: tokens beyond its end are lost, and `length > S` shows it.
-    remat: what the backward pass computes again. "none": nothing, all that it reads is kept. "dots": all but the matrix
-      products with weights, which are kept. "layer": everything within a layer; only the residual stream is kept.
+    positions_BT: i32[B, T], for RoPE and windows. They may have gaps; causality does not depend on them.
+    segments_BT: i32[B, T], 0 is padding. With a cache, padding follows the real tokens, and only zero or non-zero
+      matters.
+    cache: the rows so far. The caller makes sure that it has room: tokens beyond its end are dropped, which shows in
+      `length > S`.
+    remat: what the backward pass recomputes. "none": nothing. "dots": everything but matrix products with weights.
+      "layer": everything within a layer; only the residual stream is saved.
 
   Returns:
-    x_BTD in `config.dtype` (finite but meaningless at padding), and the cache with the new tokens, or None.
+    x_BTD in `config.dtype` (finite but meaningless at padding), and the updated cache or None.
   """
   kinds = tuple(kind for kind in LAYER_KINDS if kind in config.layer_kinds)
   windows = tuple(config.window if kind == "local" else None for kind in kinds)
@@ -150,7 +165,7 @@ def forward(
     key_positions_BS = kv_cache.write_positions(cache.positions, positions_BT, slots_BT)
     masks = [layers.cached_mask(slots_BT, positions_BT, key_positions_BS, window) for window in windows]
   angles = [_angles(config, kind, positions_BT) for kind in kinds]
-  # One mask and one set of angles for each kind of layer, made once; a layer picks its own by number.
+  # One mask and one set of angles per kind of layer; each layer indexes them by its kind.
   masks_ABTS, cos_ABTH, sin_ABTH = jnp.stack(masks), jnp.cos(jnp.stack(angles)), jnp.sin(jnp.stack(angles))
 
   def body(carry: Any, scanned: Any) -> tuple[Any, None]:
@@ -160,27 +175,25 @@ def forward(
     h_BTD = layers.rms_norm(x_BTD, weights["pre_attention_norm"])
     q_BTNH, k_BSKH, v_BSKH = _qkv(weights, config, h_BTD, rope)
     if slots_BT is not None:
-      # The cache rides in the carry and not in the scanned inputs and outputs, which would copy it at every step.
+      # The cache is part of the carry: as scanned inputs and outputs it would be copied at every step.
       k_buffer = kv_cache.write(k_buffer, k_BSKH, index, slots_BT)
       v_buffer = kv_cache.write(v_buffer, v_BSKH, index, slots_BT)
       k_BSKH, v_BSKH = k_buffer[index], v_buffer[index]
       attended_BTNH = layers.attention(q_BTNH, k_BSKH, v_BSKH, masks_ABTS[kind], config.attn_softcap)
     else:
-      attended_BTNH = attention.packed(
-        q_BTNH, k_BSKH, v_BSKH, masks_ABTS, kind, segments_BT, windows, config.attn_softcap
-      )
+      attended_BTNH = attention.packed(q_BTNH, k_BSKH, v_BSKH, masks_ABTS, kind, segments_BT, windows, config)
     out_BTD = layers.project(attended_BTNH, weights["attn_out"], num_axes=2)
-    x_BTD = _add(x_BTD, out_BTD, weights.get("post_attention_norm"))
+    x_BTD = _add(config, x_BTD, out_BTD, weights.get("post_attention_norm"))
     h_BTD = layers.rms_norm(x_BTD, weights["pre_ffw_norm"])
     hidden_BTF = layers.gate_mlp(h_BTD, weights["gate"], weights["up"])
-    hidden_BTF = constrain(hidden_BTF, "batch", None, FREE)
+    hidden_BTF = constrain(hidden_BTF, ("activation_batch", None, "activation_ffw"), config.rules)
     out_BTD = layers.project(hidden_BTF, weights["down"])
-    x_BTD = _add(x_BTD, out_BTD, weights.get("post_ffw_norm"))
+    x_BTD = _add(config, x_BTD, out_BTD, weights.get("post_ffw_norm"))
     return (x_BTD, k_buffer, v_buffer), None
 
   if remat != "none":
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    # A scan keeps forward and backward apart, so the guard against common subexpressions would only cost time.
+    # The scan already separates forward from backward, so preventing CSE would only cost time.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   kind_L = jnp.array([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
   scanned = (_adapted(params), jnp.arange(config.num_layers, dtype=jnp.int32), kind_L)
@@ -194,31 +207,47 @@ def forward(
 
 
 def as_used(params: Params, config: ModelConfig) -> Params:
-  """The parameters in the dtype in which `forward` and `unembed` use them, for less memory and the same numbers.
+  """Casts parameters to the dtype in which `forward` and `unembed` use them: less memory, the same numbers.
 
-  The given buffers are given over. Norms are used in float32 and stay what they are.
+  Donates `params`. Norms and adapters are used in float32 and keep their dtype.
   """
+  mask = norm_mask(config)
 
-  def cast(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
-    return weight if "norm" in jax.tree_util.keystr(path) else _cast(weight, config)
+  def cast(params: Params) -> Params:
+    used = {
+      name: jax.tree.map(lambda weight, keep: weight if keep else _cast(weight, config), params[name], mask[name])
+      for name in mask
+    }
+    return params | used
 
-  return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(cast, tree), donate_argnums=0)(params)
+  return jax.jit(cast, donate_argnums=0)(params)
 
 
-def unembed(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
-  """Logits f32[..., V] of hidden states [..., D] as `forward` returns them, soft-capped where the model does so."""
-  table_VD = _cast(params["embedder"]["input_embedding"], config)
-  logits = layers.einsum_to_float32("...D,VD->...V", x.astype(config.dtype), table_VD)
+def unembed(
+  params: Params, config: ModelConfig, x: jax.Array, ids: jax.Array | Sequence[int] | None = None
+) -> jax.Array:
+  """Logits of the vocabulary, f32[..., V], or of the tokens `ids` only, f32[..., W]; soft-capped if the model is.
+
+  Args:
+    params: as for `forward`.
+    config: the model.
+    x: hidden states [..., D] from `forward`.
+    ids: W token ids. The other logits are not computed.
+  """
+  table_VD = params["embedder"]["input_embedding"]
+  if ids is not None:
+    table_VD = table_VD[jnp.asarray(ids, jnp.int32)]
+  logits = layers.einsum_to_float32("...D,VD->...V", x.astype(config.dtype), _cast(table_VD, config))
   return layers.soft_cap(logits, config.final_softcap)
 
 
 def _embed(params: Params, config: ModelConfig, tokens_BT: jax.Array) -> jax.Array:
-  # Rows are looked up in a table that is whole along D: a lookup in columns would leave the tokens of all batch shards
-  # on every shard, and the compiler no good way back to rows.
-  table_VD = constrain(params["embedder"]["input_embedding"], FREE, None)
+  # The table is gathered along D first: a lookup in column shards would leave every device with the tokens of all batch
+  # shards, from where the compiler finds no cheap way back to rows.
+  table_VD = constrain(params["embedder"]["input_embedding"], (FREE, None), config.rules)
   x_BTD = _cast(table_VD[tokens_BT], config)
   # The released weights were trained with this factor rounded to the activations' dtype.
-  return constrain(x_BTD * jnp.sqrt(config.embed_dim).astype(config.dtype), "batch", None, None)
+  return _residual(config, x_BTD * jnp.sqrt(config.embed_dim).astype(config.dtype))
 
 
 def _qkv(
@@ -229,7 +258,8 @@ def _qkv(
   v_BTKH = layers.project(h_BTD, weights["v"])
   if config.qk_norm:
     q_BTNH, k_BTKH = layers.rms_norm(q_BTNH, weights["q_norm"]), layers.rms_norm(k_BTKH, weights["k_norm"])
-  q_BTNH = constrain((rope(q_BTNH) * config.query_scale).astype(h_BTD.dtype), "batch", None, FREE, None)
+  q_BTNH = (rope(q_BTNH) * config.query_scale).astype(h_BTD.dtype)
+  q_BTNH = constrain(q_BTNH, ("activation_batch", None, "activation_heads", None), config.rules)
   return q_BTNH, rope(k_BTKH).astype(h_BTD.dtype), v_BTKH
 
 
@@ -239,16 +269,20 @@ def _angles(config: ModelConfig, kind: str, positions_BT: jax.Array) -> jax.Arra
   return layers.rope_angles(positions_BT, config.head_dim, config.rope_base_global, config.rope_scale_global)
 
 
-def _add(x_BTD: jax.Array, out_BTD: jax.Array, post_norm_D: jax.Array | None) -> jax.Array:
+def _add(config: ModelConfig, x_BTD: jax.Array, out_BTD: jax.Array, post_norm_D: jax.Array | None) -> jax.Array:
   out_BTD = out_BTD if post_norm_D is None else layers.rms_norm(out_BTD, post_norm_D)
-  return constrain(x_BTD + out_BTD, "batch", None, None)
+  return _residual(config, x_BTD + out_BTD)
+
+
+def _residual(config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
+  return constrain(x_BTD, ("activation_batch", None, "activation_embed"), config.rules)
 
 
 def _adapted(params: Params) -> Params:
-  """The layers' parameters, each matrix that has an adapter together with it."""
+  """The layers' parameters, with each adapted matrix as an `Adapted`."""
   weights = params["layers"]
   adapted = {
-    # The scale goes into A before A is rounded to the activations' dtype.
+    # A is scaled before it is rounded to the activations' dtype.
     name: layers.Adapted(weights[name], params["lora_scale"] * adapter["a"], adapter["b"])
     for name, adapter in params.get("lora", {}).items()
   }

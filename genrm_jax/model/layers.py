@@ -1,8 +1,7 @@
 """The parts of a Gemma layer, as pure functions of arrays.
 
-Einsum legend: B batch, T query index, S key index, N query heads, K kv heads, G = N/K query heads that share a kv head,
-Q = T * G, H head dim, D model width, F ffw width, R rank of an adapter. Norms, softmax, RoPE and soft-caps are computed
-in float32 and cast back.
+Axis letters: B batch, T query, S key, N query heads, K kv heads, G = N/K query heads per kv head, Q = T * G, H head
+dim, D model width, F ffw width, R rank of an adapter. Norms, softmax, RoPE and soft-caps are computed in float32.
 """
 
 import functools
@@ -12,20 +11,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row in which every key is masked (a padding query) gives a finite mean instead of NaN.
+# Finite, so that a query whose keys are all masked (padding) gets a finite mean instead of NaN.
 _MASKED = -1e30
 _NORM_EPSILON = 1e-6
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-  """x / rms(x) * (1 + scale) over the last axis; `scale` has that axis' size and is 0 at initialisation."""
+  """x / rms(x) * (1 + scale) over the last axis; `scale` is 0 at initialisation."""
   x32 = x.astype(jnp.float32)
   normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + _NORM_EPSILON)
   return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 def soft_cap(logits: jax.Array, cap: float | None) -> jax.Array:
-  """Squashes to (-cap, cap), nearly linear around 0; None leaves the logits as they are."""
+  """cap * tanh(logits / cap): within (-cap, cap), nearly linear around 0. None returns the logits unchanged."""
   return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
@@ -36,17 +35,17 @@ def rope_angles(positions_BT: jax.Array, head_dim: int, base: float, scale: floa
 
 
 def apply_rope(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
-  """Turns the pairs (x[i], x[i + H/2]) by their angles; cos and sin are f32[B, T, H/2], the result is float32."""
+  """Rotates the pairs (x[i], x[i + H/2]) by their angles; cos and sin are f32[B, T, H/2], the result is float32."""
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos_BTH[:, :, None, :], sin_BTH[:, :, None, :]
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def packed_mask(positions_BT: jax.Array, segments_BT: jax.Array, window: int | None) -> jax.Array:
-  """Which key a query may see in a packed row, bool[B, T, S] with S = T.
+  """Which keys a query may attend to in a packed row, bool[B, T, S] with S = T.
 
-  Order is by index: training may leave gaps in positions, and padding repeats position 0. The window is a distance in
-  positions, so a gap counts in full.
+  Causality goes by index, since positions may have gaps and padding repeats position 0. The window is a distance in
+  positions, so gaps count.
 
       segments 1 1 1 2 2 0      window None        window 2
                                 1 . . . . .        1 . . . . .
@@ -70,13 +69,13 @@ def packed_mask(positions_BT: jax.Array, segments_BT: jax.Array, window: int | N
 def cached_mask(
   slots_BT: jax.Array, positions_BT: jax.Array, key_positions_BS: jax.Array, window: int | None
 ) -> jax.Array:
-  """Which cache slot a query may see, bool[B, T, S]: those up to its own slot, and within the window.
+  """Which cache slots a query may attend to, bool[B, T, S]: those up to its own, within the window.
 
-  A row's real tokens fill the slots from 0 without holes, so what lies before a real token's own slot is real too. A
-  padding query has a slot >= S and sees whatever is there; nothing reads its result.
+  A row's tokens fill its slots from 0 without holes, so every slot before a token's own holds a token. A padding query
+  has a slot >= S and sees every slot; its result is never used.
 
   Args:
-    slots_BT: i32[B, T], where the query's own key was written.
+    slots_BT: i32[B, T], the slot that holds the query's own key.
     positions_BT: i32[B, T] of the queries.
     key_positions_BS: i32[B, S] of the cached keys.
     window: None for a global layer.
@@ -90,13 +89,13 @@ def attention(
 ) -> jax.Array:
   """Attention of N query heads over K shared key/value heads, [B, T, N, H].
 
-  Head n reads kv head n // G. Queries come scaled and turned, keys turned. A query that sees no key gets a finite
-  result without meaning.
+  Head n reads kv head n // G. q is pre-scaled; RoPE has been applied to q and k. The result of a query without keys is
+  finite and has no meaning.
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  # One plain batched product for each row and kv head, [T * G, H] by [H, S]. XLA on CPU does that 2 to 8 times faster
-  # than the einsum over five axes; for other backends it is the same work.
+  # One batched product per row and kv head, [T * G, H] by [H, S]: 2 to 8 times faster on CPU than the einsum over five
+  # axes, and the same work on other backends.
   q_BKQH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
   k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
   logits_BKQS = einsum_to_float32("BKQH,BKSH->BKQS", q_BKQH, k_BKSH)
@@ -109,10 +108,10 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_to_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """The einsum of two arrays of one dtype, its sums not rounded to that dtype; gradients are.
+  """The einsum of two arrays of one dtype, accumulated and returned in float32; gradients have the operands' dtype.
 
-  The gradient that JAX would make multiplies the float32 gradient of the result by a and by b. For GPUs it copies these
-  to float32 first (the embedding: 2 GB for Gemma 2B), and float32 products are slower than those of bfloat16.
+  JAX's own gradient would multiply the float32 cotangent by a and by b. On GPUs that copies both to float32 (2 GB for
+  the embedding of Gemma 2B), and float32 products are slower than bfloat16 ones.
   """
   return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
@@ -133,7 +132,7 @@ einsum_to_float32.defvjp(_einsum_forward, _einsum_backward)
 
 
 class Adapted(NamedTuple):
-  """The matrix W + A B, kept as its parts: A B is never built, x A has only R columns."""
+  """The matrix W + A B, kept as its factors: A B is never formed, and x A has only R columns."""
 
   weight: jax.Array  # [in ..., out ...]
   a: jax.Array  # [in ..., R]
@@ -141,7 +140,7 @@ class Adapted(NamedTuple):
 
 
 def project(x: jax.Array, weight: jax.Array | Adapted, num_axes: int = 1) -> jax.Array:
-  """Contracts the last `num_axes` axes of x with the first of the weight: [B, T, D], [D, N, H] give [B, T, N, H].
+  """Contracts the last `num_axes` axes of x with the first of the weight: [B, T, D], [D, N, H] -> [B, T, N, H].
 
   The weight is cast to the dtype of x.
   """
@@ -150,12 +149,12 @@ def project(x: jax.Array, weight: jax.Array | Adapted, num_axes: int = 1) -> jax
   return _project(x, weight, num_axes)
 
 
-# What the backward pass needs is the weight as it is stored. Without the checkpoint a scan over layers would keep a
-# second copy of all weights for it, cast and reshaped; no product is computed twice.
+# The checkpoint makes the backward pass start from the weight as stored. Without it, a scan over layers would save a
+# second copy of all weights, cast and reshaped. No product is computed twice.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def _project(x: jax.Array, weight: jax.Array, num_axes: int) -> jax.Array:
-  # One plain matrix product over B * T rows: as an einsum, XLA on CPU would contract two axes for the gradient of the
-  # weight, which takes twice the time.
+  # One matrix product over B * T rows: with an einsum, XLA on CPU contracts two axes for the gradient of the weight,
+  # which takes twice as long.
   weight = weight.astype(x.dtype)
   leading, inner, outer = x.shape[: x.ndim - num_axes], weight.shape[:num_axes], weight.shape[num_axes:]
   size = math.prod(inner)
@@ -163,7 +162,7 @@ def _project(x: jax.Array, weight: jax.Array, num_axes: int) -> jax.Array:
 
 
 def gate_mlp(x_BTD: jax.Array, gate_DF: jax.Array | Adapted, up_DF: jax.Array | Adapted) -> jax.Array:
-  """The hidden layer of Gemma's MLP, [B, T, F]: gelu(x gate) * (x up), gelu in its tanh approximation."""
+  """The hidden layer of Gemma's MLP, [B, T, F]: gelu(x gate) * (x up), with the tanh approximation of gelu."""
   return jax.nn.gelu(project(x_BTD, gate_DF), approximate=True) * project(x_BTD, up_DF)
 
 

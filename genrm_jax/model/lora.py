@@ -1,16 +1,16 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): a few trained numbers beside frozen matrices.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): small trained matrices beside the frozen ones.
 
 With an adapter, a layer's matrix W acts as W + alpha / R * A B, where A is [in, R] and B is [R, out]. B starts at zero,
-so training starts from the model as it is. Beside the model's own parameters two entries appear:
+so training starts from the unchanged model. Adapters are two more entries among the model's parameters:
 
     lora        {name: {"a": [L, in ..., R], "b": [L, R, out ...]}}    trained
-    lora_scale  alpha / R                                              frozen, with all the rest
+    lora_scale  alpha / R                                              frozen, like all other parameters
 
-`gemma.forward` uses them where they are present. All are float32 whatever the model is in: a bfloat16 number has 8
-bits, and an update that is smaller than the last of them is lost.
+`gemma.forward` applies them where they are present. They are float32 whatever the dtype of the model: with the 8
+significant bits of bfloat16, small updates would be lost.
 
-google/qwix, which adds adapters from outside, works on Flax modules: it refuses a function, and of a module around
-`gemma.forward` it adapts the embedding only, since it does not know the matrices again inside the scan (0.1.8).
+google/qwix (0.1.8) is not used: it takes Flax modules, not functions, and around `gemma.forward` it adapts the
+embedding only, since it does not recognise the matrices inside the scan.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ from genrm_jax.model.config import ModelConfig
 from genrm_jax.model.gemma import Params, ParamSpec
 from genrm_jax.runtime.errors import UserError
 
-# The matrices of a layer, and how many axes (after L) of each are its input.
+# The matrices of a layer, and how many of each one's axes (after L) are inputs.
 TARGETS = {"q": 1, "k": 1, "v": 1, "attn_out": 2, "gate": 1, "up": 1, "down": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Which matrices get an adapter, and of which size.
+  """Which matrices get an adapter, and its size.
 
   Attributes:
     rank: R.
-    alpha: adapters are scaled by alpha / R, so that R can change without a new learning rate.
-    targets: names of matrices (keys of TARGETS).
+    alpha: adapters are scaled by alpha / R, so that a new R needs no new learning rate.
+    targets: names of matrices, from TARGETS.
 
   Raises:
     UserError: a field is out of range.
@@ -48,16 +48,16 @@ class LoraConfig:
 
   def __post_init__(self) -> None:
     if not isinstance(self.rank, int) or self.rank < 1:
-      raise UserError(f"lora.rank must be a whole number, 1 or more, not {self.rank!r}")
+      raise UserError(f"lora.rank must be a whole number of at least 1, not {self.rank!r}")
     if not 0 < self.alpha < math.inf:
       raise UserError(f"lora.alpha must be positive and finite, not {self.alpha!r}")
     unknown = [name for name in self.targets if name not in TARGETS]
     if not isinstance(self.targets, tuple) or not self.targets or unknown:
-      raise UserError(f"lora.targets must be a tuple, not empty, of {', '.join(TARGETS)}; not {self.targets!r}")
+      raise UserError(f"lora.targets must be a non-empty tuple of {', '.join(TARGETS)}; not {self.targets!r}")
 
 
 def param_specs(model: ModelConfig, config: LoraConfig) -> dict[str, Any]:
-  """What the adapters add to `gemma.param_specs(model)`."""
+  """The entries that adapters add to `gemma.param_specs(model)`."""
   matrices = gemma.param_specs(model)["layers"]
 
   def pair(name: str) -> dict[str, ParamSpec]:
@@ -79,14 +79,14 @@ def param_specs(model: ModelConfig, config: LoraConfig) -> dict[str, Any]:
 
 
 def init(model: ModelConfig, config: LoraConfig, key: jax.Array) -> Params:
-  """Adapters that change nothing yet, to be put beside the model's parameters: `{**params, **lora.init(...)}`."""
+  """New adapters, which do not change the model yet; use them as `{**params, **lora.init(...)}`."""
   return gemma.init_specs(param_specs(model, config), key, "float32")
 
 
 def split(params: Params) -> tuple[Params, Params]:
-  """(what is trained, what is frozen): the adapters and all the rest, or everything and nothing where there are none.
+  """(trained, frozen): the adapters and all other parameters; without adapters, all parameters and nothing.
 
-  The entries may be arrays, or their shapes, declarations or shardings.
+  Leaves may also be shapes, ParamSpecs or shardings.
   """
   if "lora" not in params:
     return params, {}
@@ -94,7 +94,7 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def merge(params: Params) -> Params:
-  """The same model without adapters: W + alpha / R * A B, computed in float32, in the dtype of W."""
+  """Merges adapters into their matrices: W + alpha / R * A B, computed in float32 and returned in the dtype of W."""
 
   def merged(weight: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     num_layers, rank = b.shape[:2]
@@ -104,5 +104,5 @@ def merge(params: Params) -> Params:
 
   matrices = params["layers"]
   changed = {name: merged(matrices[name], ab["a"], ab["b"]) for name, ab in params["lora"].items()}
-  own = {name: entry for name, entry in params.items() if name not in ("lora", "lora_scale")}
-  return own | {"layers": matrices | changed}
+  base = {name: entry for name, entry in params.items() if name not in ("lora", "lora_scale")}
+  return base | {"layers": matrices | changed}

@@ -49,7 +49,7 @@ class Run:
     return Prompter(self.tokenizer, get_format(self.config.prompt_format))
 
   @functools.cached_property
-  def pretrained(self) -> tensor_map.Opened | None:
+  def pretrained(self) -> tensor_map.CheckpointReader | None:
     """The Gemma checkpoint that the config names, opened and not read; None for a model from scratch."""
     path = self.config.model.checkpoint
     return weights.open_checkpoint(path) if path else None

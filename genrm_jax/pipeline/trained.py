@@ -141,7 +141,7 @@ def load(
       f"{opened.step} is the {manifest['run']} of a run and no verifier; open its parameters with genrm_jax.load_params"
     )
   if dtype is not None:
-    config = ModelConfig.from_dict(config.to_dict() | {"dtype": dtype, "param_dtype": dtype})
+    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     params = jax.jit(lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree), donate_argnums=0)(params)
   scoring = manifest["scoring"]
   return TrainedVerifier(
@@ -201,7 +201,7 @@ def open_run(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, Any
 def param_shardings(config: ModelConfig, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
   """Where every parameter of a model lies, and of its adapters, if it has any."""
   specs = gemma.param_specs(config) | (lora.param_specs(config, adapters) if adapters else {})
-  return sharding.param_shardings(specs, mesh, sharding.rules_for(config.num_kv_heads))
+  return sharding.param_shardings(specs, mesh, config.rules)
 
 
 def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:

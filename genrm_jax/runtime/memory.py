@@ -1,4 +1,4 @@
-"""How much memory there is, asked before it is taken, and how the host's is kept."""
+"""Checks that arrays fit into memory before they are allocated, and tunes the host's allocator."""
 
 import contextlib
 import ctypes
@@ -16,13 +16,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def check_fits(what: str, arrays: Any) -> None:
-  """UserError if the shards of `arrays` do not fit into the free memory of this process's devices.
+  """Raises UserError if the shards of `arrays` do not fit into the free memory of this process's devices.
 
-  Devices of a CPU share the host's memory. Where a backend or an operating system does not tell, nothing is checked.
+  CPU devices share the host's memory. Nothing is checked where a backend or an operating system does not report it.
 
   Args:
-    what: of which the arrays are, for the message.
-    arrays: a tree of jax.ShapeDtypeStruct; without a sharding an array is the host's (NumPy).
+    what: what the arrays are, for the message.
+    arrays: a tree of jax.ShapeDtypeStruct; one without a sharding is a NumPy array on the host.
   """
   needed: dict[Any, int] = {}
   on_host = 0
@@ -43,7 +43,7 @@ def check_fits(what: str, arrays: Any) -> None:
 
 
 def available_host_bytes() -> int | None:
-  """Memory that this machine can still give without swapping; None where it does not tell (no /proc)."""
+  """Bytes that can be allocated on this machine without swapping; None where that is unknown (no /proc)."""
   if not _MEMINFO.exists():
     return None
   fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
@@ -51,18 +51,18 @@ def available_host_bytes() -> int | None:
 
 
 def keep_freed_memory() -> None:
-  """Lets a CPU backend keep what it frees for its next allocation, instead of giving it back to the system.
+  """Makes the C library keep freed memory for the next allocation, instead of returning it to the system.
 
-  XLA on CPU allocates its temporary buffers anew in each call. Fetched from the system page by page, they took a third
-  of the time of a small model's training step. To be called before JAX has started its threads; does nothing where the
-  C library is not glibc, or on an accelerator.
+  XLA on CPU allocates its temporary buffers anew in each call. Getting them from the system page by page took a third
+  of the training step of a small model. Call it before JAX starts its threads. It has no effect without glibc, or on an
+  accelerator.
   """
   with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, another C library
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_ARENA_MAX, 1)  # a thread's own arena consists of small heaps, which have no room for the buffers
+    mallopt(_M_ARENA_MAX, 1)  # the arenas of threads consist of heaps that are too small for the buffers
     if jax.default_backend() == "cpu":
       mallopt(_M_MMAP_MAX, 0)
-      mallopt(_M_TRIM_THRESHOLD, -1)  # never; a number would be at most 2 GiB, and a step may free more
+      mallopt(_M_TRIM_THRESHOLD, -1)  # never trim; a threshold is at most 2 GiB, and a step may free more
 
 
 def _compare(what: str, where: str, needed: int, available: int | None) -> None:

@@ -1,10 +1,12 @@
-"""The device mesh, the rules that lay logical axes on it, and the way of host arrays onto the devices.
+"""The device mesh, the rules that map logical axes to mesh axes, and moving host arrays onto the mesh.
 
-A parameter names its dimensions by logical axes ("embed", "heads", ...); a rule says which mesh axis, if any, splits
-each. A rule that cannot be kept is an error with the numbers in it, never a silent replication.
+Parameters, activations and the KV cache name their dimensions by logical axes ("embed", "activation_heads", ...). A
+rule says which mesh axes, if any, shard each of them. A rule that cannot be kept is an error with the numbers in it,
+never silent replication.
 """
 
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,27 +17,41 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from genrm_jax.runtime.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
-FREE = PartitionSpec.UNCONSTRAINED  # In `constrain`: the compiler may choose.
+FREE = PartitionSpec.UNCONSTRAINED  # in `constrain`: the compiler chooses
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
+MeshAxes = str | tuple[str, ...] | None
+Rules = Mapping[str, MeshAxes]
 
-DEFAULT_RULES: Rules = {
-  "batch": ("data", "fsdp"),
-  "layers": None,
-  "vocab": "tensor",
-  "embed": "fsdp",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "head_dim": None,
-  "ffw": "tensor",
-  "rank": None,
-}
-# Multi-query attention has one kv head, which every tensor shard needs whole: it is replicated over `tensor`.
-MULTI_QUERY_RULES: Rules = {**DEFAULT_RULES, "kv_heads": None}
+DEFAULT_RULES: Rules = types.MappingProxyType(
+  {
+    # Parameters.
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffw": "tensor",
+    "rank": None,
+    # Rows of tokens, and activations.
+    "activation_batch": ("data", "fsdp"),
+    "activation_embed": None,
+    "activation_heads": "tensor",
+    "activation_kv_heads": "tensor",
+    "activation_ffw": "tensor",
+    # The KV cache.
+    "cache_batch": ("data", "fsdp"),
+    "cache_kv_heads": "tensor",
+  }
+)
+# Multi-query attention has a single kv head, which every shard of the query heads needs: it is replicated.
+MULTI_QUERY_RULES: Rules = types.MappingProxyType(
+  {**DEFAULT_RULES, "kv_heads": None, "activation_kv_heads": None, "cache_kv_heads": None}
+)
 
 
 class HasAxes(Protocol):
-  """What `param_shardings` reads of a parameter's declaration."""
+  """The part of a parameter's declaration that `param_shardings` reads."""
 
   @property
   def shape(self) -> tuple[int, ...]: ...
@@ -43,19 +59,35 @@ class HasAxes(Protocol):
   def axes(self) -> tuple[str, ...]: ...
 
 
-def rules_for(num_kv_heads: int) -> Rules:
-  """MULTI_QUERY_RULES for one kv head, else DEFAULT_RULES."""
-  return MULTI_QUERY_RULES if num_kv_heads == 1 else DEFAULT_RULES
+def check_rules(where: str, rules: Rules) -> None:
+  """Checks that every rule is about a known logical axis and names known mesh axes.
+
+  Raises:
+    UserError: one that is not, with the known names; `where` says where the rules come from.
+  """
+  for axis, target in rules.items():
+    if axis not in DEFAULT_RULES:
+      raise UserError(f"{where}: unknown logical axis {axis!r}; use one of {', '.join(DEFAULT_RULES)}.")
+    names = target if isinstance(target, tuple) else () if target is None else (target,)
+    unknown = [name for name in names if name not in MESH_AXES]
+    if unknown:
+      raise UserError(
+        f"{where}: the rule for {axis!r} names {unknown[0]!r}, which is no mesh axis; use {', '.join(MESH_AXES)}, a "
+        "tuple of them, or None to replicate."
+      )
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with the axes data, fsdp, tensor, in which the compiler propagates shardings (Auto axes).
+  """A mesh with the axes data, fsdp and tensor, over which the compiler propagates shardings (Auto axes).
+
+  Under the default rules, `data` counts replicas of the parameters, `fsdp` shards both parameters and batch, and
+  `tensor` shards heads, ffw and vocabulary. At most one size may be -1: all devices that the others leave.
 
   Args:
-    data: copies of the parameters; -1 for one of the three means all devices that the other two leave.
-    fsdp: shards of the parameters over which the batch is split as well.
-    tensor: shards of heads, ffw and vocabulary.
-    devices: all devices of the process group if None.
+    data: size of the axis.
+    fsdp: size of the axis.
+    tensor: size of the axis.
+    devices: None means all devices of all processes.
 
   Raises:
     UserError: the product is not the number of devices, or a size is not allowed.
@@ -77,12 +109,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
   )
 
 
-def param_shardings(specs: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
-  """A NamedSharding for every leaf of `specs` (a tree of things with `shape` and `axes`, as `gemma.param_specs` gives).
+def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
+  """A NamedSharding for every leaf of `specs`, a tree of ParamSpec as `gemma.param_specs` returns it.
 
   Raises:
-    UserError: an axis has no rule, a mesh axis would split two dimensions of one parameter, or a dimension does not
-      divide by the shards it is given.
+    UserError: an axis has no rule, a mesh axis would shard two dimensions of one parameter, or a dimension is not
+      divisible by its number of shards.
   """
 
   def one(path: tuple[Any, ...], spec: HasAxes) -> NamedSharding:
@@ -92,14 +124,13 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
   return jax.tree_util.tree_map_with_path(one, specs)
 
 
-def constrain(x: jax.Array, *logical_axes: Any) -> jax.Array:
-  """Pins the sharding of an activation under the current mesh (`jax.set_mesh`), by DEFAULT_RULES.
-
-  Where no mesh is set it returns x unchanged: code for one device needs no mesh.
+def constrain(x: jax.Array, axes: Sequence[Any], rules: Rules) -> jax.Array:
+  """Pins the sharding of an activation under the current mesh (`jax.set_mesh`); without a mesh, returns x unchanged.
 
   Args:
     x: any array.
-    *logical_axes: for every dimension a logical axis, None (not split), or FREE (left to the compiler).
+    axes: per dimension a logical axis, None (not sharded), or FREE (left to the compiler).
+    rules: as `ModelConfig.rules`.
 
   Raises:
     UserError: as for `param_shardings`.
@@ -107,13 +138,17 @@ def constrain(x: jax.Array, *logical_axes: Any) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  partition = _partition(f"Activation {logical_axes}", x.shape, logical_axes, mesh.shape, DEFAULT_RULES)
-  return jax.lax.with_sharding_constraint(x, partition)
+  return jax.lax.with_sharding_constraint(x, _partition(f"Activation {axes}", x.shape, axes, mesh.shape, rules))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Splits the first axis over data and fsdp, and no other."""
-  return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES["batch"]))
+def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
+  """The sharding of rows of tokens: only the first axis is sharded."""
+  return NamedSharding(mesh, PartitionSpec(rules["activation_batch"]))
+
+
+def num_shards(sharding: NamedSharding) -> int:
+  """The number of parts into which it splits the first axis of an array."""
+  return math.prod(sharding.mesh.shape[mesh_axis] for mesh_axis in _first_axis(sharding))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -121,15 +156,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def read_to_global(take: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mesh) -> Any:
-  """Global arrays of the rows of `index`, split over the batch; each process reads those that its own devices hold.
+def read_to_global(take: Callable[[np.ndarray], Any], index: np.ndarray, sharding: NamedSharding) -> Any:
+  """Reads rows into global arrays; each process reads only the rows that its own devices hold.
 
   Args:
-    take: gives a tree of numpy arrays, first axis n, for an index of n rows.
-    index: of all rows of the batch, int[B], the same on all processes; B divides by the batch shards.
-    mesh: the devices.
+    take: returns a tree of NumPy arrays [n, ...] for the numbers of n rows.
+    index: int[B], the rows of the whole batch, the same on all processes; B is a multiple of `num_shards(sharding)`.
+    sharding: of the batch, as `batch_sharding` returns it.
   """
-  sharding, places = batch_sharding(mesh), np.arange(len(index))
+  places = np.arange(len(index))
   held: Mapping[jax.Device, Any] = sharding.addressable_devices_indices_map(index.shape)
   own = np.unique([places[at] for (at,) in held.values()])
 
@@ -142,22 +177,22 @@ def read_to_global(take: Callable[[np.ndarray], Any], index: np.ndarray, mesh: M
   return jax.tree.map(put, take(index[own]))
 
 
-def host_to_global(tree: Any, mesh: Mesh) -> Any:
-  """Turns rows (numpy, first axis B) into global arrays, split over the batch.
+def host_to_global(tree: Any, sharding: NamedSharding) -> Any:
+  """Turns NumPy arrays [B, ...] into global arrays with the batch's sharding.
 
-  In a run of many processes each gives the whole batch, and only what its own devices hold is taken from it.
+  Every process passes the whole batch; its devices take their rows from it.
 
   Raises:
-    UserError: the rows do not divide by the number of batch shards.
+    UserError: B is not divisible by the number of batch shards.
   """
-  sharding = batch_sharding(mesh)
-  shards = math.prod(mesh.shape[axis] for axis in DEFAULT_RULES["batch"] or ())
+  shards = num_shards(sharding)
 
   def put(path: tuple[Any, ...], rows: np.ndarray) -> jax.Array:
     if np.ndim(rows) == 0 or len(rows) % shards:
       name = jax.tree_util.keystr(path, simple=True, separator="/") or "array"
       raise UserError(
-        f"Batch {name}: shape {np.shape(rows)}, but its rows must divide by the {shards} batch shards (data x fsdp)."
+        f"Batch {name}: shape {np.shape(rows)}, but the number of rows must be a multiple of the {shards} batch shards"
+        f" ({' x '.join(_first_axis(sharding))})."
       )
     rows = np.asarray(rows)
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
@@ -165,10 +200,16 @@ def host_to_global(tree: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(put, tree)
 
 
+def _first_axis(sharding: NamedSharding) -> tuple[str, ...]:
+  """The mesh axes that shard the first axis of an array."""
+  target = sharding.spec[0] if len(sharding.spec) else None
+  return (target,) if isinstance(target, str) else tuple(target or ())
+
+
 def _partition(
   what: str, shape: Sequence[int], axes: Sequence[Any], mesh_shape: Mapping[str, int], rules: Rules
 ) -> PartitionSpec:
-  """The PartitionSpec that the rules give to an array; UserError where they cannot be kept."""
+  """The PartitionSpec of an array under the rules; UserError where they cannot be kept."""
   if len(shape) != len(axes):
     raise UserError(f"{what}: {len(axes)} logical axes {tuple(axes)} for shape {tuple(shape)}.")
   taken: dict[str, int] = {}
@@ -183,10 +224,10 @@ def _partition(
     mesh_axes = (target,) if isinstance(target, str) else target or ()
     for mesh_axis in mesh_axes:
       if mesh_axis not in mesh_shape:
-        raise UserError(f"{what}: {axis!r} goes to {mesh_axis!r}, but the mesh has {', '.join(mesh_shape)}.")
+        raise UserError(f"{what}: the rule for {axis!r} names {mesh_axis!r}; the mesh has {', '.join(mesh_shape)}.")
       if mesh_axis in taken:
         raise UserError(
-          f"{what}, shape {tuple(shape)}: the mesh axis {mesh_axis!r} would split dimension {taken[mesh_axis]}"
+          f"{what}, shape {tuple(shape)}: the mesh axis {mesh_axis!r} would shard dimension {taken[mesh_axis]}"
           f" ({axes[taken[mesh_axis]]!r}) and dimension {dim} ({axis!r}). Give one of them another rule."
         )
       taken[mesh_axis] = dim
@@ -194,8 +235,8 @@ def _partition(
     if size % shards:
       split = " x ".join(f"{mesh_axis}={mesh_shape[mesh_axis]}" for mesh_axis in mesh_axes)
       raise UserError(
-        f"{what}, shape {tuple(shape)}: dimension {dim} ({axis!r}) has size {size}, which does not divide by {split}."
-        " Use a mesh that divides it, or give the axis another rule."
+        f"{what}, shape {tuple(shape)}: dimension {dim} ({axis!r}) has size {size}, which is not divisible by {split}."
+        " Use another mesh, or give the axis another rule."
       )
     entries.append(target)
   return PartitionSpec(*entries)

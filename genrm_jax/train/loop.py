@@ -124,7 +124,9 @@ def train(
       advance(int(state.step))
       is_good = checkpoints.newest_loss() <= config.stop_at_loss
       for step in range(num_steps if is_good else int(state.step), num_steps):
-        batch = sharding.read_to_global(rows.take, rows.order(config.seed, step, config.batch_size), mesh)
+        batch = sharding.read_to_global(
+          rows.take, rows.order(config.seed, step, config.batch_size), sharding.batch_sharding(mesh)
+        )
         state, sums = train_step(state, batch)
         pending.append(sums)
         jax.block_until_ready(pending[-1 - _STEPS_AHEAD : -_STEPS_AHEAD])
@@ -164,7 +166,10 @@ def evaluate(eval_step, params: Any, rows: RowSource, batch_size: int, mesh: Mes
   """Mean losses over all rows, each once."""
   index = np.full(-(-rows.num_rows // batch_size) * batch_size, -1)
   index[: rows.num_rows] = np.arange(rows.num_rows)
-  sums = [eval_step(params, sharding.read_to_global(rows.take, part, mesh)) for part in index.reshape(-1, batch_size)]
+  sums = [
+    eval_step(params, sharding.read_to_global(rows.take, part, sharding.batch_sharding(mesh)))
+    for part in index.reshape(-1, batch_size)
+  ]
   return _means(sums)
 
 

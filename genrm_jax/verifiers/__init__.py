@@ -222,7 +222,9 @@ def with_reference(
   with progress("log p under the reference", rows.num_rows) as advance, jax.set_mesh(mesh):
     for start in range(0, rows.num_rows, batch_size):
       index = np.arange(start, start + batch_size)
-      batch = sharding.read_to_global(rows.take, np.where(index < rows.num_rows, index, -1), mesh)
+      batch = sharding.read_to_global(
+        rows.take, np.where(index < rows.num_rows, index, -1), sharding.batch_sharding(mesh)
+      )
       out.append(np.asarray(log_probs(params, batch))[: rows.num_rows - start])
       advance(len(out[-1]))
   return rows.with_reference(np.concatenate(out))

@@ -1,4 +1,4 @@
-"""What Hugging Face's tokenizers make of a text is what ours make of it, id by id."""
+"""Exported tokenizers give the ids of ours for every text, and others are refused."""
 
 import io
 import json
@@ -23,29 +23,14 @@ LINES = [
   for n in range(40)
   for verdict in ("Yes", "No")
 ]
+# fmt: off
 SNIPPETS = [
-  *(
-    "▁",
-    "▁▁",
-    " ",
-    "  ",
-    " " * 40,
-    "\n",
-    "\n\n",
-    "\n" * 33,
-    "\r\n",
-    "\t",
-    "\0",
-    "\ufeff",
-    "½",
-    "e\u0301",
-    "🏳️‍🌈",
-    "漢字",
-  ),
-  *(" Yes", "Yes", " No", " Yes No", " Yess", "? Yes", "\n Yes", "▁Yes", "Is it (Yes/No)?", "a" * 13, "-" * 29),
-  *("123", " 1", "<0x41>", "<0xE2>", "<unused1>", "<unused99>", "<end_of_turn>\n", "<start_of_turn>user\n", "<end_of_"),
-  *("<table>", "</b>", "def f(x):\n    return x", "apples", " naïve", "«"),
+  "▁", "▁▁", " ", "  ", " " * 40, "\n", "\n\n", "\n" * 33, "\r\n", "\t", "\0", "\ufeff", "½", "e\u0301", "🏳️‍🌈", "漢字",
+  " Yes", "Yes", " No", " Yes No", " Yess", "? Yes", "\n Yes", "▁Yes", "Is it (Yes/No)?", "a" * 13, "-" * 29, "123",
+  " 1", "<0x41>", "<0xE2>", "<unused1>", "<unused99>", "<end_of_turn>\n", "<start_of_turn>user\n", "<end_of_",
+  "<table>", "</b>", "def f(x):\n    return x", "apples", " naïve", "«",
 ]
+# fmt: on
 TEXT = st.lists(st.characters(exclude_categories=["Cs"]) | st.sampled_from(SNIPPETS), max_size=20).map("".join)
 CHAR_TEXT = st.lists(
   st.sampled_from([*string.ascii_letters, *string.digits, *"?.,!|<\n  ", " Yes", " No", " Ye", "\n No"]), max_size=30
@@ -65,13 +50,12 @@ def gemma3(folder):
 
 @pytest.fixture(scope="module", params=NAMES)
 def ours(request, folder, gemma3):
-  if request.param == "gemma2":
-    return gemma_like.write(folder / "gemma2.model", 2)
-  if request.param == "gemma3":
-    return gemma3
-  if request.param == "trained":
-    return train_sentencepiece(LINES, folder / "trained.model", vocab_size=400)
-  return CharTokenizer()
+  return {
+    "gemma2": lambda: gemma_like.write(folder / "gemma2.model", 2),
+    "gemma3": lambda: gemma3,
+    "trained": lambda: train_sentencepiece(LINES, folder / "trained.model", vocab_size=400),
+    "char": CharTokenizer,
+  }[request.param]()
 
 
 def _has_turns(tokenizer):
@@ -80,7 +64,7 @@ def _has_turns(tokenizer):
 
 @pytest.fixture(scope="module")
 def theirs(ours, folder):
-  """The export, read as from a model's folder, whose config.json says which model it is."""
+  """The export, read from a folder with the config.json of a model."""
   transformers = pytest.importorskip("transformers")
   target = folder / ours.name
   export_tokenizer(ours, target, chat=_has_turns(ours))
@@ -106,21 +90,17 @@ def test_same_ids_of_prompts(ours, theirs):
       prompter = Prompter(ours, form)
       assert theirs(form.solve.replace("{question}", "1 + 1?")).input_ids == prompter.solve("1 + 1?")
       assert theirs(form.yes, add_special_tokens=False).input_ids == [prompter.yes_id]
-      asked = ours.encode(form.verdict_question)
+      question = ours.encode(form.verdict_question)
       joined = theirs(form.verdict_question + form.no, add_special_tokens=False)
-      assert joined.input_ids == [*asked, prompter.no_id]
+      assert joined.input_ids == [*question, prompter.no_id]
 
 
-def test_special_tokens(ours, theirs):
+def test_special_tokens(ours, theirs, folder):
+  transformers = pytest.importorskip("transformers")
   assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
   assert len(theirs) == ours.vocab_size
-  # A special piece that a text spells is taken for the piece, as all tokenizers there do ...
+  # A special piece spelled in a text becomes that piece, unless split_special_tokens is set.
   assert theirs(theirs.eos_token, add_special_tokens=False).input_ids == [ours.eos_id] != ours.encode(theirs.eos_token)
-
-
-def test_special_tokens_in_a_text_can_be_read_as_text(ours, theirs, folder):
-  # ... unless they are told not to.
-  transformers = pytest.importorskip("transformers")
   split = transformers.AutoTokenizer.from_pretrained(folder / ours.name, split_special_tokens=True)
   text = f"a{theirs.bos_token} Yes{theirs.pad_token}\n{theirs.eos_token}"
   assert split(text, add_special_tokens=False).input_ids == ours.encode(text)
@@ -133,7 +113,7 @@ def test_unknown_characters_are_an_error(folder):
     transformers.AutoTokenizer.from_pretrained(folder / "unknown")("né")
 
 
-def test_the_chat_template_writes_our_prompts(gemma3, folder):
+def test_the_chat_template_renders_our_prompts(gemma3, folder):
   transformers = pytest.importorskip("transformers")
   export_tokenizer(gemma3, folder / "chat", chat=True)
   theirs = transformers.AutoTokenizer.from_pretrained(folder / "chat")
@@ -158,9 +138,9 @@ def test_the_chat_template_writes_our_prompts(gemma3, folder):
     render(messages[1:])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_merges_follow_scores(seed, tmp_path):
-  # Two letters, and scores in any order: pieces have many ways to be put together, and runs tie with themselves.
+  # Two letters and shuffled scores: pieces can be formed in many ways, and runs tie with themselves.
   tokenizers = pytest.importorskip("tokenizers")
   rng = random.Random(seed)
   lines = ["".join(rng.choices(("ab ", "aaab ", "a ")[seed % 3], k=50)) for _ in range(300)]
@@ -194,9 +174,6 @@ def test_merges_follow_scores(seed, tmp_path):
     assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)
 
 
-# --- files
-
-
 def test_files(gemma3, tmp_path):
   export_tokenizer(CharTokenizer(), tmp_path / "char", chat=False)
   assert {p.name for p in (tmp_path / "char").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
@@ -221,26 +198,13 @@ def test_a_chat_needs_turns(tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def _unigram(model):
-  model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
-
-
-def _normalised(model):
-  model.normalizer_spec.precompiled_charsmap = sentencepiece_model_pb2.ModelProto.FromString(
-    _trained_with_defaults()
-  ).normalizer_spec.precompiled_charsmap
-
-
-def _trained_with_defaults():
+def _identity_lost(model):
   buffer = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(LINES), model_writer=buffer, vocab_size=60, hard_vocab_limit=False, minloglevel=2
   )
-  return buffer.getvalue()
-
-
-def _spaces_kept(model):
-  model.normalizer_spec.escape_whitespaces = False
+  other = sentencepiece_model_pb2.ModelProto.FromString(buffer.getvalue())
+  model.normalizer_spec.precompiled_charsmap = other.normalizer_spec.precompiled_charsmap
 
 
 def _without_bytes(model):
@@ -255,42 +219,30 @@ def _without_space(model):
   space.piece = "ж"
 
 
-def _unused(model):
-  model.pieces[-1].type = model.pieces[-1].UNUSED
-
-
-def _twice(model):
-  model.pieces.add(piece=" Yes", score=-1e6)
-
-
 def _tied(model):
   pairs = [p for p in model.pieces if p.type == p.NORMAL and len(p.piece) == 2]
   pairs[0].score = pairs[1].score
 
 
-def _made_of_none(model):
-  model.pieces.add(piece="жщ", score=-1e6)
+CHANGES = {
+  "BPE": lambda model: setattr(model.trainer_spec, "model_type", model.trainer_spec.UNIGRAM),
+  "normalisation": _identity_lost,
+  "keeps spaces": lambda model: setattr(model.normalizer_spec, "escape_whitespaces", False),
+  "256 byte pieces": _without_bytes,
+  "no piece for a space": _without_space,
+  "unused": lambda model: setattr(model.pieces[-1], "type", model.pieces[-1].UNUSED),
+  "a piece twice": lambda model: model.pieces.add(piece=" Yes", score=-1e6),
+  "share a score": _tied,
+  "not pieces": lambda model: model.pieces.add(piece="жщ", score=-1e6),
+}
 
 
-@pytest.mark.parametrize(
-  ("change", "fault"),
-  [
-    (_unigram, "it is no BPE model"),
-    (_normalised, "its normalisation is not identity"),
-    (_spaces_kept, "it keeps spaces as they are"),
-    (_without_bytes, "it has not all 256 byte pieces"),
-    (_without_space, "it has no piece for a space"),
-    (_unused, "it has pieces marked as unused"),
-    (_twice, "pieces stand in it twice"),
-    (_tied, "pieces share a score"),
-    (_made_of_none, "a piece is made of others that are none"),
-  ],
-)
-def test_files_whose_ids_would_differ_are_refused(change, fault, gemma3, tmp_path):
+@pytest.mark.parametrize("fault", CHANGES)
+def test_files_with_other_ids_are_refused(fault, gemma3, tmp_path):
   model = sentencepiece_model_pb2.ModelProto.FromString(gemma3.file_bytes)
-  change(model)
+  CHANGES[fault](model)
   path = tmp_path / "other.model"
   path.write_bytes(model.SerializeToString())
-  with pytest.raises(UserError, match=rf"other\.model: .* would not give the same ids, since .*{fault}"):
+  with pytest.raises(UserError, match=rf"other\.model: .* since .*{fault}"):
     export_tokenizer(SentencePieceTokenizer(path), tmp_path / "out", chat=False)
   assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Logits are those of the `gemma` package: of checkpoints that it saved, and where it is installed, of ours in it."""
+"""Logits match the `gemma` package: on checkpoints that it saved, and live in both directions where it is installed."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def gm():
-  """The gemma package; importing it succeeds even where it is broken, so one of its names is tried."""
+  """The gemma package. Its import succeeds even where it is broken, so this uses one of its names."""
   gm = pytest.importorskip("gemma.gm", reason="the gemma package is not installed", exc_type=ImportError)
   try:
     gm.text.Gemma3Tokenizer  # noqa: B018
@@ -51,17 +51,17 @@ def _logits(params, config, tokens, positions, segments):
 
 
 def _difference(params, config, mesh, tokens, want):
-  """The largest, where there is no padding (token 0)."""
+  """Largest difference outside padding (token 0)."""
   real = tokens > 0
   rows = tokens, np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32), real.astype(np.int32)
   with jax.set_mesh(mesh):
-    got = _logits(params, config, *sharding.host_to_global(rows, mesh))
+    got = _logits(params, config, *sharding.host_to_global(rows, sharding.batch_sharding(mesh)))
   return np.abs(np.asarray(got) - want)[real].max()
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", CASES)
-def test_checkpoints_of_the_package_give_its_logits(name, devices):
+def test_golden_logits(name, devices):
   mesh, (tokens, want) = _mesh(devices), _golden(name)
   assert 0.3 < want[tokens > 0].std() < 30
   assert tokens.shape[1] > 2 * (CASES[name].config.window or 0)
@@ -73,7 +73,6 @@ def test_checkpoints_of_the_package_give_its_logits(name, devices):
   ("name", "field", "value"),
   [
     ("gemma_1_mqa", "rope_base_global", 1_000.0),
-    ("gemma_1_mha", "rope_base_global", 1_000.0),
     ("gemma_2", "attn_softcap", None),
     ("gemma_2", "final_softcap", None),
     ("gemma_2", "query_scale", 8**-0.5),
@@ -84,8 +83,7 @@ def test_checkpoints_of_the_package_give_its_logits(name, devices):
     ("gemma_3", "window", 5),
   ],
 )
-def test_the_comparison_sees_what_the_files_do_not_tell(name, field, value):
-  """Else it could pass with a part of the arithmetic left out."""
+def test_goldens_detect_every_field_outside_the_files(name, field, value):
   tokens, want = _golden(name)
   wrong = dataclasses.replace(CASES[name].config, **{field: value})
   params, _ = pretrained.load(GOLDENS / name / "checkpoint", _mesh(1), config=CASES[name].config)
@@ -93,10 +91,10 @@ def test_the_comparison_sees_what_the_files_do_not_tell(name, field, value):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_package_and_ours_read_each_other(gm, name, tmp_path):
+def test_the_package_and_this_library_read_each_other(gm, name, tmp_path):
   from gemma.gm.ckpts import _checkpoint
 
-  # The other form of each than in the goldens; own sizes of Gemma 2 are written as the package has them by default.
+  # The form that the golden of the case does not have; other sizes of Gemma 2 follow the default of the package.
   case = CASES[name]._replace(flat=not CASES[name].flat, transposed=CASES[name].config.qk_norm)
   tokens, _ = _golden(name)
   model, theirs = gemma_package.random_model(case)

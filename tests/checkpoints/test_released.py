@@ -1,4 +1,4 @@
-"""The released layout: bit-equal there and back, its forms and sizes, and what is said of what cannot be read."""
+"""The Orbax format of the Flax releases: bit-exact round trips, its forms and sizes, and damaged checkpoints."""
 
 import dataclasses
 import json
@@ -13,8 +13,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from random_params import random_params
 
 from genrm_jax.checkpoints import pretrained, released
+from genrm_jax.checkpoints.tensor_map import unstack
 from genrm_jax.model import gemma
 from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, get_config
 from genrm_jax.runtime import memory, sharding
@@ -24,9 +26,7 @@ TINY = get_config("tiny_gemma3", num_layers=2)
 
 
 def _params(config):
-  """No two numbers are alike, so that whatever is swapped shows."""
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), config.param_dtype), gemma.param_specs(config))
+  return random_params(config, norm_std=1.0, std=1.0)
 
 
 def _load(folder, config):
@@ -42,13 +42,9 @@ def _assert_equal(got, want):
 
 
 def _nested(params, config):
-  """The tree of the gemma package, from the layout."""
-  parts = flax.traverse_util.flatten_dict(params, sep="/")
-  found = {}
-  for tensor in released.tensors(config):
-    ours = [np.asarray(parts[path] if layer is None else parts[path][layer]) for path, layer in tensor.holds]
-    found[tensor.name] = tensor.to_theirs(ours)
-  return flax.traverse_util.unflatten_dict(found, sep="/")
+  """The tree of the gemma package's model code."""
+  tensors = unstack(params, released.tensors(config))
+  return flax.traverse_util.unflatten_dict(dict(tensors), sep="/")
 
 
 def _write(folder, tree, **options):
@@ -57,25 +53,25 @@ def _write(folder, tree, **options):
 
 
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
-def test_every_parameter_of_a_released_size_is_in_one_place(name):
-  config, layout = SIZES[name], released.tensors(SIZES[name])
-  assert sum(math.prod(tensor.shape) for tensor in layout) == sum(gemma.num_params(config))
+def test_every_parameter_of_a_released_size_is_in_exactly_one_tensor(name):
+  config, tensors = SIZES[name], released.tensors(SIZES[name])
+  assert sum(math.prod(tensor.shape) for tensor in tensors) == sum(gemma.num_params(config))
   specs = flax.traverse_util.flatten_dict(gemma.param_specs(config), sep="/")
   expected = [(path, i) for path in specs if path.startswith("layers/") for i in range(config.num_layers)]
   expected += [(path, None) for path in specs if not path.startswith("layers/")]
-  held = [place for tensor in layout for place in tensor.holds]
+  held = [place for tensor in tensors for place in tensor.holds]
   assert len(held) == len(set(held))
   assert set(held) == set(expected)
-  for tensor in layout:
+  for tensor in tensors:
     no_memory = np.broadcast_to(np.float32(0), tensor.shape)
-    for part, (path, layer) in zip(tensor.to_ours(no_memory), tensor.holds, strict=True):
+    for part, (path, layer) in zip(tensor.to_params(no_memory), tensor.holds, strict=True):
       assert part.shape == specs[path].shape[0 if layer is None else 1 :]
       assert part.base is not None, "a copy"
 
 
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
-def test_a_released_size_is_known_by_its_shapes(name, tmp_path):
-  """From an index as old versions of Orbax wrote it, with arrays that say their shapes and hold nothing."""
+def test_released_sizes_are_recognised_by_their_shapes(name, tmp_path):
+  """From the index of an old version of Orbax, with arrays that have shapes and no data."""
   index = {}
   for tensor in released.tensors(SIZES[name]):
     outer, leaf = (tensor.name, "w") if "/mlp/" in tensor.name else tensor.name.rsplit("/", 1)
@@ -92,45 +88,38 @@ def test_a_released_size_is_known_by_its_shapes(name, tmp_path):
   assert [t.name for t in opened.tensors] == [t.name for t in released.tensors(SIZES[name])]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
   "config",
   [
-    get_config("tiny_gemma1", num_layers=2),
     get_config("tiny_gemma1", num_layers=2, num_kv_heads=4),
     get_config("tiny_gemma2", num_layers=2),
     TINY,
     dataclasses.replace(TINY, ffw_dim=TINY.embed_dim),
     get_config("tiny_gemma1", num_layers=2, ffw_dim=128),
   ],
-  ids=["gemma1_mqa", "gemma1_mha", "gemma2", "gemma3", "gemma3_square", "gemma1_square"],
+  ids=["gemma1_mha", "gemma2", "gemma3", "gemma3_square", "gemma1_square"],
 )
-def test_saved_and_loaded_parameters_are_bit_equal(config, dtype, tmp_path):
-  config = dataclasses.replace(config, param_dtype=dtype)
+def test_parameters_round_trip_bit_exactly(config, tmp_path):
   params = _params(config)
   for nested in (False, True):
     released.save(params, config, tmp_path / str(nested), nested=nested)
     _assert_equal(_load(tmp_path / str(nested), config), params)
 
 
-@pytest.mark.parametrize("name", ["gemma2_9b", "gemma2_2b"])
-def test_gemma_2_is_written_as_the_package_has_that_size(name):
-  config = SIZES[name]
-  (gating,) = [t for t in released.tensors(config) if t.name == "layer_0/mlp/gating_einsum"]
-  wide, narrow = config.ffw_dim, config.embed_dim
-  assert gating.shape == ((2, wide, narrow) if name == "gemma2_9b" else (2, narrow, wide))
+def test_the_order_of_axes_depends_on_the_size_of_gemma_2():
+  for name, shape in (("gemma2_9b", (2, 14_336, 3584)), ("gemma2_2b", (2, 2304, 9216))):
+    assert {t.shape for t in released.tensors(SIZES[name]) if t.name.endswith("mlp/gating_einsum")} == {shape}
 
 
-@pytest.mark.parametrize("use_zarr3", [False, True])
-@pytest.mark.parametrize("use_ocdbt", [False, True])
-def test_all_file_formats_of_orbax_are_read(use_ocdbt, use_zarr3, tmp_path):
+@pytest.mark.parametrize(("use_ocdbt", "use_zarr3"), [(False, False), (False, True), (True, True)])
+def test_all_storage_formats_of_orbax_are_read(use_ocdbt, use_zarr3, tmp_path):
   config = dataclasses.replace(TINY, param_dtype="bfloat16")
   params = _params(config)
   _write(tmp_path / "c", _nested(params, config), use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
   _assert_equal(_load(tmp_path / "c", config), params)
 
 
-def test_prefixes_and_image_encoders_make_no_difference(tmp_path):
+def test_prefixes_and_image_encoders_are_ignored(tmp_path):
   params = _params(TINY)
   tree = _nested(params, TINY)
   image = np.ones((3, 4), np.float32)
@@ -143,7 +132,7 @@ def test_prefixes_and_image_encoders_make_no_difference(tmp_path):
     _assert_equal(_load(tmp_path / form, TINY), params)
 
 
-def test_a_tensor_is_read_in_the_dtype_of_the_file_and_cast_on_its_way(tmp_path):
+def test_tensors_are_read_in_their_own_dtype_and_then_cast(tmp_path):
   stored = dataclasses.replace(TINY, param_dtype="bfloat16")
   params = _params(stored)
   released.save(params, stored, tmp_path / "c")
@@ -153,7 +142,7 @@ def test_a_tensor_is_read_in_the_dtype_of_the_file_and_cast_on_its_way(tmp_path)
   _assert_equal(_load(tmp_path / "c", TINY), jax.tree.map(lambda p: p.astype("float32"), params))
 
 
-def test_a_checkpoint_in_a_bucket_is_asked_of_the_bucket():
+def test_checkpoints_in_buckets_are_read_from_the_bucket():
   folder = epath.Path("gs://bucket/gemma/2b-it")
   want = {"driver": "gcs", "bucket": "bucket", "path": "gemma/2b-it/transformer.x/"}
   assert released._files(released._absolute(folder), "transformer.x/") == want
@@ -190,22 +179,22 @@ def _without(name):
 
 
 DAMAGE = {
-  "no index": (lambda f: (f / "_METADATA").unlink(), r"index \(_METADATA\) is missing.*copy it again"),
-  "index cut": (lambda f: _cut(f / "_METADATA"), "_METADATA: not an index of Orbax.*copy the folder again"),
-  "index of lists": (lambda f: (f / "_METADATA").write_text("[]"), "_METADATA: not an index of Orbax"),
-  "no database": (lambda f: (f / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing.*copy it again"),
-  "database cut": (lambda f: _cut(f / "manifest.ocdbt"), "tensor embedder/input_embedding cannot be read"),
-  "no list of arrays": (lambda f: shutil.rmtree(f / "d"), "tensor embedder/input_embedding cannot be read"),
+  "no index": (lambda f: (f / "_METADATA").unlink(), r"\(_METADATA\) is missing"),
+  "index truncated": (lambda f: _cut(f / "_METADATA"), "_METADATA: not an Orbax index"),
+  "index of lists": (lambda f: (f / "_METADATA").write_text("[]"), "_METADATA: not an Orbax index"),
+  "no database": (lambda f: (f / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing"),
+  "database truncated": (lambda f: _cut(f / "manifest.ocdbt"), "embedder/input_embedding cannot be read"),
+  "no list of arrays": (lambda f: shutil.rmtree(f / "d"), "embedder/input_embedding cannot be read"),
   "a tensor not in the index": (
     _without("('transformer/layer_1/attn/kv_einsum', 'w')"),
-    "1 tensors of a tiny_gemma3 are missing, the first is layer_1/attn/kv_einsum/w",
+    "1 tensors of tiny_gemma3 are missing, .* layer_1/attn/kv_einsum/w",
   ),
-  "no embedding": (_without("('transformer/embedder', 'input_embedding')"), "not a Gemma 1, 2 or 3"),
+  "no embedding": (_without("('transformer/embedder', 'input_embedding')"), "not a Gemma"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_in_the_index(copy, kind, capfd):
+def test_damage_is_found_on_opening(copy, kind, capfd):
   damage, message = DAMAGE[kind]
   damage(copy)
   with pytest.raises(UserError, match=message) as error:
@@ -215,7 +204,7 @@ def test_damage_is_found_in_the_index(copy, kind, capfd):
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), _cut], ids=["deleted", "cut"])
-def test_a_damaged_data_file_is_an_error_that_names_the_tensor(copy, damage):
+def test_damaged_data_files_are_errors_that_name_the_tensor(copy, damage):
   damage(_data_files(copy)[0])
   opened = pretrained.open_checkpoint(copy, TINY)
   failed = []
@@ -229,26 +218,26 @@ def test_a_damaged_data_file_is_an_error_that_names_the_tensor(copy, damage):
   assert failed
 
 
-def test_a_chunk_that_is_not_there_is_zeros_only_where_the_writer_left_zeros_out(tmp_path):
+def test_a_missing_chunk_means_zeros_only_if_the_writer_omits_zeros(tmp_path):
   params = _params(TINY)
   _write(tmp_path / "c", _nested(params, TINY), use_ocdbt=False)
   (tmp_path / "c" / "layer_0.mlp.linear" / "0.0").unlink()
   with pytest.raises(UserError, match=r"c: tensor layer_0/mlp/linear cannot be read .*0\.0. is missing\)"):
     pretrained.open_checkpoint(tmp_path / "c", TINY).read("layer_0/mlp/linear")
-  # As Orbax wrote before it kept such chunks.
+  # As older versions of Orbax wrote it.
   index = json.loads((tmp_path / "c" / "_METADATA").read_text())
   (tmp_path / "c" / "_METADATA").write_text(json.dumps({"tree_metadata": index["tree_metadata"]}))
   assert not pretrained.open_checkpoint(tmp_path / "c", TINY).read("layer_0/mlp/linear").any()
 
 
-def test_an_unfinished_checkpoint_is_refused(copy):
+def test_unfinished_checkpoints_are_refused(copy):
   unfinished = copy.rename(copy.with_name("c.orbax-checkpoint-tmp-17"))
-  with pytest.raises(UserError, match=r"c\.orbax-checkpoint-tmp-17: writing it was never finished"):
+  with pytest.raises(UserError, match="never finished"):
     pretrained.open_checkpoint(unfinished, TINY)
 
 
-def test_a_size_of_no_table_needs_a_config(saved):
-  with pytest.raises(UserError, match=r"whole: a Gemma 3 of 2 layers of width 64 is in no table of sizes; pass config"):
+def test_a_size_outside_the_table_needs_a_config(saved):
+  with pytest.raises(UserError, match=r"whole: a Gemma 3 with 2 layers of width 64 .*pass config"):
     pretrained.open_checkpoint(saved)
   assert pretrained.open_checkpoint(saved, TINY).config == TINY
 
@@ -256,42 +245,39 @@ def test_a_size_of_no_table_needs_a_config(saved):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"ffw_dim": 96}, r"layer_0/mlp/gating_einsum has shape \(2, 128, 64\), but in a tiny_gemma3 it is \(2, 64, 96\)"),
-    ({"vocab_size": 100}, r"embedder/input_embedding has shape \(128, 64\), but in a tiny_gemma3 it is \(100, 64\)"),
-    ({"num_layers": 3}, "11 tensors of a tiny_gemma3 are missing, the first is layer_2/"),
-    ({"num_layers": 1}, "11 tensors are of no tiny_gemma3, the first is layer_1/"),
-    ({"qk_norm": False}, "4 tensors are of no tiny_gemma3, the first is layer_0/attn/_key_norm/scale"),
+    ({"ffw_dim": 96}, r"layer_0/mlp/gating_einsum has shape \(2, 128, 64\), but \(2, 64, 96\)"),
+    ({"vocab_size": 100}, r"embedder/input_embedding has shape \(128, 64\), but \(100, 64\)"),
+    ({"num_layers": 3}, "11 tensors of tiny_gemma3 are missing, .* layer_2/"),
+    ({"num_layers": 1}, "11 tensors do not belong .* layer_1/"),
+    ({"qk_norm": False}, "4 tensors do not belong .* layer_0/attn/_key_norm/scale"),
   ],
 )
-def test_a_config_that_is_not_of_the_files_is_refused(saved, fields, message):
+def test_configs_that_do_not_fit_are_refused(saved, fields, message):
   with pytest.raises(UserError, match=message):
     pretrained.open_checkpoint(saved, dataclasses.replace(TINY, **fields))
 
 
 def test_other_trees_are_refused(tmp_path):
   _write(tmp_path / "mlp", {"params": {"Dense_0": {"kernel": np.ones((3, 4))}}})
-  with pytest.raises(UserError, match=r"mlp: not a Gemma 1, 2 or 3.*the first is params/Dense_0/kernel"):
+  with pytest.raises(UserError, match=r"mlp: not a Gemma .*params/Dense_0/kernel"):
     pretrained.open_checkpoint(tmp_path / "mlp")
   tree = _nested(_params(TINY), TINY)
   tree["layer_0"]["attn"]["q_einsum"]["lora"] = {"a": np.ones((3, 4))}
   _write(tmp_path / "lora", tree)
-  with pytest.raises(UserError, match=r"the first is layer_0/attn/q_einsum/lora/a; .*merge adapters \(LoRA\)"):
+  with pytest.raises(UserError, match=r"layer_0/attn/q_einsum/lora/a; .*merge adapters"):
     pretrained.open_checkpoint(tmp_path / "lora", TINY)
 
 
-def test_saving_where_it_cannot_be_is_an_error(saved, tmp_path, monkeypatch):
+def test_failed_saves_are_errors(saved, tmp_path, monkeypatch):
   params = _params(TINY)
-  with pytest.raises(UserError, match=r"whole exists; give the name of a new folder"):
-    released.save(params, TINY, saved)
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match=r"cannot write .*file/c: .*check the folder"):
-    released.save(params, TINY, tmp_path / "file" / "c")
+  for folder, message in ((saved, "whole exists"), (tmp_path / "file" / "c", "cannot write .*file/c")):
+    with pytest.raises(UserError, match=message):
+      released.save(params, TINY, folder)
   with monkeypatch.context() as patch:
     patch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"c takes 0\.0 GiB, but its disk has 0\.0 GiB free; make room"):
+    with pytest.raises(UserError, match=r"c takes .* disk"):
       released.save(params, TINY, tmp_path / "c")
   monkeypatch.setattr(memory, "available_host_bytes", lambda: 1000)
-  with pytest.raises(
-    UserError, match=r"c: writing it takes .* \(3 copies of the parameters\), but the host has 0.0 GiB free"
-  ):
+  with pytest.raises(UserError, match="3 copies of the parameters"):
     released.save(params, TINY, tmp_path / "c")

@@ -1,4 +1,4 @@
-"""The safetensors format: against its own library both ways, files that are damaged, disks that are full."""
+"""The safetensors format: its own library reads and writes the same; damaged files and full disks."""
 
 import errno
 import json
@@ -47,22 +47,19 @@ def _assert_same(got, want):
     assert (got[name].dtype, got[name].shape, got[name].tobytes()) == (tensor.dtype, tensor.shape, tensor.tobytes())
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_round_trip(tmp_path, monkeypatch):
   folder = _write(tmp_path / "new" / "folder", _tensors())
   assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
   _assert_same(_read(folder), _tensors())
-
-
-def test_a_view_is_written_in_the_order_of_its_axes(tmp_path):
   matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
-  _assert_same(_read(_write(tmp_path, {"w": matrix.T})), {"w": np.ascontiguousarray(matrix.T)})
-
-
-def test_large_tensors_go_in_blocks(tmp_path, monkeypatch):
+  _assert_same(_read(_write(tmp_path / "view", {"w": matrix.T})), {"w": np.ascontiguousarray(matrix.T)})
   monkeypatch.setattr(safetensors, "_BLOCK_BYTES", 10)
-  folder = _write(tmp_path, _tensors())
-  _assert_same(_read(folder), _tensors())
-  path = folder / "model.safetensors"
+  _assert_same(_read(_write(tmp_path / "blocks", _tensors())), _tensors())
+
+
+def test_same_bytes(tmp_path, monkeypatch):
+  monkeypatch.setattr(safetensors, "_BLOCK_BYTES", 10)
+  path = _write(tmp_path, _tensors()) / "model.safetensors"
   entry = safetensors.read_index(path)["a.weight"]
   other = _tensors()
   other["a.weight"][1, 2, 4] += 1
@@ -83,20 +80,16 @@ def test_shards_and_their_index(tmp_path):
   assert index == {"metadata": {"total_size": 126}, "weight_map": want}
 
 
-def test_the_library_reads_what_is_written(tmp_path):
+def test_the_safetensors_library_reads_and_writes_the_same(tmp_path):
   library = pytest.importorskip("safetensors")
-  folder = _write(tmp_path, _tensors())
-  from safetensors import numpy as library_numpy
-
-  _assert_same(library_numpy.load_file(folder / "model.safetensors"), _tensors())
-  with library.safe_open(folder / "model.safetensors", "numpy") as f:
-    assert f.metadata() == {"format": "pt"}
-
-
-def test_what_the_library_writes_is_read(tmp_path):
   library_numpy = pytest.importorskip("safetensors.numpy")
-  library_numpy.save_file(_tensors(), tmp_path / "model.safetensors", {"format": "np"})
-  _assert_same(_read(epath.Path(tmp_path)), _tensors())
+  path = _write(tmp_path / "ours", _tensors()) / "model.safetensors"
+  _assert_same(library_numpy.load_file(path), _tensors())
+  with library.safe_open(path, "numpy") as f:
+    assert f.metadata() == {"format": "pt"}
+  (tmp_path / "theirs").mkdir()
+  library_numpy.save_file(_tensors(), tmp_path / "theirs" / "model.safetensors", {"format": "np"})
+  _assert_same(_read(epath.Path(tmp_path / "theirs")), _tensors())
 
 
 def _file(tmp_path, header, data=b""):
@@ -113,15 +106,15 @@ def _entry(begin, end, shape, dtype="F32"):
 @pytest.mark.parametrize(
   ("header", "data_bytes", "message"),
   [
-    (b'{"a": ', 0, "header of this safetensors file is malformed"),
-    (b"[1]", 0, "header of this safetensors file is malformed"),
+    (b'{"a": ', 0, "malformed"),
+    (b"[1]", 0, "malformed"),
     ({"a": {"dtype": "F32", "shape": [2]}}, 8, "malformed .*data_offsets"),
-    ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b lies at bytes .* before it ends at"),
-    ({"a": _entry(0, 8, [2]), "b": _entry(12, 20, [2])}, 20, "tensor b lies at bytes"),
-    ({"a": _entry(4, 12, [2])}, 12, "tensor a lies at bytes"),
-    ({"a": _entry(0, 8, [3])}, 8, r"tensor a, F32 of shape \(3,\), takes 8 bytes"),
+    ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b occupies"),
+    ({"a": _entry(0, 8, [2]), "b": _entry(12, 20, [2])}, 20, "tensor b occupies"),
+    ({"a": _entry(4, 12, [2])}, 12, "tensor a occupies"),
+    ({"a": _entry(0, 8, [3])}, 8, r"tensor a, F32 of shape \(3,\), has 8 bytes"),
     ({"a": _entry(0, 8, [2], "BF16")}, 8, "tensor a, BF16"),
-    ({"a": _entry(0, 8, [2])}, 9, r"malformed, its header says \d+ bytes and the file has"),
+    ({"a": _entry(0, 8, [2])}, 9, "malformed"),
   ],
 )
 def test_malformed_headers(tmp_path, header, data_bytes, message):
@@ -130,32 +123,26 @@ def test_malformed_headers(tmp_path, header, data_bytes, message):
     safetensors.read_index(path)
 
 
-def test_a_file_that_is_cut_short_is_found_by_its_index(tmp_path):
+def test_truncated_files(tmp_path):
   path = _write(tmp_path, _tensors()) / "model.safetensors"
-  whole = path.read_bytes()
-  sizes = f"its header says {len(whole)} bytes and the file has {len(whole) - 1};"
-  for size, message in ((len(whole) - 1, sizes), (100, "cut short, its header alone"), (5, "begin with no header")):
+  whole, entry = path.read_bytes(), safetensors.read_index(path)["half"]
+  for size, message in ((len(whole) - 1, f"{len(whole)} bytes .* {len(whole) - 1}"), (100, "truncated"), (5, "header")):
     path.write_bytes(whole[:size])
     with pytest.raises(UserError, match=message):
       safetensors.read_index(path)
+  path.write_bytes(whole[: entry.end - 1])
+  with pytest.raises(UserError, match="truncated since"):
+    safetensors.read_tensor(path, entry)
   path.write_text("version https://git-lfs.github.com/spec/v1\n")
   with pytest.raises(UserError, match="not a safetensors file"):
     safetensors.read_index(path)
-
-
-def test_a_file_that_is_cut_after_its_index_was_read(tmp_path):
-  path = _write(tmp_path, {"w": np.ones(4, np.float32)}) / "model.safetensors"
-  entry = safetensors.read_index(path)["w"]
-  path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(UserError, match="cut short while it was read"):
-    safetensors.read_tensor(path, entry)
 
 
 def test_other_dtypes_are_listed_and_not_read(tmp_path):
   path = _file(tmp_path, {"packed": _entry(0, 6, [3, 2], "U8"), "w": _entry(6, 14, [2])}, bytes(14))
   index = safetensors.read_index(path)
   assert index["packed"].shape == (3, 2)
-  with pytest.raises(UserError, match="dtype U8; known: F32, F16, BF16"):
+  with pytest.raises(UserError, match=r"dtype U8.*F32, F16, BF16"):
     safetensors.read_tensor(path, index["packed"])
 
 
@@ -182,14 +169,14 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
   tensors = {"a": np.zeros(10, np.float32), "b": np.zeros(1000, np.float32)}
   shapes = [(name, t.dtype, t.shape) for name, t in tensors.items()]
   with (
-    pytest.raises(UserError, match=rf"{tmp_path}: could not write .*No space left on device"),
+    pytest.raises(UserError, match=rf"{tmp_path}: could not write .*No space"),
     safetensors.new_files(epath.Path(tmp_path)) as create,
   ):
     safetensors.write(lambda name: _Full(create(name)), tensors.items(), shapes, 100)
   assert not list(tmp_path.iterdir())
 
 
-def test_files_have_no_name_before_all_are_written(tmp_path):
+def test_files_get_their_names_after_all_are_written(tmp_path):
   (tmp_path / "tokenizer.model").write_text("stays")
 
   def stops():
@@ -203,9 +190,9 @@ def test_files_have_no_name_before_all_are_written(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_an_unwritable_folder(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="could not write the model here"):
+  with pytest.raises(UserError, match="could not write"):
     _write(tmp_path / "file" / "model", _tensors())
 
 

@@ -1,4 +1,4 @@
-"""One model on every split of 1, 2, 4 and 8 devices: how far its numbers are from those of one device.
+"""Runs models on every data x fsdp x tensor split of 1, 2, 4 and 8 devices and compares them with one device.
 
 python tests/helpers/device_splits.py      prints the table of docs/pods.md
 """
@@ -40,7 +40,7 @@ MODELS: dict[str, ModelConfig] = {
   "one kv head": get_config("tiny_gemma1", **SHAPE, num_kv_heads=1),
   "grouped heads": get_config("tiny_gemma2", **SHAPE, num_kv_heads=8, window=6),
 }
-LIMITS = {  # the largest difference that rounding may make
+LIMITS = {  # on differences, which are due to rounding
   "losses and gradient norms": 1e-4,
   "logits after prefill": 1e-4,
   "scores": 1e-5,
@@ -54,12 +54,12 @@ NUM_STEPS = 3
 
 @functools.cache
 def _params(model: str):
-  """NumPy; the layers outweigh the embedding, so that what is sampled varies."""
+  """NumPy arrays, in which the layers outweigh the embedding, so that sampled tokens vary."""
   rng = np.random.default_rng(0)
 
   def fill(path, spec):
     name = path[-1].key
-    std = 0.3 if name.endswith("norm") else 1.5 * spec.shape[-1 if name == "input_embedding" else 1] ** -0.5
+    std = 0.3 if spec.is_norm else 1.5 * spec.shape[-1 if name == "input_embedding" else 1] ** -0.5
     return rng.normal(4.0 if name.startswith("post") else 0.0, std, spec.shape).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(fill, gemma.param_specs(MODELS[model]))
@@ -78,19 +78,21 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
   """Losses and gradient norms of training; logits after prefill, scores, sampled ids and tracked probabilities."""
   config = MODELS[model]
   mesh = sharding.make_mesh(*split, devices=jax.devices()[: int(np.prod(split))])
-  where = sharding.param_shardings(gemma.param_specs(config), mesh, sharding.rules_for(config.num_kv_heads))
+  param_shardings = sharding.param_shardings(gemma.param_specs(config), mesh, config.rules)
   rows, optimizer = _rows(), optim.make_optimizer(optim.OptimConfig(1e-2, 50))
   loss_fn = verifiers.sft_loss(config, rows.max_targets, 0.5, "dots")
   with jax.set_mesh(mesh):
     state = step.init_state(jax.tree.map(jnp.asarray, _params(model)), optimizer)
-    shardings = step.state_shardings(state, where, mesh)
+    shardings = step.state_shardings(state, param_shardings, mesh)
     state = jax.device_put(state, shardings)
     train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings)
     trained = []
     for i in range(NUM_STEPS):
-      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
+      state, sums = train_step(
+        state, sharding.read_to_global(rows.take, rows.order(0, i, 8), sharding.batch_sharding(mesh))
+      )
       trained.append([float(total) / float(count) for total, count in jax.device_get(sums).values()])
-    params = jax.device_put(_params(model), where)
+    params = jax.device_put(_params(model), param_shardings)
   engine = Engine(params, config, mesh, end_id=2, rows_per_batch=8, max_tokens=64)
   prompts = [np.random.default_rng(i).integers(3, 64, n).tolist() for i, n in enumerate((5, 12, 9, 30, 7))]
   keys = sample_keys(0, "vote", [str(i) for i in range(5)], 3)
@@ -106,7 +108,7 @@ def numbers(model: str, split: tuple[int, int, int]) -> dict[str, np.ndarray]:
 
 
 def differences(model: str, split: tuple[int, int, int]) -> dict[str, float]:
-  """The largest difference of each number from one device's; of sampled tokens, how many differ."""
+  """Largest difference from one device, per kind of number; for sampled tokens, how many differ."""
   want, got = numbers(model, (1, 1, 1)), numbers(model, split)
   if want["sampled tokens"].shape != got["sampled tokens"].shape:
     return {name: float("inf") for name in want}
@@ -117,20 +119,20 @@ def differences(model: str, split: tuple[int, int, int]) -> dict[str, float]:
 
 
 def too_far(found: dict[str, float]) -> dict[str, float]:
-  """Those of the differences that are beyond what rounding may make."""
+  """The differences beyond the limits of rounding."""
   return {name: d for name, d in found.items() if not d <= LIMITS[name]}
 
 
 def table() -> str:
-  """The larger difference of the two models."""
+  """A Markdown table with the larger difference of the two models."""
   names = list(LIMITS)
   lines = [f"| data x fsdp x tensor | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
   for split in SPLITS[1:]:
     found = {model: differences(model, split) for model in MODELS}
-    beyond = {model: too_far(mine) for model, mine in found.items() if too_far(mine)}
+    beyond = {model: too_far(differing) for model, differing in found.items() if too_far(differing)}
     if beyond:
-      sys.exit(f"{split} is not one device: {beyond}")
-    largest = [max(mine[name] for mine in found.values()) for name in names]
+      sys.exit(f"{split} differs from one device: {beyond}")
+    largest = [max(differing[name] for differing in found.values()) for name in names]
     cells = [
       f"{d:.0f} differ" if name == "sampled tokens" else f"{d:.0e}" for name, d in zip(names, largest, strict=True)
     ]

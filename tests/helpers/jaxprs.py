@@ -1,11 +1,11 @@
-"""What tests read from a traced program."""
+"""Searches traced programs."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-  """Every equation, those of scans and calls included."""
+  """All equations, including those inside scans and calls."""
   for equation in jaxpr.eqns:
     yield equation
     for value in equation.params.values():
@@ -16,5 +16,5 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def products(jaxpr: Any) -> list[Any]:
-  """Its matrix products."""
+  """All matrix products."""
   return [equation for equation in equations(jaxpr) if equation.primitive.name == "dot_general"]

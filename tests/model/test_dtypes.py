@@ -1,4 +1,4 @@
-"""What is float32 whatever the activations are, what is not, and that the dtype of storage changes no logit."""
+"""What is computed in float32 and what in the activations' dtype; the dtype of storage changes no logit."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import equations, products
+from random_params import random_params
 
 from genrm_jax import verifiers
 from genrm_jax.model import cache as kv_cache
@@ -14,10 +15,10 @@ from genrm_jax.model import gemma, layers, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import TokenBatch
 from genrm_jax.runtime import sharding
-from genrm_jax.train import losses, optim, step
+from genrm_jax.train import optim, step
 
 B, T, PREFIX = 2, 12, 5
-VOCAB, FFW, RANK = 40, 48, 3  # sizes that no other dimension has, to tell arrays by their shapes
+VOCAB, FFW, RANK = 40, 48, 3  # unique sizes, which identify arrays by their shapes
 DTYPES = ("float32", "bfloat16")
 LORA = lora.LoraConfig(rank=RANK, alpha=6.0, targets=tuple(lora.TARGETS))
 # Where a result in bfloat16 would be wrong and not only rounded: long sums, differences, and steep functions.
@@ -26,7 +27,7 @@ IN_FLOAT32 = STEEP | {"div", "sub", "reduce_sum", "reduce_max", "cumsum", "squar
 
 
 def _config(dtype="bfloat16", param_dtype="float32"):
-  """Everything that any Gemma does: both kinds of layers, soft-caps, norms of queries and keys, post norms."""
+  """All that any Gemma has: both kinds of layers, soft-caps, norms of queries and keys, post norms."""
   return get_config(
     "tiny_gemma3",
     num_layers=2,
@@ -44,24 +45,15 @@ def _config(dtype="bfloat16", param_dtype="float32"):
 
 @functools.cache
 def _params(dtype):
-  """Numbers that both dtypes hold exactly, with adapters (always float32) that are not zero."""
-  rng = np.random.default_rng(0)
-
-  def fill(path, spec):
-    name = path[-1].key
-    std = 0.1 if name.endswith("norm") else spec.shape[-1 if name == "input_embedding" else 1] ** -0.5
-    return jnp.asarray(rng.normal(scale=std, size=spec.shape), jnp.bfloat16).astype(dtype)
-
-  params = jax.tree_util.tree_map_with_path(fill, gemma.param_specs(_config()))
-  adapters = jax.tree.map(
-    lambda spec: jnp.asarray(rng.normal(scale=0.2, size=spec.shape), jnp.float32),
-    lora.param_specs(_config(), LORA)["lora"],
-  )
-  return params, {**params, "lora": adapters, "lora_scale": jnp.float32(2.0)}
+  """(plain, adapted) parameters with values that both dtypes hold exactly; adapters are float32."""
+  params = random_params(_config(param_dtype="bfloat16"), adapters=LORA)
+  adapters = {name: params.pop(name) for name in ("lora", "lora_scale")}
+  params = jax.tree.map(lambda w: w.astype(dtype), params)
+  return params, {**params, **adapters}
 
 
 def _batch():
-  """Far positions: angles of RoPE that were rounded to 8 bits would be off by whole turns."""
+  """Large positions: RoPE angles rounded to bfloat16 would be off by whole turns."""
   tokens = np.random.default_rng(1).integers(VOCAB, size=(B, T + 1)).astype(np.int32)
   ones = np.ones((B, T), np.int32)
   positions = np.tile(np.arange(T, dtype=np.int32) + 3000, (B, 1))
@@ -80,9 +72,9 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapted"])
-def test_matrices_meet_bfloat16_and_all_that_is_steep_is_float32(name, adapted):
-  loss = LOSSES[name](_config())
-  traced = jax.make_jaxpr(loss)(_params("float32")[adapted], _batch())
+def test_products_are_bfloat16_and_steep_functions_float32(name, adapted):
+  traced, out = jax.make_jaxpr(LOSSES[name](_config()), return_shape=True)(_params("float32")[adapted], _batch())
+  assert {str(a.dtype) for a in jax.tree.leaves(out)} == {"float32"}, "the loss and its sums"
   assert len(products(traced.jaxpr)) == 7 + 2 + 1 + 2 * 7 * adapted
   seen = set()
   for equation in equations(traced.jaxpr):
@@ -91,40 +83,24 @@ def test_matrices_meet_bfloat16_and_all_that_is_steep_is_float32(name, adapted):
     (out, *_) = [v.aval for v in equation.outvars]
     if primitive == "dot_general":
       assert dtypes == {"bfloat16"}, equation
-      # Logits of attention and of the vocabulary keep the bits of their sums.
+      # Logits of attention and of the vocabulary are accumulated and kept in float32.
       assert out.dtype == ("float32" if out.shape[-1] in (T, VOCAB) else "bfloat16"), equation
     elif primitive in IN_FLOAT32 and operands:
-      is_gelu = primitive == "tanh" and out.shape[-1] == FFW  # of an activation, in its dtype, as the reference does
+      is_gelu = primitive == "tanh" and out.shape[-1] == FFW  # of an activation, in its dtype, as in the reference
       assert dtypes == {"bfloat16" if is_gelu else "float32"}, equation
     seen.add((primitive, out.shape[-1:]))
-  # The search has found what it is about: soft-caps, softmax, norms, angles, the loss.
+  # Not vacuous: it has seen soft-caps, softmax, norms, angles and the loss.
   assert {("tanh", (T,)), ("tanh", (VOCAB,)), ("tanh", (FFW,)), ("exp", (T,)), ("rsqrt", (1,)), ("cos", (4,))} <= seen
   assert ({("log1p", (4,))} if name == "orm" else {("log", (4,))}) <= seen
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapted"])
-def test_matrices_meet_bfloat16_in_the_backward_pass_too(adapted):
+def test_products_of_the_backward_pass_are_bfloat16(adapted):
   loss = LOSSES["sft"](_config())
   traced = jax.make_jaxpr(lambda p: jax.grad(lambda p: loss(p, _batch())[0])(p))(_params("float32")[adapted])
   assert len(products(traced.jaxpr)) == 3 * (7 + 2 + 1 + 2 * 7 * adapted)
   for product in products(traced.jaxpr):
     assert {str(a.dtype) for a in _operands(product)} == {"bfloat16"}, product
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_what_is_counted_are_float32(name):
-  loss, sums = jax.eval_shape(LOSSES[name](_config("bfloat16", "bfloat16")), _params("bfloat16")[0], _batch())
-  assert {str(a.dtype) for a in jax.tree.leaves((loss, sums))} == {"float32"}
-
-
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.binary_cross_entropy])
-def test_a_loss_of_bfloat16_logits_is_computed_in_float32(loss):
-  logits = jnp.asarray(np.random.default_rng(0).normal(scale=3.0, size=(2, 5, 7)), jnp.bfloat16)
-  logits = logits if loss is losses.cross_entropy else logits[..., 0]
-  targets = jnp.ones((2, 5), jnp.int32)
-  got = loss(logits, targets)
-  assert got.dtype == jnp.float32
-  np.testing.assert_array_equal(got, loss(logits.astype(jnp.float32), targets))
 
 
 def test_rope_of_bfloat16_is_computed_in_float32():
@@ -136,7 +112,7 @@ def test_rope_of_bfloat16_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_product_to_float32_has_the_gradient_of_a_product(dtype):
+def test_gradients_of_einsum_to_float32_match_those_of_an_einsum(dtype):
   rng = np.random.default_rng(0)
   a, b = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, 3, 16), (5, 16)))
   weight = jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)
@@ -155,7 +131,7 @@ def test_a_product_to_float32_has_the_gradient_of_a_product(dtype):
 
 @functools.cache
 def _read(dtype, param_dtype):
-  """Logits of all tokens: in one pass; and by prefill and single steps. And the dtypes on the way."""
+  """Logits of all tokens, in one pass, and by prefill and single steps; checks the dtypes on the way."""
   config = _config(dtype, param_dtype)
   batch = _batch()
 
@@ -180,7 +156,7 @@ def _read(dtype, param_dtype):
 
 
 def _error(got, want):
-  """Root mean square of the difference, in standard deviations of what is wanted."""
+  """Root mean square of the difference, in standard deviations of `want`."""
   return float(np.sqrt(np.mean((got - want) ** 2)) / np.std(want))
 
 
@@ -194,37 +170,39 @@ def test_every_pair_of_dtypes_agrees_with_float32(dtype, param_dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_same_numbers_stored_in_less_give_the_same_logits(dtype):
+def test_storing_parameters_in_bfloat16_changes_no_logit(dtype):
   for got, want in zip(_read(dtype, "bfloat16"), _read(dtype, "float32"), strict=True):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(("param_dtype", "adapted"), [("bfloat16", False), ("float32", False), ("bfloat16", True)])
-def test_a_step_keeps_every_dtype(param_dtype, adapted):
-  train_step, state = _train_step(param_dtype, adapted)
-  after, sums = jax.eval_shape(train_step, state, _batch())
-  assert {str(a.dtype) for a in jax.tree.leaves(sums)} == {"float32"}
-  jax.tree.map(lambda a, b: np.testing.assert_equal((a.dtype, a.shape), (b.dtype, b.shape)), after, state)
-  assert {str(a.dtype) for a in jax.tree.leaves(after.params)} == {"float32" if adapted else param_dtype}
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapted"])
+def test_casting_ahead_of_use_changes_no_logit(adapted):
+  """In bfloat16, with a scale of adapters that bfloat16 would round."""
+  config, batch = _config(), _batch()
+  params = _params("float32")[adapted]
+  params |= {"lora_scale": jnp.float32(1 / 3)} if adapted else {}
+
+  @jax.jit
+  def logits(params):
+    x, _ = gemma.forward(params, config, batch.tokens, batch.positions, batch.segments)
+    return gemma.unembed(params, config, x)
+
+  used = gemma.as_used(jax.tree.map(jnp.copy, params), config)
+  np.testing.assert_array_equal(logits(used), logits(params))
+  kept = {path[-1].key for path, w in jax.tree.leaves_with_path(used) if w.dtype == jnp.float32}
+  mask = jax.tree.leaves_with_path(gemma.norm_mask(config, LORA if adapted else None))
+  assert kept == {path[-1].key for path, is_norm in mask if is_norm} | ({"a", "b", "lora_scale"} if adapted else set())
 
 
-def test_parameters_in_bfloat16_are_trained():
-  train_step, state = _train_step("bfloat16", False)
-  before = jax.device_get(state.params)
-  state, sums = train_step(state, _batch())
-  assert np.isfinite(sums["grad_norm"][0])
-  assert {str(a.dtype) for a in jax.tree.leaves(state.opt_state) if a.ndim} == {"float32"}
-  changed = jax.tree.map(lambda a, b: float((np.asarray(a) != b).mean()), state.params, before)
-  assert min(jax.tree.leaves(changed)) > 0.5, changed
-
-
-def _train_step(param_dtype, adapted):
-  """The step with activations in bfloat16, and a state that it may have."""
+@pytest.mark.parametrize("adapted", [False, True], ids=["float32", "bfloat16 with adapters"])
+def test_a_step_keeps_every_dtype(adapted):
+  params = _params("bfloat16" if adapted else "float32")[adapted]
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=9))
-  params = jax.tree.map(jnp.copy, _params(param_dtype)[adapted])
   trained, frozen = lora.split(params)
   state = step.init_state(trained, optimizer, frozen)
-  where = step.state_shardings(state, jax.tree.map(lambda _: sharding.replicated(mesh), params), mesh)
-  loss_fn = verifiers.sft_loss(_config("bfloat16", param_dtype), 4, 0.5)
-  return step.make_train_step(loss_fn, optimizer, mesh, where), state
+  shardings = step.state_shardings(state, jax.tree.map(lambda _: sharding.replicated(mesh), params), mesh)
+  train_step = step.make_train_step(verifiers.sft_loss(_config(), 4, 0.5), optimizer, mesh, shardings)
+  after, sums = jax.eval_shape(train_step, state, _batch())
+  assert {str(a.dtype) for a in jax.tree.leaves((sums, after.params))} == {"float32"}
+  jax.tree.map(lambda a, b: np.testing.assert_equal((a.dtype, a.shape), (b.dtype, b.shape)), after, state)

@@ -1,4 +1,4 @@
-"""Each part of a layer against a few lines of numpy."""
+"""Each part of a layer against a few lines of NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32():
   x, scale = jnp.array(_normal(0, 3, 256), jnp.bfloat16), jnp.array(_normal(1, 256))
   got = layers.rms_norm(x, scale)
   assert got.dtype == jnp.bfloat16
-  # A single rounding, at the end.
+  # Rounded once, at the end.
   np.testing.assert_array_equal(got, layers.rms_norm(x.astype(jnp.float32), scale).astype(jnp.bfloat16))
 
 
@@ -32,7 +32,7 @@ def test_soft_cap():
   assert layers.soft_cap(x, None) is x
 
 
-def test_rope_turns_each_pair_by_its_angle():
+def test_rope_rotates_each_pair_by_its_angle():
   positions, base, scale = np.array([[0, 1, 7]]), 100.0, 8.0
   x = _normal(0, 1, 3, 2, 4)
   angles = layers.rope_angles(jnp.array(positions), 4, base, scale)
@@ -45,7 +45,7 @@ def test_rope_turns_each_pair_by_its_angle():
       np.testing.assert_allclose(got[0, t, :, pair + 2], want.imag, atol=1e-6)
 
 
-def test_packed_mask_is_the_drawn_one():
+def test_packed_mask_matches_its_docstring():
   segments = jnp.array([[1, 1, 1, 2, 2, 0]])
   positions = jnp.array([[0, 1, 2, 0, 1, 0]])
   whole = ["1.....", "11....", "111...", "...1..", "...11.", "......"]
@@ -55,7 +55,7 @@ def test_packed_mask_is_the_drawn_one():
     np.testing.assert_array_equal(layers.packed_mask(positions, segments, size)[0], want)
 
 
-def test_packed_mask_orders_by_index_and_measures_windows_by_position():
+def test_packed_mask_is_causal_by_index_and_windows_are_by_position():
   segments = jnp.ones((1, 4), jnp.int32)
   positions = jnp.array([[0, 1, 5, 6]])
   want = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
@@ -64,7 +64,7 @@ def test_packed_mask_orders_by_index_and_measures_windows_by_position():
 
 
 def test_cached_mask():
-  # Row 0 holds 2 tokens and gets 2, row 1 holds 1 and gets 1 and a pad (slot 5 = S).
+  # Row 0 holds 2 tokens and gets 2; row 1 holds 1 and gets 1 and padding (slot 5 = S).
   slots = jnp.array([[2, 3], [1, 5]])
   positions = jnp.array([[4, 5], [1, 0]])
   keys = jnp.array([[0, 3, 4, 5, 0], [0, 1, 0, 0, 0]])
@@ -75,8 +75,7 @@ def test_cached_mask():
   np.testing.assert_array_equal(got[0], np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]], bool))
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize(("num_kv_heads", "cap"), [(1, None), (2, 2.0), (4, None)])
 def test_attention(num_kv_heads, cap):
   B, T, N, H = 2, 5, 4, 6
   q, k, v = _normal(0, B, T, N, H), _normal(1, B, T, num_kv_heads, H), _normal(2, B, T, num_kv_heads, H)
@@ -93,7 +92,7 @@ def test_attention(num_kv_heads, cap):
       np.testing.assert_allclose(got[b, :, n], want, atol=1e-5)
 
 
-def test_a_query_without_keys_is_finite_and_so_is_its_gradient():
+def test_a_query_without_keys_has_a_finite_result_and_gradient():
   q = k = v = jnp.array(_normal(0, 1, 3, 1, 4))
   mask = jnp.zeros((1, 3, 3), bool)
   value, grads = jax.value_and_grad(lambda *a: layers.attention(*a, mask, 2.0).sum(), argnums=(0, 1, 2))(q, k, v)

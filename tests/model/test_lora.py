@@ -1,4 +1,4 @@
-"""Adapters beside the matrices against adapters merged into them; what they add, and what a model without them pays."""
+"""Adapters beside the matrices match adapters merged into them; what they add, and how they are declared."""
 
 import functools
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from jaxprs import products
+from random_params import random_params
 
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
@@ -20,6 +21,11 @@ from genrm_jax.runtime.errors import UserError
 TINY = ("tiny_gemma1", "tiny_gemma2", "tiny_gemma3")
 ALL = tuple(lora.TARGETS)
 B, T = 2, 10
+ROWS = (
+  np.random.default_rng(1).integers(128, size=(B, T)).astype(np.int32),
+  np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+  np.ones((B, T), np.int32),
+)
 forward = jax.jit(gemma.forward, static_argnums=1)
 
 
@@ -29,29 +35,17 @@ def _model(name="tiny_gemma2", **changes):
 
 
 @functools.cache
-def _params(model, targets=(), alpha=6.0):
-  """Random weights, with random adapters of rank 3 that change the model about as much as its own matrices make it."""
-  rng = np.random.default_rng(0)
-  specs = gemma.param_specs(model)
-  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(scale=0.1, size=s.shape), model.param_dtype), specs)
-  if not targets:
-    return params
-  added = lora.param_specs(model, LoraConfig(3, alpha, targets))
-  adapters = jax.tree.map(lambda s: jnp.asarray(rng.normal(scale=0.2, size=s.shape), jnp.float32), added["lora"])
-  return {**params, "lora": adapters, "lora_scale": jnp.float32(alpha / 3)}
-
-
-def _rows():
-  tokens = np.random.default_rng(1).integers(128, size=(B, T)).astype(np.int32)
-  return tokens, np.tile(np.arange(T, dtype=np.int32), (B, 1)), np.ones((B, T), np.int32)
+def _params(model, targets=()):
+  """Random weights, with adapters of rank 3 that change the model about as much as its own matrices do."""
+  return random_params(model, std=0.1, adapters=LoraConfig(3, 6.0, targets) if targets else None)
 
 
 def _hidden(model, params):
-  return np.asarray(forward(params, model, *_rows())[0])
+  return np.asarray(forward(params, model, *ROWS)[0])
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_merged_into_the_matrices_adapters_give_the_same(name):
+def test_merged_adapters_match_separate_ones(name):
   model = _model(name)
   adapted = _params(model, ALL)
   merged = lora.merge(adapted)
@@ -61,7 +55,7 @@ def test_merged_into_the_matrices_adapters_give_the_same(name):
   assert np.abs(got - _hidden(model, _params(model))).max() > 0.5
 
 
-def test_each_matrix_takes_its_own_adapter_scaled_by_alpha_over_rank():
+def test_each_matrix_gets_its_own_adapter_scaled_by_alpha_over_rank():
   model = _model(num_kv_heads=1)
   base, adapted = _params(model)["layers"], _params(model, ("k", "attn_out"))
   merged = lora.merge(adapted)["layers"]
@@ -71,23 +65,19 @@ def test_each_matrix_takes_its_own_adapter_scaled_by_alpha_over_rank():
     got = np.asarray(merged[name] - base[name]).reshape(2, inputs, outputs)
     np.testing.assert_allclose(got, want, atol=1e-6)
   assert all(merged[name] is adapted["layers"][name] for name in base if name not in ("k", "attn_out"))
-  np.testing.assert_allclose(_hidden(model, adapted), _hidden(model, lora.merge(adapted)), atol=2e-5)
 
 
-def test_a_cache_is_filled_through_the_adapters():
+def test_cached_keys_and_values_are_adapted():
   model = _model()
-  tokens, positions, segments = _rows()
   want = _hidden(model, lora.merge(_params(model, ALL)))
   cache = kv_cache.init(model, B, T)
   for part in (slice(0, 6), slice(6, T)):
-    rows = (a[:, part] for a in (tokens, positions, segments))
-    x, cache = forward(_params(model, ALL), model, *rows, cache)
+    x, cache = forward(_params(model, ALL), model, *(a[:, part] for a in ROWS), cache)
     np.testing.assert_allclose(x, want[:, part], atol=2e-5)
 
 
 def test_merging_rounds_once():
-  half = _model(param_dtype="bfloat16")
-  adapted = _params(half, ALL)
+  adapted = _params(_model(param_dtype="bfloat16"), ALL)
   exact = lora.merge({**adapted, "layers": jax.tree.map(lambda w: w.astype(jnp.float32), adapted["layers"])})
   got = lora.merge(adapted)["layers"]
   for name in ALL:
@@ -96,41 +86,34 @@ def test_merging_rounds_once():
 
 
 @pytest.mark.parametrize("targets", [(), ("q", "down"), ALL], ids=len)
-def test_products_are_added_for_the_targets_only(targets):
-  """Without adapters the program is the one of a model that knows none: 7 matrices, and 2 products of attention."""
+def test_only_targets_add_products(targets):
+  """Without adapters, the program has 7 matrices and 2 products of attention."""
   model = _model()
-  traced = jax.make_jaxpr(gemma.forward, static_argnums=1)(_params(model, targets), model, *_rows())
+  traced = jax.make_jaxpr(gemma.forward, static_argnums=1)(_params(model, targets), model, *ROWS)
   assert len(products(traced.jaxpr)) == 9 + 2 * len(targets)
-  scans = [e for e in traced.jaxpr.eqns if e.primitive.name == "scan"]
-  parameters_of_a_layer = 7 + 4  # matrices and norms
-  # Besides: the layer's number and kind, one mask and two tables of angles, the residual stream.
-  assert [len(e.invars) for e in scans] == [parameters_of_a_layer + 2 + 3 + 1 + 2 * len(targets)]
+  (scan,) = [e for e in traced.jaxpr.eqns if e.primitive.name == "scan"]
+  # Matrices and norms; the layer's number and kind; one mask and two tables of angles; the residual stream; adapters.
+  assert len(scan.invars) == (7 + 4) + 2 + 3 + 1 + 2 * len(targets)
 
 
-def test_new_adapters_change_nothing():
-  model = _model()
-  added = lora.init(model, LoraConfig(4, 8.0, ALL), jax.random.key(0))
+def test_new_adapters():
+  model = get_config("tiny_gemma1", num_layers=2, param_dtype="bfloat16")
+  init, config = jax.jit(lora.init, static_argnums=(0, 1)), LoraConfig(32, 8.0, ALL)
+  added = init(model, config, jax.random.key(0))
   np.testing.assert_array_equal(_hidden(model, {**_params(model), **added}), _hidden(model, _params(model)))
-  assert all(adapter["a"].all() for adapter in added["lora"].values())
-
-
-def test_init_scale_dtype_and_keys():
-  model = get_config("tiny_gemma1", param_dtype="bfloat16")
-  init = jax.jit(lora.init, static_argnums=(0, 1))
-  config = LoraConfig(32, 8.0, ALL)
-  one, other = (init(model, config, jax.random.key(seed))["lora"] for seed in (0, 1))
+  one, other = added["lora"], init(model, config, jax.random.key(1))["lora"]
   assert not np.allclose(one["q"]["a"], other["q"]["a"])
-  assert not np.allclose(one["gate"]["a"], one["up"]["a"]), "each adapter has a key of its own"
+  assert not np.allclose(one["gate"]["a"], one["up"]["a"]), "each adapter has its own key"
   for name, fan_in in (("q", 128), ("k", 128), ("attn_out", 128), ("gate", 128), ("down", 256)):
-    assert float(jnp.std(one[name]["a"])) == pytest.approx(fan_in**-0.5, rel=0.03)
+    assert float(jnp.std(one[name]["a"])) == pytest.approx(fan_in**-0.5, rel=0.05)
     assert not one[name]["b"].any()
-  assert {str(a.dtype) for a in jax.tree.leaves(one)} == {"float32"}
+  assert {str(a.dtype) for a in jax.tree.leaves(added)} == {"float32"}
   fewer = init(model, LoraConfig(32, 8.0, ("down",)), jax.random.key(0))
   np.testing.assert_array_equal(fewer["lora"]["down"]["a"], one["down"]["a"])
-  assert fewer["lora_scale"] == 0.25 and fewer["lora_scale"].dtype == jnp.float32 and list(fewer["lora"]) == ["down"]
+  assert fewer["lora_scale"] == 0.25 and list(fewer["lora"]) == ["down"]
 
 
-def test_adapters_of_gemma_2b_are_declared_and_split_as_its_matrices():
+def test_adapters_of_gemma_2b_have_the_shapes_and_shards_of_its_matrices():
   model = get_config("gemma_2b")
   specs = lora.param_specs(model, LoraConfig(16, 32.0, ALL))
   shapes = {name: (pair["a"].shape, pair["b"].shape) for name, pair in specs["lora"].items()}
@@ -139,22 +122,21 @@ def test_adapters_of_gemma_2b_are_declared_and_split_as_its_matrices():
   assert shapes["attn_out"] == ((18, 8, 256, 16), (18, 16, 2048))
   assert shapes["gate"] == shapes["up"] == ((18, 2048, 16), (18, 16, 16_384))
   assert shapes["down"] == ((18, 16_384, 16), (18, 16, 2048))
-  # R (in + out) for each of 18 times q, k and v, attn_out, gate and up and down: less than 1% of the model.
+  # L * R * (in + out) of q, k and v, attn_out, gate and up and down: less than 1% of the model.
   sizes = (2048 + 2048) + 2 * (2048 + 256) + (2048 + 2048) + 3 * (2048 + 16_384)
   assert sum(math.prod(s.shape) for s in jax.tree.leaves(specs["lora"])) == 18 * 16 * sizes == 19_611_648
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  where = sharding.param_shardings(specs, mesh, sharding.rules_for(model.num_kv_heads))
-  split = {name: tuple(where["lora"][name][part].spec for part in "ab") for name in ("q", "k", "attn_out", "down")}
+  shardings = sharding.param_shardings(specs, sharding.make_mesh(data=2, fsdp=2, tensor=2), model.rules)
+  split = {name: tuple(shardings["lora"][name][part].spec for part in "ab") for name in ("q", "k", "attn_out", "down")}
   assert split == {
     "q": (P(None, "fsdp", None), P(None, None, "tensor", None)),
     "k": (P(None, "fsdp", None), P(None, None, None, None)),
     "attn_out": (P(None, "tensor", None, None), P(None, None, "fsdp")),
     "down": (P(None, "tensor", None), P(None, None, "fsdp")),
   }
-  assert where["lora_scale"].is_fully_replicated
+  assert shardings["lora_scale"].is_fully_replicated
 
 
-def test_adapters_are_trained_and_all_the_rest_is_frozen():
+def test_only_adapters_are_trained():
   adapted = _params(_model(), ("q",))
   trained, frozen = lora.split(adapted)
   assert list(trained) == ["lora"] and {**frozen, **trained} == adapted and "lora" not in frozen
@@ -164,16 +146,16 @@ def test_adapters_are_trained_and_all_the_rest_is_frozen():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (dict(rank=0), "lora.rank must be a whole number, 1 or more, not 0"),
-    (dict(rank=4.0), "lora.rank"),
-    (dict(alpha=0.0), "lora.alpha must be positive and finite, not 0.0"),
-    (dict(alpha=float("inf")), "lora.alpha"),
-    (dict(alpha=float("nan")), "lora.alpha"),
-    (dict(targets=()), r"of q, k, v, attn_out, gate, up, down; not \(\)"),
-    (dict(targets=("q", "o")), r"q, k, v, attn_out, gate, up, down; not \('q', 'o'\)"),
-    (dict(targets="q"), "must be a tuple"),
+    (dict(rank=0), "rank .*not 0"),
+    (dict(rank=4.0), "rank"),
+    (dict(alpha=0.0), "alpha .*not 0.0"),
+    (dict(alpha=float("inf")), "alpha"),
+    (dict(alpha=float("nan")), "alpha"),
+    (dict(targets=()), r"targets .*q, k, v, attn_out, gate, up, down; not \(\)"),
+    (dict(targets=("q", "o")), r"targets .*not \('q', 'o'\)"),
+    (dict(targets="q"), "must be a non-empty tuple"),
   ],
 )
-def test_senseless_settings_are_refused(changes, message):
+def test_bad_settings_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
     LoraConfig(**{"rank": 4, "alpha": 8.0, "targets": ("q",), **changes})

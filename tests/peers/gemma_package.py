@@ -1,6 +1,6 @@
 """Tiny random models of the `gemma` package, their checkpoints and their logits.
 
-`CASES` needs nothing; `make` needs the package, which runs on Python 3.12 and later.
+`make` needs the package, which requires Python 3.12; `CASES` does not.
 """
 
 import pathlib
@@ -14,13 +14,13 @@ T = 24
 
 
 class Case(NamedTuple):
-  """One model: our description of it, and what its checkpoint looks like.
+  """A model and the form of its checkpoint.
 
   Attributes:
     config: the model.
-    flat: the checkpoint has the keys of the releases, else those of the package's own modules.
-    transposed: the gate and up weights are F D.
-    images: an image encoder is in the checkpoint.
+    flat: whether the checkpoint has the flat keys of the releases instead of nested ones.
+    transposed: whether gate and up weights are F D.
+    images: whether the checkpoint includes an image encoder.
     query_norm: the package's name for the scale of queries.
   """
 
@@ -52,8 +52,8 @@ def _config(name: str, **fields: Any) -> ModelConfig:
   return ModelConfig(name=name, **common | fields)
 
 
-# Caps are small, so that they squash logits of this size; windows are shorter than the rows; in gemma_2 queries are
-# scaled by the width per head, as in its 27B.
+# Caps are small enough to affect logits of this size, windows are shorter than the rows, and gemma_2 scales queries by
+# the width per head, like Gemma 2 27B.
 CASES = {
   "gemma_1_mqa": Case(_config("gemma_1_mqa", num_layers=3, num_kv_heads=1), flat=True),
   "gemma_1_mha": Case(_config("gemma_1_mha", num_layers=2, num_kv_heads=4), flat=False),
@@ -93,9 +93,9 @@ CASES = {
 
 
 def make(case_name: str, folder: pathlib.Path) -> None:
-  """Writes folder/checkpoint, as the package saves it, and folder/logits.npz: tokens [B, T], logits [B, T, V].
+  """Writes folder/checkpoint, saved by the package, and folder/logits.npz: tokens [B, T], logits [B, T, V].
 
-  Padding is token 0; the rows have none, some behind, some in front, and a lot of it.
+  Padding is token 0; the rows have none, some on the right, some on the left, and much on the right.
   """
   from gemma import gm
   from gemma.gm.ckpts import _checkpoint
@@ -105,7 +105,7 @@ def make(case_name: str, folder: pathlib.Path) -> None:
   tree = params if not case.flat else _checkpoint._nested_to_flat(params)
   checkpoint = folder.absolute() / "checkpoint"
   gm.ckpts.save_params(tree, checkpoint, wait_until_finished=True)
-  (checkpoint / "commit_success.txt").unlink()  # It tells nothing but the path on the machine that made it.
+  (checkpoint / "commit_success.txt").unlink()  # it holds only a local path
   tokens = np.random.default_rng(1).integers(1, case.config.vocab_size, (4, T)).astype(np.int32)
   tokens[1, -7:] = 0
   tokens[2, :5] = 0
@@ -114,12 +114,12 @@ def make(case_name: str, folder: pathlib.Path) -> None:
 
 
 def logits(model: Any, params: Any, tokens: np.ndarray) -> np.ndarray:
-  """f32[B, T, V] of a model of the package; it takes positions and masks from the tokens that are 0."""
+  """Logits of the package, f32[B, T, V]; it derives positions and masks from padding (token 0)."""
   return np.asarray(model.apply({"params": params}, tokens).logits)
 
 
 def random_model(case: Case) -> tuple[Any, Any]:
-  """(module of the package, its parameters in float32), at natural scale and with norms whose scales are not 0."""
+  """(module of the package, float32 parameters at natural scale, with norm scales that are not 0)."""
   import jax
   import jax.numpy as jnp
   from gemma import gm

@@ -1,6 +1,6 @@
-"""Tiny random Gemma models of transformers, on CPU: their files, and the logits that they give.
+"""Tiny random Gemma models of transformers, on CPU, with their files and logits.
 
-Needs torch and transformers, which are imported where they are used.
+Needs torch and transformers, which are imported lazily.
 """
 
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Of the rows of a golden. The first is longer than twice the window, the others are padded on the right.
+# Lengths of the rows of a golden. The first is longer than twice the window; the others are padded on the right.
 LENGTHS = (24, 11, 17, 5)
 _TINY = {
   "vocab_size": 64,
@@ -38,7 +38,7 @@ _IMAGES = {
   "patch_size": 4,
 }
 
-# The class, its configuration, and the dtype of the files. Caps are small enough to bend most logits.
+# The class, its configuration, and the dtype of the files. Caps are small enough to affect most logits.
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
   "hf_gemma1_mqa": ("Gemma", _TINY | {"num_hidden_layers": 3, "num_key_value_heads": 1}, "float32"),
   "hf_gemma1_mha": ("Gemma", _TINY | {"num_hidden_layers": 3, "num_key_value_heads": 4}, "float32"),
@@ -55,13 +55,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "float32",
   ),
   "hf_gemma3": ("Gemma3Text", _GEMMA3, "float32"),
-  # As the larger Gemma 3 are released: with an image encoder, in bfloat16, in several files.
+  # Like the larger Gemma 3 releases: with an image encoder, in bfloat16, in several files.
   "hf_gemma3_images": ("Gemma3", _GEMMA3, "bfloat16"),
 }
 
 
 def model(case: str, seed: int = 0) -> Any:
-  """The model of a case in float32, with weights that its files hold exactly."""
+  """The model of a case in float32, with weights that are exact in the dtype of its files."""
   import torch
   import transformers
 
@@ -79,7 +79,7 @@ def model(case: str, seed: int = 0) -> Any:
   made.set_attn_implementation("eager")
   with torch.no_grad():
     for name, weight in made.named_parameters():
-      # Of natural scale: activations keep their size from layer to layer. Norms differ from 0 enough to be missed.
+      # Natural scale keeps the size of activations from layer to layer; the scales of norms are far from 0.
       is_norm = weight.ndim == 1
       std = 0.3 if is_norm else weight.shape[-1] ** -0.5
       weight.copy_((torch.randn_like(weight) * std).to(getattr(torch, dtype)))
@@ -95,7 +95,7 @@ def tokens() -> np.ndarray:
 
 
 def logits(made: Any, tokens_BT: np.ndarray) -> np.ndarray:
-  """f32[B, T, V]; what stands at padding means nothing."""
+  """Logits, f32[B, T, V]; meaningless at padding."""
   import torch
 
   given = {"input_ids": torch.tensor(tokens_BT).long(), "attention_mask": torch.tensor(tokens_BT > 0).long()}
@@ -104,7 +104,7 @@ def logits(made: Any, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def save(made: Any, folder: pathlib.Path) -> None:
-  """The model's files, in the dtype that it has; of bfloat16 in two shards."""
+  """Writes the model's files in its own dtype; bfloat16 ones in several shards."""
   made.save_pretrained(folder, max_shard_size="60KB" if "bfloat16" in str(made.dtype) else "5GB")
   (folder / "generation_config.json").unlink(missing_ok=True)
 

@@ -1,9 +1,9 @@
-"""Makes the goldens of the peers that are installed, and prints how far our logits are from every golden.
+"""Makes the goldens of all installed peers, and prints the largest difference between our logits and each golden.
 
     python tests/peers/make_goldens.py [name of a case ...]
 
-A golden is a folder of goldens/: a tiny `checkpoint` of a peer, and `logits.npz` with tokens [B, T], of which 0 is
-padding, and the peer's logits [B, T, V]. A peer is a module beside this one with CASES and make(case, folder).
+A golden is a folder of goldens/ with a tiny `checkpoint` of a peer and `logits.npz`: tokens [B, T], where 0 is padding,
+and the peer's logits [B, T, V]. A peer is a module in this folder with CASES and make(case, folder).
 """
 
 import importlib.util
@@ -22,12 +22,12 @@ from genrm_jax.model.config import ModelConfig
 from genrm_jax.runtime import sharding
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
-# What each peer needs to be installed.
+# The package that each peer needs.
 PEERS = {hugging_face: "transformers", gemma_package: "gemma"}
 
 
 def largest_difference(folder: pathlib.Path, config: ModelConfig | None = None) -> float:
-  """Between the logits of a golden and ours, in float32 on one device; padding does not count."""
+  """Largest difference between a golden and our logits outside padding, in float32 on one device."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   params, config = pretrained.load(folder / "checkpoint", mesh, config=config)
   golden = np.load(folder / "logits.npz")

@@ -40,7 +40,7 @@ def recorded(index):
 
 rows.take = recorded
 order = rows.order(0, 0, 8)
-batch = sharding.read_to_global(rows.take, order, mesh)
+batch = sharding.read_to_global(rows.take, order, sharding.batch_sharding(mesh))
 whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(batch)
 jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), row_file.RowFile.take(rows, order))
 params = jax.jit(lambda: gemma.init(CONFIG, jax.random.key(0)), out_shardings=everywhere)()

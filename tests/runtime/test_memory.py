@@ -1,65 +1,78 @@
-"""The host's memory is kept between calls of a jitted function."""
+"""The host keeps freed memory for the next call, and arrays that do not fit are refused."""
 
 import os
 import platform
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-# Page faults of a call of a function with 64 MiB of temporary buffers: the fewest of several calls, as the threads of a
-# busy machine may allocate in another order than before.
+from genrm_jax.runtime import memory, sharding
+from genrm_jax.runtime.errors import UserError
+
+# Prints page faults: of a jitted function with 64 MiB of temporary buffers (the fewest of several calls, since threads
+# may allocate in different orders), and of filling 2.5 GiB that were allocated, filled and freed before.
 _COUNT = """
-import resource, sys
+import ctypes, resource, sys
 import jax, jax.numpy as jnp
-from genrm_jax import memory
+from genrm_jax.runtime import memory
 
 if sys.argv[1] == "keep":
   memory.keep_freed_memory()
+
+def faults(work):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  work()
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 @jax.jit
 def f(x):
   y = jnp.full((1 << 15, 512), x)
   return jnp.sum(y @ jnp.tanh(y.T @ y))
 
-faults = []
-for _ in range(6):
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  jax.block_until_ready(f(1.0))
-  faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
-"""
-
-
-# Page faults of filling 2.5 GiB that were taken, filled and given back before.
-_COUNT_LARGE = """
-import ctypes, resource, sys
-from genrm_jax import memory
-
-if sys.argv[1] == "keep":
-  memory.keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
-size = 5 << 29
-for _ in range(2):
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def fill(size=5 << 29):
   place = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
   ctypes.memset(place, 1, size)
   libc.free(place)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+print(min(faults(lambda: jax.block_until_ready(f(1.0))) for _ in range(6)))
+fill()
+print(faults(fill))
 """
 
 
-def _faults(script: str, keep: str) -> int:
+def _page_faults(keep):
+  command = [sys.executable, "-c", _COUNT, keep]
   environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-c", script, keep]
-  return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+  done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+  return np.array(done.stdout.split(), int)
 
 
 @pytest.mark.one_python
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize("script", [_COUNT, _COUNT_LARGE], ids=["64 MiB", "2.5 GiB"])
-def test_buffers_of_one_call_are_there_for_the_next(script):
-  without = _faults(script, "leave")
-  assert without > 1000, "memory comes from the system each time"
-  assert _faults(script, "keep") < without / 10
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
+def test_freed_memory_is_kept_for_the_next_call():
+  without = _page_faults("leave")
+  assert (without > 1000).all(), "memory comes from the system each time"
+  assert (_page_faults("keep") < without / 10).all()
+
+
+def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
+  """4 kB of x in quarters, 4 copies of 1 kB, and 8 kB of y on the host."""
+  monkeypatch.setattr(memory, "available_host_bytes", lambda: available)
+  quarters = sharding.batch_sharding(sharding.make_mesh(data=4, devices=jax.devices()[:4]))
+  arrays = {
+    "x": jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=quarters),
+    "whole": jax.ShapeDtypeStruct((250,), jnp.float32, sharding=sharding.replicated(quarters.mesh)),
+    "y": jax.ShapeDtypeStruct((4000,), jnp.bfloat16),
+  }
+  available = 16_000
+  memory.check_fits("they", arrays)
+  available = 15_999
+  with pytest.raises(UserError, match="they take .* the host"):
+    memory.check_fits("they", arrays)

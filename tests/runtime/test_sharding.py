@@ -1,4 +1,4 @@
-"""Meshes, rules and their errors, on 8 virtual devices."""
+"""Meshes, rules and their errors, and global arrays, on 8 virtual devices."""
 
 import dataclasses
 
@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime.sharding import DEFAULT_RULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,10 @@ def test_make_mesh(mesh):
 @pytest.mark.parametrize(
   ("sizes", "message"),
   [
-    ({"data": 2, "tensor": 2}, "data=2, fsdp=1, tensor=2.* 4, is not the 8 devices"),
-    ({"fsdp": -1, "tensor": 3}, "fsdp=-1, tensor=3.* 3, does not divide the 8 devices"),
-    ({"fsdp": -1, "tensor": 16}, "16, does not divide the 8 devices"),
-    ({"data": -1, "fsdp": -1}, "at most one may be -1"),
+    ({"data": 2, "tensor": 2}, "4, is not the 8"),
+    ({"fsdp": -1, "tensor": 3}, "3, does not divide the 8"),
+    ({"fsdp": -1, "tensor": 16}, "16, does not divide the 8"),
+    ({"data": -1, "fsdp": -1}, "at most one"),
     ({"data": 0}, "data=0"),
     ({"data": -2}, "data=-2"),
   ],
@@ -48,79 +50,74 @@ def test_make_mesh_refuses(sizes, message):
 
 def test_param_shardings(mesh):
   specs = {"a": {"q": Spec((4, 8, 6, 3), ("layers", "embed", "heads", "head_dim"))}, "norm": Spec((8,), ("embed",))}
-  got = sharding.param_shardings(specs, mesh)
-  assert got["a"]["q"].spec == PartitionSpec(None, "fsdp", "tensor", None)
-  assert got["norm"].spec == PartitionSpec("fsdp")
-  placed = jax.device_put(jnp.zeros((4, 8, 6, 3)), got["a"]["q"])
-  assert placed.addressable_shards[0].data.shape == (4, 4, 3, 3)
-
-
-def test_one_kv_head_is_replicated_by_a_rule_of_its_own(mesh):
-  spec = {"k": Spec((4, 8, 1, 3), ("layers", "embed", "kv_heads", "head_dim"))}
-  got = sharding.param_shardings(spec, mesh, sharding.rules_for(1))["k"]
-  assert got.spec == PartitionSpec(None, "fsdp", None, None)
-  assert sharding.rules_for(2) is sharding.DEFAULT_RULES
-  with pytest.raises(UserError, match=r"Parameter k.*dimension 2 \('kv_heads'\) has size 1.*tensor=2"):
-    sharding.param_shardings(spec, mesh, sharding.DEFAULT_RULES)
+  got = sharding.param_shardings(specs, mesh, DEFAULT_RULES)
+  assert got["a"]["q"].spec == P(None, "fsdp", "tensor", None) and got["norm"].spec == P("fsdp")
+  assert jax.device_put(jnp.zeros((4, 8, 6, 3)), got["a"]["q"]).addressable_shards[0].data.shape == (4, 4, 3, 3)
+  other = sharding.param_shardings(specs, mesh, {**DEFAULT_RULES, "embed": ("data", "fsdp"), "heads": None})
+  assert other["a"]["q"].spec == P(None, ("data", "fsdp"), None, None)
 
 
 @pytest.mark.parametrize(
   ("spec", "rules", "message"),
   [
     (Spec((8, 5), ("embed", "ffw")), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
-    (Spec((6,), ("batch",)), {}, r"dimension 0 \('batch'\) has size 6.*data=2 x fsdp=2"),
-    (Spec((8, 8), ("heads", "ffw")), {}, r"'tensor' would split dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
-    (Spec((8,), ("embed",)), {"embed": ("fsdp", "fsdp")}, "'fsdp' would split dimension 0"),
-    (Spec((8,), ("embde",)), {}, "no rule for the logical axis 'embde'.*embed"),
-    (Spec((8,), ("embed",)), {"embed": "expert"}, "'embed' goes to 'expert', but the mesh has data, fsdp, tensor"),
-    (Spec((8, 8), ("embed",)), {}, r"1 logical axes \('embed',\) for shape \(8, 8\)"),
+    (Spec((8, 1), ("embed", "kv_heads")), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
+    (Spec((6,), ("activation_batch",)), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
+    (Spec((8, 8), ("heads", "ffw")), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
+    (Spec((8,), ("embed",)), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
+    (Spec((8,), ("embde",)), {}, "no rule .* 'embde'.*embed"),
+    (Spec((8,), ("embed",)), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
+    (Spec((8, 8), ("embed",)), {}, "1 logical axes"),
   ],
 )
 def test_rules_that_cannot_be_kept_are_errors(mesh, spec, rules, message):
   with pytest.raises(UserError, match=message):
-    sharding.param_shardings({"layers": {"w": spec}}, mesh, {**sharding.DEFAULT_RULES, **rules})
+    sharding.param_shardings({"layers": {"w": spec}}, mesh, {**DEFAULT_RULES, **rules})
 
 
 def test_constrain(mesh):
-  x = np.ones((8, 6, 4), np.float32)
-
-  @jax.jit
-  def pinned(x):
-    return sharding.constrain(x, "batch", None, "ffw")
-
+  x, axes = np.ones((8, 6, 4), np.float32), ("activation_batch", None, "activation_ffw")
+  pinned = jax.jit(lambda x: sharding.constrain(x, axes, DEFAULT_RULES))
   with jax.set_mesh(mesh):
-    assert pinned(x).sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
-    free = jax.jit(lambda x: sharding.constrain(pinned(x) * 2, "batch", None, sharding.FREE))(x)
-    assert free.sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
-    with pytest.raises(UserError, match=r"Activation.*dimension 0 \('batch'\) has size 3"):
-      sharding.constrain(jnp.ones((3, 6)), "batch", None)
-  assert sharding.constrain(x, "no mesh", "is set", "here") is x
+    assert pinned(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
+    free = jax.jit(
+      lambda x: sharding.constrain(pinned(x) * 2, ("activation_batch", None, sharding.FREE), DEFAULT_RULES)
+    )
+    assert free(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
+    other = jax.jit(lambda x: sharding.constrain(x, axes, {**DEFAULT_RULES, "activation_ffw": None}))
+    assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
+    with pytest.raises(UserError, match="Activation.*dimension 0 .* has size 3"):
+      pinned(np.ones((3, 6, 4)))
+  assert sharding.constrain(x, ("no mesh", "is", "set"), DEFAULT_RULES) is x
 
 
-def test_host_to_global(mesh):
+@pytest.mark.parametrize(("rule", "shards"), [(("data", "fsdp"), 4), ("tensor", 2), (None, 1)])
+def test_host_to_global(mesh, rule, shards):
+  batch = sharding.batch_sharding(mesh, {**DEFAULT_RULES, "activation_batch": rule})
+  assert sharding.num_shards(batch) == shards
   rows = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3), "length": np.arange(8, dtype=np.int32)}
-  got = sharding.host_to_global(rows, mesh)
+  got = sharding.host_to_global(rows, batch)
   jax.tree.map(np.testing.assert_array_equal, got, rows)
-  assert got["tokens"].sharding == sharding.batch_sharding(mesh)
-  shards = {(shard.data.shape, shard.index[0].start) for shard in got["tokens"].addressable_shards}
-  assert shards == {((2, 3), start) for start in (0, 2, 4, 6)}
-  with pytest.raises(UserError, match=r"Batch tokens: shape \(6, 3\).* 4 batch shards"):
-    sharding.host_to_global({"tokens": np.zeros((6, 3))}, mesh)
+  size = 8 // shards
+  shapes = {(shard.data.shape, shard.index[0].start or 0) for shard in got["tokens"].addressable_shards}
+  assert shapes == {((size, 3), start) for start in range(0, 8, size)}
 
 
-def test_read_to_global(mesh):
-  rows, asked = np.arange(60, dtype=np.int32).reshape(20, 3), []
+def test_rows_that_do_not_divide_are_an_error(mesh):
+  with pytest.raises(UserError, match=r"Batch tokens: shape \(6, 3\).* 4 batch shards .*data x fsdp"):
+    sharding.host_to_global({"tokens": np.zeros((6, 3))}, sharding.batch_sharding(mesh))
+  assert sharding.num_shards(sharding.replicated(mesh)) == 1
+
+
+def test_read_to_global_reads_each_row_once(mesh):
+  rows, reads = np.arange(60, dtype=np.int32).reshape(20, 3), []
 
   def take(index):
-    asked.append(index.tolist())
+    reads.append(index.tolist())
     return {"tokens": rows[index], "length": rows[index, 0]}
 
   index = np.array([9, 3, 3, 19, 0, 7, 8, 1])
-  got = sharding.read_to_global(take, index, mesh)
-  assert asked == [index.tolist()], "each row once, though two devices hold it"
+  got = sharding.read_to_global(take, index, sharding.batch_sharding(mesh))
+  assert reads == [index.tolist()], "though two devices hold each row"
   jax.tree.map(np.testing.assert_array_equal, got, {"tokens": rows[index], "length": rows[index, 0]})
   assert got["tokens"].sharding == sharding.batch_sharding(mesh)
-
-
-def test_replicated(mesh):
-  assert jax.device_put(np.ones(3), sharding.replicated(mesh)).addressable_shards[5].data.shape == (3,)

@@ -68,7 +68,7 @@ def _trained(mesh_name, adapted=False, num_micro_batches=1):
   """The compiled step, its shardings, the state before and after `NUM_STEPS` updates, and the losses."""
   devices = jax.devices()[:1] if mesh_name == "one device" else jax.devices()[:8]
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
-  where = sharding.param_shardings(_specs(adapted), mesh, sharding.rules_for(CONFIG.num_kv_heads))
+  where = sharding.param_shardings(_specs(adapted), mesh, CONFIG.rules)
   optimizer = optim.make_optimizer(OPTIM)
   rows = _rows()
   params, frozen = lora.split(_params(adapted))
@@ -80,7 +80,9 @@ def _trained(mesh_name, adapted=False, num_micro_batches=1):
     train_step = step.make_train_step(loss_fn, optimizer, mesh, shardings, num_micro_batches)
     state, losses = first, []
     for i in range(NUM_STEPS):
-      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
+      state, sums = train_step(
+        state, sharding.read_to_global(rows.take, rows.order(0, i, 8), sharding.batch_sharding(mesh))
+      )
       losses.append({name: float(total) / float(count) for name, (total, count) in jax.device_get(sums).items()})
   return train_step, shardings, first, state, losses
 
@@ -186,12 +188,12 @@ def test_losses_are_the_recorded_ones():
 
 def test_eval_leaves_the_parameters_and_counts_every_target():
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  where = sharding.param_shardings(gemma.param_specs(CONFIG), mesh, sharding.rules_for(1))
+  where = sharding.param_shardings(gemma.param_specs(CONFIG), mesh, CONFIG.rules)
   rows = _rows()
   with jax.set_mesh(mesh):
     params = jax.device_put(_params(), where)
     eval_step = step.make_eval_step(verifiers.sft_loss(CONFIG, rows.max_targets, 0.5), mesh, where)
-    sums = eval_step(params, sharding.host_to_global(rows.take(np.arange(8)), mesh))
+    sums = eval_step(params, sharding.host_to_global(rows.take(np.arange(8)), sharding.batch_sharding(mesh)))
   counted = sum(float(sums[name][1]) for name in ("loss_verify", "loss_solve"))
   assert counted == rows.data.weights[:8].sum()
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))

@@ -251,7 +251,7 @@ def _trained(num_devices=1, rank=0, num_steps=30):
     adapters = lora.LoraConfig(rank, 16.0, ("q", "v", "attn_out"))
     specs |= lora.param_specs(CONFIG, adapters)
     params |= lora.init(CONFIG, adapters, jax.random.key(0))
-  shardings = sharding.param_shardings(specs, mesh, sharding.rules_for(1))
+  shardings = sharding.param_shardings(specs, mesh, CONFIG.rules)
   with jax.set_mesh(mesh):
     params = jax.device_put(params, shardings)
     rows = verifiers.with_reference(rows, rows.max_targets, params, CONFIG, mesh, 8)
@@ -264,7 +264,9 @@ def _trained(num_devices=1, rank=0, num_steps=30):
     before = loop.evaluate(eval_step, params, rows, 8, mesh)
     steps = []
     for i in range(num_steps):
-      state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), mesh))
+      state, sums = train_step(
+        state, sharding.read_to_global(rows.take, rows.order(0, i, 8), sharding.batch_sharding(mesh))
+      )
       steps.append(float(sums["loss"][0]))
     after = loop.evaluate(eval_step, state.all_params, rows, 8, mesh)
   return jax.device_get(state.all_params), steps, before, after

@@ -291,7 +291,7 @@ def test_training_lowers_the_loss(verifier, solve_weight):
   rows = packing.pack(_verify_examples(verifier) + (_solve_examples() if solve_weight else []), WIDTH)
   batch = rows.take(np.arange(rows.num_rows))
   optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=40))
-  shardings = sharding.param_shardings(gemma.param_specs(CONFIG), _mesh(), sharding.rules_for(1))
+  shardings = sharding.param_shardings(gemma.param_specs(CONFIG), _mesh(), CONFIG.rules)
   with jax.set_mesh(_mesh()):
     state = step.init_state(jax.tree.map(jnp.copy, _params()), optimizer)
     loss_fn = verifiers.make_loss(verifier, CONFIG, PROMPTER, rows.max_targets, solve_weight)
