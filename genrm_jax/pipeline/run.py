@@ -193,7 +193,8 @@ class Run:
 
   def load_params(self, name: str, mesh: jax.sharding.Mesh) -> tuple[gemma.Params, int]:
     """The best parameters of a finished training, on a mesh, and their step."""
-    step = trained.open_step(self.path("checkpoints", name), self._base_of(name), mesh, self.identity())
+    path, rules = self.path("checkpoints", name), self.model.rules
+    step = trained.open_step(path, self._base_of(name), mesh, self.identity(), rules)
     return step.params, step.manifest["step"]
 
   def engine(self, params: gemma.Params) -> trained.Engine:

@@ -124,7 +124,7 @@ def load(
       f"{loaded.step} is the {manifest['run']} of a run and no verifier; open its parameters with genrm_jax.load_params"
     )
   if dtype is not None:
-    config = ModelConfig.from_dict(config.to_dict() | {"dtype": dtype, "param_dtype": dtype})
+    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     params = jax.jit(lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree), donate_argnums=0)(params)
   how = manifest["scoring"]
   return TrainedVerifier(
@@ -159,7 +159,13 @@ def make_engine(
   return Engine(gemma.as_used(params, config), config, mesh, end_id, rows_per_batch, max_tokens)
 
 
-def open_step(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, Any] | None = None) -> LoadedStep:
+def open_step(
+  path: Any,
+  base: Any,
+  mesh: Mesh | None,
+  expected: Mapping[str, Any] | None = None,
+  rules: sharding.Rules | None = None,
+) -> LoadedStep:
   """The best whole step of a training, on a mesh, or as NumPy arrays if that is None. Adapters are merged.
 
   Args:
@@ -167,6 +173,7 @@ def open_step(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, An
     base: as for `load`.
     mesh: the devices.
     expected: entries that the manifest must have.
+    rules: sharding rules; those of the model's family if None.
   """
 
   def read(step: epath.Path) -> LoadedStep:
@@ -174,7 +181,7 @@ def open_step(path: Any, base: Any, mesh: Mesh | None, expected: Mapping[str, An
     prompter = _prompter(step, manifest)
     ids = {"yes": prompter.yes_id, "no": prompter.no_id, "cls": prompter.tokenizer.cls_id}
     saved.check_manifest(manifest, {"verdict_ids": ids, **(expected or {})}, step)
-    config = ModelConfig.from_dict(manifest["model"])
+    config = ModelConfig.from_dict(manifest["model"] | {"sharding": dict(rules or {})})
     check_vocab(prompter.tokenizer, config.vocab_size)
     adapters = _adapters(manifest)
     shardings = None if mesh is None else _flat(param_shardings(config, adapters, mesh))
