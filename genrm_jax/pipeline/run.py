@@ -273,6 +273,11 @@ class Run:
     for name in ("base", "generator", *self.verifier_names):
       if (name in self.config or name in self.config.verifiers) and "optim" in self.training(name):
         self.train_config(name)
+        if self.config.model.param_dtype != "float32" and not self.adapters(name):
+          raise UserError(
+            f"{name}: trained parameters must be float32, but model.param_dtype is {self.config.model.param_dtype}; "
+            "use model.dtype=bfloat16 with float32 parameters, or train adapters (lora.rank)"
+          )
         frozen_is_saved = self.training(name).lora.save_frozen or self.training(name).init_from or self.checkpoint_path
         if self.adapters(name) and not frozen_is_saved:
           raise UserError(

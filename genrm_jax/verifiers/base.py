@@ -148,7 +148,11 @@ class Verifier(abc.ABC):
     items = self.select(data)
     supervised = [item for item in items if self.has_verdict(item)]
     self.check_gate(supervised)
-    yield from map(self.example, supervised)
+    for item in supervised:
+      example = self.example(item)
+      if not isinstance(example, Example):
+        raise UserError(f"verifier {self.name}: example() returned {example!r:.60}, expected an Example")
+      yield example
     if self.solve_weight:
       solved = {(i.problem.id, i.candidate.index): i for i in items if i.candidate.correct}
       yield from (solve_example(self.prompter, i.problem, i.candidate.text) for i in solved.values())
@@ -244,6 +248,19 @@ class Verifier(abc.ABC):
     """(the text asked after a solution, Python that computes the score with transformers); None if there is none."""
     del scoring
     return None
+
+
+def check_votes(verifier: Verifier, votes: Any, num_pairs: int, num_votes: int) -> None:
+  """UserError unless `votes` are `num_votes` Vote records for each of `num_pairs` pairs, as `Verifier.votes` says."""
+  place = f"verifier {verifier.name}: votes() returned"
+  if not isinstance(votes, list | tuple) or len(votes) != num_pairs:
+    size = f"{len(votes)} items" if isinstance(votes, list | tuple) else type(votes).__name__
+    raise UserError(f"{place} {size} for {num_pairs} pairs; return a list of Vote for each")
+  for of_pair in votes:
+    if not isinstance(of_pair, list | tuple) or not all(isinstance(vote, Vote) for vote in of_pair):
+      raise UserError(f"{place} {of_pair!r:.60} for a pair, expected a list of Vote")
+    if len(of_pair) != num_votes:
+      raise UserError(f"{place} {len(of_pair)} votes for a pair, but num_votes() says {num_votes}")
 
 
 def verifier_class(kind: str) -> type[Verifier]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from genrm_jax.infer.engine import Engine
 from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime.progress import say
-from genrm_jax.verifiers.base import Verifier, VoteConfig
+from genrm_jax.verifiers.base import Verifier, VoteConfig, check_votes
 
 
 def score_pairs(
@@ -33,6 +33,7 @@ def score_pairs(
     num_long = len(distinct) - len(fitting)
     say(f"{verifier.name}: {num_long} of {len(distinct)} solutions exceed the context of {room} tokens")
   found = verifier.votes(engine, fitting, how, f"score {verifier.name}") if fitting else []
+  check_votes(verifier, found, len(fitting), verifier.num_votes(how.num_votes))
   votes = dict(zip(fitting, found, strict=True))
   truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(how.num_votes)
   return [votes.get(pair, truncated) for pair in pairs]

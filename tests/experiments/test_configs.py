@@ -166,6 +166,7 @@ def test_a_variant_with_no_number_is_named(variant):
     ({"generator__optim__learning_rate": -1.0}, "learning_rate must be positive and finite, not -1"),
     ({"verifiers__dpo__optim__learning_rate": -1.0}, "learning_rate must be positive and finite, not -1"),
     ({"verifiers__genrm__loop__best_by": "accuracy?"}, "best_by"),
+    ({"model__param_dtype": "bfloat16"}, "generator: trained parameters must be float32"),
     ({"votes__num_votes": 0}, "num_votes must be 1 or more, not 0"),
     ({"prompts__verify": "Is it right?"}, r"verify.*\{verdict_question\}"),
     ({"prompts__solve": "Solve:"}, r"solve.*\{question\}"),

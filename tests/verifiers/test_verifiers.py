@@ -14,6 +14,7 @@ from genrm_jax.data import packing
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
+from genrm_jax.records import Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
@@ -261,6 +262,26 @@ def test_a_solution_that_is_too_long_is_truncated_and_the_others_are_scored(name
   assert all(s.value is not None or name == "genrm_cot" for s in fitting)
   assert {v.state for s in fitting for v in s.votes} != {"truncated"}
   assert (last.value, [v.state for v in last.votes]) == (None, ["truncated"] * num_votes)
+
+
+@pytest.mark.parametrize(
+  ("returned", "message"),
+  [
+    (None, "NoneType for 1 pairs"),
+    ([], "0 items for 1 pairs"),
+    ([[0.5]], r"\[0.5\] for a pair, expected a list of Vote"),
+    ([[Vote("ok", 0.5, 0.5, 0)] * 2], r"2 votes for a pair, but num_votes\(\) says 1"),
+  ],
+)
+def test_votes_of_another_type_or_number_are_refused(returned, message, monkeypatch):
+  v = verifier("genrm")
+  monkeypatch.setattr(v, "votes", lambda *args: returned)
+  with pytest.raises(UserError, match=f"verifier genrm: votes\\(\\) returned {message}"):
+    scoring.score_pairs(v, engine(), [("1ab2cd;", "BbCd;")], VoteConfig(1, 0, SampleConfig(8)))
+  monkeypatch.setattr(v, "example", lambda item: {"tokens": [1]})
+  monkeypatch.setattr(v, "check_gate", lambda items: None)
+  with pytest.raises(UserError, match=r"example\(\) returned .*expected an Example"):
+    next(v.examples(DATA))
 
 
 # The registry.
