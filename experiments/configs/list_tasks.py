@@ -1,6 +1,7 @@
 """The configs of the list tasks. `task` gives their numbers: see experiments/configs/last_letter.py.
 
 tiny   minutes on 2 CPU cores, from the small base of experiments/assets
+tour   three minutes on 2 CPU cores, with the smallest verifiers that learn something; for docs/tour.ipynb
 smoke  the same stages in a minute with models that learn nothing; for tests
 paper  Gemma 2B as generator (prompted with worked examples) and as verifier, for a TPU; it needs
        --config.model.checkpoint=GEMMA_2B --config.tokenizer.path=tokenizer.model
@@ -57,10 +58,12 @@ def get_config(task: Numbers, variant: str) -> ml_collections.ConfigDict:
     return common.locked(_paper(task))
   if variant in ("tiny", "smoke"):
     return common.locked(_tiny(task, variant == "smoke"))
+  if variant == "tour":
+    return common.locked(_tour(task))
   if study in ("train", "steps", "size", "lambda") or variant in ("no_shift", "no_gaps", *task.walks):
     return common.locked(_study(task, variant))
   raise UserError(
-    f"unknown config variant {variant!r}; there are: {', '.join(('tiny', 'smoke', 'paper', *_STUDIES, *task.walks))}"
+    f"unknown config variant {variant!r}; there are: {', '.join(('tiny', 'tour', 'smoke', 'paper', *_STUDIES, *task.walks))}"
   )
 
 
@@ -127,6 +130,21 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     engine=common.engine(rows_per_batch=256, max_tokens=384),
     report=dict(ns=(*ladder, 4) if smoke else ladder, ks=ladder),
   )
+
+
+def _tour(task: Numbers) -> dict[str, Any]:
+  config = _tiny(task, smoke=False)
+  config |= dict(variant="tour", report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4, 8)))
+  config["model"]["checkpoint"] = f"{ASSETS}/small"
+  config["task"]["train"]["num_problems"] = 6000
+  config["task"]["eval"] = _problems(100, (task.train_words[1], task.eval_words - 1))
+  del config["task"]["in_distribution"]
+  config["candidates"]["num_eval"] = 16
+  config["votes"]["num_votes"] = 8
+  config["verifiers"] = {name: config["verifiers"][name] for name in ("orm", "genrm", "genrm_cot")}
+  for settings in config["verifiers"].values():
+    settings["optim"]["num_steps"] = 600
+  return config
 
 
 def _study(task: Numbers, variant: str) -> dict[str, Any]:
