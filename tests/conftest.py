@@ -17,8 +17,8 @@ import pytest
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
-  *("damage_for_many", "docs", "extending", "install", "library", "tour", "dpo", "easy_to_hard", "export", "gcs", "imports", "parity_hf", "pretrained"),
-  *("rows_for_many", "smoke", "two_processes", "verifiers"),
+  *("damage_for_many", "docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "imports", "install", "library"),
+  *("parity_hf", "pretrained", "rows_for_many", "smoke", "tour", "two_processes", "verifiers"),
 }
 
 
