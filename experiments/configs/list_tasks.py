@@ -62,9 +62,8 @@ def get_config(task: Numbers, variant: str) -> ml_collections.ConfigDict:
     return common.locked(_tour(task))
   if study in ("train", "steps", "size", "lambda") or variant in ("no_shift", "no_gaps", *task.walks):
     return common.locked(_study(task, variant))
-  raise UserError(
-    f"unknown config variant {variant!r}; there are: {', '.join(('tiny', 'tour', 'smoke', 'paper', *_STUDIES, *task.walks))}"
-  )
+  known = ("tiny", "tour", "smoke", "paper", *_STUDIES, *task.walks)
+  raise UserError(f"unknown config variant {variant!r}; there are: {', '.join(known)}")
 
 
 def _problems(num: int, words: tuple[int, int]) -> dict[str, int]:
