@@ -51,7 +51,7 @@ def test_distinct_keeps_the_first_of_each_text(pool):
   assert [c.index for c in got] == sorted(first.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(POOLS, st.integers(1, 4), st.booleans(), st.integers(0, 2**31))
 def test_choice_is_capped_distinct_and_balanced(pool, max_per_label, balanced, seed):
   distinct = candidates.distinct(pool)
@@ -68,14 +68,7 @@ def test_choice_is_capped_distinct_and_balanced(pool, max_per_label, balanced, s
   assert got == candidates.choose_for_training(pool, max_per_label, balanced, seed)
 
 
-def test_choice_is_random_within_a_problem_and_over_problems():
-  pool = _candidates([(p, t, t == 0) for p in range(4) for t in range(9)])
-  chosen = [candidates.choose_for_training(pool, 2, True, seed) for seed in range(20)]
-  wrong = collections.Counter(c.index for one in chosen for c in one if not c.correct)
-  assert len(wrong) > 24, "of 32 wrong solutions nearly each is chosen by one of 20 seeds"
-
-
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(POOLS, st.integers(1, 7), st.integers(0, 2**31))
 def test_pairs_are_capped_distinct_and_of_one_problem(pool, max_pairs, seed):
   sides = collections.Counter((c.problem_id, c.correct) for c in candidates.distinct(pool))
@@ -90,19 +83,21 @@ def test_pairs_are_capped_distinct_and_of_one_problem(pool, max_pairs, seed):
   assert got == candidates.choose_pairs(pool, max_pairs, seed)
 
 
-def test_pairs_are_drawn_from_the_whole_product():
+def test_choices_are_drawn_from_everything():
   pool = _candidates([(p, t, t < 3) for p in range(2) for t in range(7)])
   drawn = [candidates.choose_pairs(pool, 2, seed) for seed in range(40)]
-  seen = {(a.index, b.index) for pairs in drawn for a, b in pairs}
-  assert len(seen) > 22, "of 24 pairs nearly each is drawn with one of 40 seeds"
+  assert len({(a.index, b.index) for pairs in drawn for a, b in pairs}) > 22, "nearly each of 24 pairs"
   assert len(candidates.choose_pairs(pool, 99, 0)) == 24
+  pool = _candidates([(p, t, t == 0) for p in range(4) for t in range(9)])
+  drawn = [candidates.choose_for_training(pool, 2, True, seed) for seed in range(20)]
+  assert len({c.index for chosen in drawn for c in chosen}) > 28, "nearly each of 36 solutions"
 
 
 def test_choices_need_both_labels():
   pool = _candidates([(0, 0, True), (0, 1, True), (1, 2, False)])
-  with pytest.raises(UserError, match=r"DPO needs .* none of 2 problems has both"):
+  with pytest.raises(UserError, match=r"none of 2 problems has both"):
     candidates.choose_pairs(pool, 4, 0)
-  with pytest.raises(UserError, match="max_pairs must be 1 or more, not 0"):
+  with pytest.raises(UserError, match="max_pairs"):
     candidates.choose_pairs([*pool, *_candidates([(1, 3, True)])], 0, 0)
   for label, counts in ((True, "2 correct and 0 incorrect"), (False, "0 correct and 2 incorrect")):
     with pytest.raises(UserError, match=counts):

@@ -17,31 +17,25 @@ def _candidate(index, text, correct=True, problem="p"):
 POOL = [_candidate(0, "a"), _candidate(1, "b"), _candidate(2, "c"), _candidate(3, "a"), _candidate(4, "no", False)]
 
 
-def test_references_are_other_correct_solutions():
-  for draw in range(20):
-    chosen = grading.choose_references(POOL, "own", seed=1, draw=draw)
-    for c, reference in zip(POOL, chosen, strict=True):
-      assert reference in {"a", "b", "c"} - {c.text}
-  assert {grading.choose_references(POOL, "own", seed=1, draw=d)[4] for d in range(20)} == {"a", "b", "c"}
+def test_references_are_other_correct_solutions_or_the_problems_own():
+  drawn = [grading.choose_references(POOL, "own", seed=1, draw=draw) for draw in range(20)]
+  for chosen in drawn:
+    assert all(reference in {"a", "b", "c"} - {c.text} for c, reference in zip(POOL, chosen, strict=True))
+  assert {chosen[4] for chosen in drawn} == {"a", "b", "c"}
+  alone = [_candidate(0, "a"), _candidate(1, "a"), _candidate(2, "no", False)]
+  assert grading.choose_references(alone, "own", seed=0) == ["own", "own", "a"]
+  with pytest.raises(UserError, match="no reference solution for candidate 0 of p"):
+    grading.choose_references(alone, "", seed=0)
 
 
 def test_references_depend_on_seed_draw_and_candidate_only():
   many = [_candidate(i, f"solution {i}") for i in range(40)]
   chosen = grading.choose_references(many, "own", seed=3)
   assert grading.choose_references(many[::-1], "own", seed=3) == chosen[::-1] and len(set(chosen)) > 15
-  for other in (
-    grading.choose_references(many, "own", seed=4),
-    grading.choose_references(many, "own", seed=3, draw=1),
-    grading.choose_references([dataclasses.replace(c, problem_id="q") for c in many], "own", seed=3),
-  ):
+  others = [dataclasses.replace(c, problem_id="q") for c in many]
+  for pool, seed, draw in ((many, 4, 0), (many, 3, 1), (others, 3, 0)):
+    other = grading.choose_references(pool, "own", seed=seed, draw=draw)
     assert sum(a != b for a, b in zip(chosen, other, strict=True)) > 20
-
-
-def test_without_another_correct_solution_the_problems_own_is_used():
-  alone = [_candidate(0, "a"), _candidate(1, "a"), _candidate(2, "no", False)]
-  assert grading.choose_references(alone, "own", seed=0) == ["own", "own", "a"]
-  with pytest.raises(UserError, match="no reference solution for candidate 0 of p"):
-    grading.choose_references(alone, "", seed=0)
 
 
 def test_sampled_texts_become_records_for_a_filter():

@@ -15,11 +15,6 @@ FIELDS = [f.name for f in dataclasses.fields(TokenBatch)]
 OF_EXAMPLE = ("tokens", "targets", "weights", "kind", "positions")
 
 
-def _check_dtypes(data):
-  for name in FIELDS:
-    assert getattr(data, name).dtype == (np.float32 if name == "weights" else np.int32), name
-
-
 def _example(i, length):
   """An example whose tokens, targets and positions tell which one it is."""
   own = 1000 * (i + 1) + np.arange(length, dtype=np.int32)
@@ -55,13 +50,14 @@ def test_documented_examples():
   }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 9))
 def test_pack_keeps_every_example_once_and_whole(lengths, spare):
   examples = [_example(i, n) for i, n in enumerate(lengths)]
   rows = packing.pack(examples, max(lengths) + spare)
   data = rows.data
-  _check_dtypes(data)
+  for name in FIELDS:
+    assert getattr(data, name).dtype == (np.float32 if name == "weights" else np.int32), name
   assert rows.num_examples == len(examples)
   assert data.tokens.shape == (rows.num_rows, max(lengths) + spare)
   found = []
@@ -86,7 +82,7 @@ def test_pack_keeps_every_example_once_and_whole(lengths, spare):
 def test_rows_are_filled_and_long_examples_refused():
   rows = packing.pack([_example(i, n) for i, n in enumerate([6, 5, 4, 3, 2])], 10)
   assert rows.num_rows == 2 and (rows.data.segments > 0).all()
-  with pytest.raises(UserError, match="example 1 has 9 tokens, more than a row of 8"):
+  with pytest.raises(UserError, match="example 1 has 9 tokens"):
     packing.pack([_example(0, 3), _example(1, 9)], 8)
   with pytest.raises(UserError, match="no training examples"):
     packing.pack([], 8)
@@ -119,22 +115,19 @@ def test_an_epoch_has_every_row_once(num_rows, batch_size, seed):
 
 def test_a_batch_is_a_function_of_seed_and_step():
   rows, again = _rows(50), _rows(50)
-  first = rows.order(0, 0, 50).tolist()
-  others = [rows.order(seed, step, 50).tolist() for seed, step in ((0, 1), (0, 2), (1, 0))]
-  assert all(order != first for order in (*others, list(range(50)))), "orders differ by epoch and seed"
-  assert others[0] != others[1]
-  assert again.order(0, 0, 50).tolist() == first, "whatever was asked for before"
-  assert [i for step in range(5) for i in again.order(0, step, 10)] == first
+  orders = [rows.order(seed, step, 50).tolist() for seed, step in ((0, 0), (0, 1), (0, 2), (1, 0))]
+  assert len({*map(tuple, orders), tuple(range(50))}) == 5, "orders differ by epoch and seed"
+  assert again.order(0, 0, 50).tolist() == orders[0], "whatever was asked for before"
+  assert [i for step in range(5) for i in again.order(0, step, 10)] == orders[0]
 
 
 def test_take_gives_rows_in_order_and_empty_ones():
   rows = _rows(4)
   got = rows.take(np.array([2, -1, 0, 2]))
-  _check_dtypes(got)
   for name in FIELDS:
-    field = getattr(rows.data, name)
-    want = np.stack([field[2], np.zeros_like(field[0]), field[0], field[2]])
-    np.testing.assert_array_equal(getattr(got, name), want, name)
+    field, found = getattr(rows.data, name), getattr(got, name)
+    np.testing.assert_array_equal(found, np.stack([field[2], 0 * field[0], field[0], field[2]]), name)
+    assert found.dtype == field.dtype
 
 
 @settings(max_examples=100, deadline=None)
@@ -155,18 +148,17 @@ def test_gaps_follow_the_named_tokens_only(tokens, max_gaps, seed):
 
 
 def test_gaps_have_every_size_up_to_the_limit():
-  e = packing.sft_example("e", [5, 1] * 40, [5, 1], KIND_SOLVE)
-  rng, after = np.random.default_rng(0), e.tokens[:-1] == 5
-  assert set(range(8)) <= {
-    int(gap) for _ in range(50) for gap in (np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1)[after]
-  }
+  e, rng = packing.sft_example("e", [5, 1] * 400, [5, 1], KIND_SOLVE), np.random.default_rng(0)
+  gaps = np.diff(packing.with_gaps(e, {5: 8}, rng).positions) - 1
+  assert set(gaps[e.tokens[:-1] == 5].tolist()) == set(range(9))
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_digest_depends_on_every_field(field):
+def test_digest_depends_on_every_field_and_the_order():
   rows = _rows(3)
   assert _rows(3).digest == rows.digest
-  changed = getattr(rows.data, field).copy()
-  changed[2, 1] += 1
-  assert dataclasses.replace(rows, data=rows.data.replace(**{field: changed})).digest != rows.digest
-  assert packing.Rows(rows.take(np.array([1, 0, 2])), rows.num_examples).digest != rows.digest
+  digests = {rows.digest, packing.Rows(rows.take(np.array([1, 0, 2])), rows.num_examples).digest}
+  for field in FIELDS:
+    changed = getattr(rows.data, field).copy()
+    changed[2, 1] += 1
+    digests.add(dataclasses.replace(rows, data=rows.data.replace(**{field: changed})).digest)
+  assert len(digests) == 2 + len(FIELDS)

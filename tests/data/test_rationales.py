@@ -36,25 +36,13 @@ def test_filter_keeps_what_agrees_and_says_why_not():
   got = rationales.from_graders([_raw(i, text) for i, text, *_ in cases], CANDIDATES)
   assert [(r.text, r.verdict, r.why_dropped) for r in got] == [tuple(rest) for _, _, *rest in cases]
   assert all(r.kept is not bool(r.why_dropped) for r in got)
-  table = rationales.ledger(got, CANDIDATES)
-  assert table["correct"] == {
+  right, wrong = rationales.ledger(got, CANDIDATES).values()
+  assert right == {
     **{"all": 3, "kept": 1, "dropped: verdict disagrees with the label": 1, "dropped: empty": 1},
     **{"solutions": {"all": 1, "kept": 1}, "problems": {"all": 1, "kept": 1}},
-    "share": {"all": 0.4286, "kept": 0.5},
-    "characters": {"median": 4, "p90": 4, "max": 4},
+    **{"share": {"all": 0.4286, "kept": 0.5}, "characters": {"median": 4, "p90": 4, "max": 4}},
   }
-  assert table["incorrect"]["dropped: no verdict"] == 1 and table["incorrect"]["share"] == {"all": 0.5714, "kept": 0.5}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([f"x\n{ASK} Yes", f"x\n{ASK} No", f"{ASK} No", "x"]))))
-def test_ledger_adds_up(raw):
-  got = rationales.from_graders([_raw(i, text) for i, text in raw], CANDIDATES)
-  table = rationales.ledger(got, CANDIDATES)
-  assert sum(row["all"] for row in table.values()) == len(raw)
-  assert sum(row["kept"] for row in table.values()) == sum(r.kept for r in got)
-  for row in table.values():
-    assert row["all"] == row["kept"] + sum(n for name, n in row.items() if name.startswith("dropped: "))
+  assert wrong["dropped: no verdict"] == 1 and wrong["share"] == {"all": 0.5714, "kept": 0.5}
 
 
 def test_a_program_writes_one_rationale_per_candidate():
@@ -105,8 +93,7 @@ def test_ledger_counts_problems_and_solutions_once_and_by_label():
   ):
     book.add(Rationale(problem, solution, 0, "x", True, "test", kept, "" if kept else "empty"), label)
   right, wrong = book.table().values()
-  assert right["solutions"] == {"all": 3, "kept": 1}
-  assert right["problems"] == {"all": 2, "kept": 1}
+  assert (right["solutions"], right["problems"]) == ({"all": 3, "kept": 1}, {"all": 2, "kept": 1})
   assert right["share"] == {"all": 0.6667, "kept": 0.5}
   assert wrong["solutions"] == wrong["problems"] == {"all": 2, "kept": 2}
   assert book.problems_with_both() == {"all": 2, "kept": 1}
@@ -121,13 +108,11 @@ def test_length_statistics_match_sorted_lengths(lengths):
 
 
 def test_replay_shows_where_filters_differ():
-  replay = rationales.Replay(
-    [rationales.Filter(), rationales.Filter("lenient-1"), rationales.Filter(drop_leaks=True)], 1
-  )
+  filters = [rationales.Filter(), rationales.Filter("lenient-1"), rationales.Filter(drop_leaks=True)]
+  replay = rationales.Replay(filters, 1)
   texts = [
     f"same\n\n{ASK} Yes",
-    "a\nVerification: Is the answer correct? Yes",
-    "b\nVerification: Is the answer correct? Yes",
+    *(f"{body}\nVerification: Is the answer correct? Yes" for body in "ab"),
     f"as the Expected Answer\n\n{ASK} Yes",
     f"**Verification:**\nheaded\n\n{ASK} Yes",
     f"**Verification:**\nheaded, but wrong\n\n{ASK} No",
@@ -135,20 +120,15 @@ def test_replay_shows_where_filters_differ():
   raw = [_raw(0, text) for text in texts]
   first = [replay.add(r, True)[0] for r in raw]
   assert [r.text for r in first] == ["same", "a", "b", "as the Expected Answer", "headed", "headed, but wrong"]
+  differences = {"verdict Yes -> none": 2, "kept -> dropped": 2, "kept with another text": 1}
   assert replay.table() == {
-    "lenient-1": {
-      "correct": {"verdict Yes -> none": 2, "kept -> dropped": 2, "kept with another text": 1},
-      "incorrect": {},
-    },
+    "lenient-1": {"correct": differences, "incorrect": {}},
     "lenient-2+drop_leaks": {"correct": {"kept -> dropped": 1}, "incorrect": {}},
   }
   [(of, before, after)] = replay.examples["lenient-1", "correct", "verdict Yes -> none"]
   assert (of, before.verdict, after.verdict) == (raw[1], True, None)
-  assert {name: book.table()["correct"]["kept"] for name, book in replay.ledgers.items()} == {
-    "lenient-2": 5,
-    "lenient-1": 3,
-    "lenient-2+drop_leaks": 4,
-  }
+  kept = [book.table()["correct"]["kept"] for book in replay.ledgers.values()]
+  assert kept == [5, 3, 4] and list(replay.ledgers) == ["lenient-2", "lenient-1", "lenient-2+drop_leaks"]
 
 
 def test_rows_match_the_released_cot_set(data_dir):

@@ -13,63 +13,52 @@ from genrm_jax.runtime.errors import UserError
 
 ASK = "Verification: Is the answer correct (Yes/No)?"
 BODY = "2 + 2 is 4."
-LENIENT = ("lenient-1", "lenient-2")
 
 
-def test_unknown_readers():
-  assert list(READERS) == ["exact-1", "lenient-1", "lenient-2"]
+MARKS = [  # beside or within the question
+  (f"\n{ASK}\n\nNo", False),
+  (f"\n\n**{ASK}** Yes", True),
+  (f"\n\n{ASK} **No**.", False),
+  (f"\n\n**Verification:** \n{ASK.removeprefix('Verification: ')} Yes", True),
+  (f"\n\n{ASK} Yes\n\nQ: another problem\n{ASK} Yes", True),
+  (f"\n\n{ASK}Yes", True),
+  ("\n\n<b>Verification:</b> Is the answer correct (Yes/No)? <b>No</b>", False),
+  ("\n\nVerification: Is the answer correct? (Yes/No) Yes", True),
+]
+HEADINGS = [  # and other forms of the question
+  ("\n\n**Verification: Is the answer correct? Yes**\n\n**Final Grade: Verification: Yes**", True),
+  ("\n\nVerification: Is the answer correct?** No", False),
+  ("\n\n_Verification: Is the answer correct (Yes/No)?_ **Yes**", True),
+  ("\n\nVerification: Is the answer correct? Yes/No? No", False),
+  ("\n\nVerification: Is the answer correct (Yes/Yes)? Yes", True),
+  ("\n\n<b>Verification: Is the answer correct (<b>Yes/No</b>)?</b> <b>Yes</b>", True),
+  (f"\n\n**Final Grade:** {ASK} No", False),
+  (f"\n\n**Final Grade: {ASK} No**", False),
+  (f"\n\n**Final Grade:**\n\n- **{ASK} No**", False),
+  ("\n\n<b>Final Grade: </b>Verification: Is the answer correct (Yes/No)? <b>No</b>", False),
+  (f"\n\n**Final Grade:**\n\n> {ASK} No", False),
+  ("\n\n**Overall Verification:**\nIs the answer correct (Yes/No)? No", False),
+]
+
+
+@pytest.mark.parametrize(
+  ("names", "end", "verdict"),
+  [
+    *((list(READERS), f"\n\n{ASK} {end}", True) for end in ("Yes", "Yes.", "Yes\n\nQ: another\n")),
+    *((list(READERS), f"\n\n{ASK} {end}", False) for end in ("No", "No**")),
+    *((["lenient-1", "lenient-2"], *case) for case in MARKS),
+    *((["lenient-2"], *case) for case in HEADINGS),
+  ],
+)
+def test_each_reader_finds_verdicts_where_graders_put_them(names, end, verdict):
+  for name, read in READERS.items():
+    if name in names:
+      assert read(BODY + end) == (BODY, verdict, "")
+    elif name == "lenient-1":
+      assert read(BODY + end).verdict is None or read(BODY + end).text != BODY
+  assert READERS["exact-1"](f"{BODY}\n\n**{ASK}** Yes").verdict is None
   with pytest.raises(UserError, match=r"'lenient'.* exact-1"):
     get_reader("lenient")
-
-
-@pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize(
-  ("end", "verdict"), [("Yes", True), ("No", False), ("Yes.", True), ("No**", False), ("Yes\n\nQ: another\n", True)]
-)
-def test_every_reader_finds_the_exact_words(name, end, verdict):
-  assert READERS[name](f"{BODY}\n\n{ASK} {end}") == (BODY, verdict, "")
-
-
-@pytest.mark.parametrize("name", LENIENT)
-@pytest.mark.parametrize(
-  ("end", "verdict"),
-  [
-    (f"\n{ASK}\n\nNo", False),
-    (f"\n\n**{ASK}** Yes", True),
-    (f"\n\n{ASK} **No**.", False),
-    (f"\n\n**Verification:** \n{ASK.removeprefix('Verification: ')} Yes", True),
-    (f"\n\n{ASK} Yes\n\nQ: another problem\n{ASK} Yes", True),
-    (f"\n\n{ASK}Yes", True),
-    ("\n\n<b>Verification:</b> Is the answer correct (Yes/No)? <b>No</b>", False),
-    ("\n\nVerification: Is the answer correct? (Yes/No) Yes", True),
-  ],
-)
-def test_lenient_readers_allow_marks(name, end, verdict):
-  assert READERS[name](BODY + end) == (BODY, verdict, "")
-  assert READERS["exact-1"](f"{BODY}\n\n**{ASK}** Yes").verdict is None
-
-
-@pytest.mark.parametrize(
-  ("end", "verdict"),
-  [
-    ("\n\n**Verification: Is the answer correct? Yes**\n\n**Final Grade: Verification: Yes**", True),
-    ("\n\nVerification: Is the answer correct?** No", False),
-    ("\n\n_Verification: Is the answer correct (Yes/No)?_ **Yes**", True),
-    ("\n\nVerification: Is the answer correct? Yes/No? No", False),
-    ("\n\nVerification: Is the answer correct (Yes/Yes)? Yes", True),
-    ("\n\n<b>Verification: Is the answer correct (<b>Yes/No</b>)?</b> <b>Yes</b>", True),
-    (f"\n\n**Final Grade:** {ASK} No", False),
-    (f"\n\n**Final Grade: {ASK} No**", False),
-    (f"\n\n**Final Grade:**\n\n- **{ASK} No**", False),
-    ("\n\n<b>Final Grade: </b>Verification: Is the answer correct (Yes/No)? <b>No</b>", False),
-    (f"\n\n**Final Grade:**\n\n> {ASK} No", False),
-    ("\n\n**Overall Verification:**\nIs the answer correct (Yes/No)? No", False),
-  ],
-)
-def test_lenient_2_reads_and_cuts_more(end, verdict):
-  assert READERS["lenient-2"](BODY + end) == (BODY, verdict, "")
-  before = READERS["lenient-1"](BODY + end)
-  assert before.verdict is None or before.text != BODY
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -102,25 +91,21 @@ def test_the_opening_heading_is_cut_where_it_stands_alone(heading):
 
 
 def test_the_verdict_of_a_step_is_not_the_answers():
+  read, old = READERS["lenient-2"], READERS["lenient-1"]  # the old version takes the first
   steps = f"Step 1: 2 + 2 = 4\n**{ASK} Yes**\n\nStep 2: 4 + 4 = 9\n**{ASK} No**\n\nStep 3: so 9"
   text = f"{steps}\n\n**Final Grade:** {ASK} No"
-  assert READERS["lenient-2"](text) == (steps, False, "")
-  assert READERS["lenient-2"](steps) == (steps, None, NO_VERDICT)
-  numbered = text.replace("Step ", "").replace(": ", ". ", 1)
-  assert READERS["lenient-2"](numbered).verdict is False
-  assert READERS["lenient-1"](text).verdict is True  # the old version takes the first
-
-
-def test_a_solution_begun_anew_does_not_continue_the_steps():
-  text = f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\nCorrect solution:\nStep 1: 4\nStep 2: 8"
-  assert READERS["lenient-2"](text) == ("Step 1: 4\n\nStep 2: 9", False, "")
+  assert read(text) == (steps, False, "") and old(text).verdict is True
+  assert read(steps) == (steps, None, NO_VERDICT)
+  assert read(text.replace("Step ", "").replace(": ", ". ", 1)).verdict is False
+  # A solution begun anew does not continue the steps.
+  body = f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\n"
+  assert read(f"{body}Correct solution:\nStep 1: 4\nStep 2: 8") == ("Step 1: 4\n\nStep 2: 9", False, "")
   for after in ("Step 4: as it should be", "Step 2: 8", "Step 1: 4"):
-    assert READERS["lenient-2"](f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\n{after}").verdict is False
-  assert READERS["lenient-2"](f"{BODY}\n\n{ASK} No\n\nStep 2: 9\n\nStep 1: 4").verdict is False
+    assert read(body + after).verdict is False
+  assert read(f"{BODY}\n\n{ASK} No\n\nStep 2: 9\n\nStep 1: 4").verdict is False
   # Verdicts that contradict each other.
   text = f"Step 1: 9\n\n{ASK} No\n\nCorrected solution:\nStep 1: 8\n\n{ASK} Yes"
-  assert READERS["lenient-2"](text) == (text, None, CONTRADICTION)
-  assert READERS["lenient-1"](text).verdict is False
+  assert read(text) == (text, None, CONTRADICTION) and old(text).verdict is False
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,38 +6,22 @@ import itertools
 import json
 import zipfile
 
-import gemma_like
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
 from genrm_jax.text.prompts import FORMATS, RELEASED, Prompter, make_format
-from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer, train_sentencepiece
+from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer
 
 CHAR = CharTokenizer()
 CHAT, COMPACT = FORMATS["genrm_chat"], FORMATS["compact"]
-LINES = [
-  f"Q: Ann has {n} cards, 4.{n} and 5. The answer is {n}.\nA: Let's think step by step. {n}\n" for n in range(40)
-]
 QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  return train_sentencepiece(LINES, tmp_path_factory.mktemp("sp") / "tiny.model", vocab_size=320)
-
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["gemma2", "gemma3"])
-def gemma(request, tmp_path_factory):
-  return gemma_like.write(tmp_path_factory.mktemp("gemma") / "gemma.model", request.param)
-
-
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("which", ["char", "trained", "gemma"])
-def test_parts_are_encoded_separately_and_joined(form, which, trained, gemma):
-  tokenizer = {"char": CHAR, "trained": trained, "gemma": gemma}[which]
-  if form.end and which != "gemma":
+def test_parts_are_encoded_separately_and_joined(form, tokenizer):
+  if form.end and "gemma" not in tokenizer.name:
     return  # see test_a_chat_needs_its_markers
   (end,) = encode_end = tokenizer.encode(form.end) or [tokenizer.eos_id]
   prompter, encode = Prompter(tokenizer, form), tokenizer.encode
@@ -56,11 +40,8 @@ def test_parts_are_encoded_separately_and_joined(form, which, trained, gemma):
     (verdict,) = encode(text)
     assert prompter.rationale("3 + 4 = 7.", correct) == [*encode("3 + 4 = 7."), *conclude, verdict, end]
     assert prompter.verdict_id(correct) == verdict
-  assert (prompter.yes_id, prompter.no_id, prompter.end_id) == (
-    prompter.verdict_id(True),
-    prompter.verdict_id(False),
-    end,
-  )
+  of_verdicts = (prompter.verdict_id(True), prompter.verdict_id(False))
+  assert (prompter.yes_id, prompter.no_id, prompter.end_id) == (*of_verdicts, end)
 
 
 def test_no_token_straddles_two_parts(trained):
@@ -77,17 +58,14 @@ def test_no_token_straddles_two_parts(trained):
   assert prompter.solve("ste") == [trained.bos_id, *encode("step by")]
 
 
-@pytest.mark.parametrize("question", ["{question}", "{}", "{0} and {x!r:>{y}}", "}{", "a \\1 %s {verdict_question}"])
-def test_braces_in_a_question_stay(question, gemma):
-  for form in FORMATS.values():
-    before, after = form.render(form.solve).split("{question}")
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_braces_in_a_question_stay(form, gemma):
+  before, after = form.render(form.solve).split("{question}")
+  for question in ("{question}", "{}", "{0} and {x!r:>{y}}", "}{", "a \\1 %s {verdict_question}"):
     expected = before + question + after + "{question}" + form.render(form.verify)
     for marker in TURN_MARKERS:
       expected = expected.replace(marker, "")
     assert gemma.decode(Prompter(gemma, form).direct(question, "{question}")) == expected
-
-
-# --- formats
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -105,37 +83,32 @@ def test_a_format_as_settings(form):
   ("changes", "said"),
   [
     ({"solve": "Q: "}, r"'genrm': solve lacks the placeholder \{question\}"),
-    *(
-      ({"grade": RELEASED.grade.replace(s, "")}, f"grade lacks .*{s}")
-      for s in ("{question}", "{solution}", "{reference}")
-    ),
-    ({"verify": "?"}, r"verify lacks the placeholder \{verdict_question\}"),
-    ({"conclude": RELEASED.verdict_question}, r"conclude lacks the placeholder \{verdict_question\}"),
+    *(({"grade": RELEASED.grade.replace(s, "")}, f"grade lacks .*{s}") for s in ("{question}", "{solution}")),
+    ({"grade": RELEASED.grade.replace("{reference}", "")}, "grade lacks .*{reference}"),
+    ({"verify": "?"}, r"verify lacks .*\{verdict_question\}"),
+    ({"conclude": RELEASED.verdict_question}, r"conclude lacks .*\{verdict_question\}"),
     ({"conclude": "{verdict_question} "}, r"conclude must end with \{verdict_question\}"),
     *(({"verdict_question": q}, "verdict_question is .*bare question") for q in ("", "Right? ")),
-    ({"verfy": "?"}, "unknown field 'verfy'; the fields are name, verdict_question"),
-    ({"end": 3}, "field 'end' is 3, expected a string"),
+    ({"verfy": "?"}, "unknown field 'verfy'"),
+    ({"end": 3}, "field 'end' is 3"),
   ],
 )
 def test_settings_that_make_no_format(changes, said):
   with pytest.raises(UserError, match=said):
     make_format(dataclasses.asdict(RELEASED) | changes)
-
-
-def test_unknown_names_and_missing_fields():
   with pytest.raises(UserError, match="'gsm8k'; the formats are genrm, "):
     make_format("gsm8k")
-  with pytest.raises(UserError, match="no field 'solve'; give all of name, "):
+  with pytest.raises(UserError, match="no field 'solve'"):
     make_format({"name": "x", "verdict_question": "Right?"})
 
 
 @pytest.mark.parametrize(
   ("yes", "no", "message"),
   [
-    (" yes", " No", r"the verdict ' yes' must be one token, but tokenizer char gives ids \[\d+, \d+, \d+, \d+\]"),
-    (" Yes", "No", r"the verdict 'No' must be one token"),
-    (" Yes", "", r"the verdict '' must be one token, but tokenizer char gives ids \[\]"),
-    (" Yes", " Yes", r"tokenizer char maps both verdicts to id \d+"),
+    (" yes", " No", "the verdict ' yes' must be one token"),
+    (" Yes", "No", "the verdict 'No' must be one token"),
+    (" Yes", "", "the verdict '' must be one token"),
+    (" Yes", " Yes", r"both verdicts to id \d+"),
   ],
 )
 def test_verdicts_must_be_one_token_each(yes, no, message):
@@ -160,9 +133,6 @@ def test_a_verdict_that_merges_with_its_question(form, gemma, tmp_path):
     assert str(ids) in str(error.value)
 
 
-# --- chats
-
-
 def test_turns_of_a_chat(gemma):
   prompter = Prompter(gemma, CHAT)
   start, end = (gemma.encode(marker)[0] for marker in TURN_MARKERS)
@@ -178,13 +148,15 @@ def test_turns_of_a_chat(gemma):
     written = [*prompter.solve(QUESTION), *prompter.solution(SOLUTION)]
     assert prompt[: len(written)] == written
   newline, user, model = (gemma.encode(text) for text in ("\n", "user\n", "model\n"))
-  solve = prompter.solve(QUESTION)
+  solve, question = prompter.solve(QUESTION), gemma.encode(CHAT.verdict_question)
   assert solve[: 2 + len(user)] == [gemma.bos_id, start, *user]
-  assert solve[-len(model) - 3 :] == [end, *newline, start, *model]
-  assert prompter.cot(QUESTION, SOLUTION)[-len(model) - 1 :] == [start, *model]
-  question = gemma.encode(CHAT.verdict_question)
-  assert prompter.direct(QUESTION, SOLUTION)[-len(model) - len(question) :] == [*model, *question]
-  assert prompter.rationale("1 = 1", True)[-len(question) - 2 :] == [*question, prompter.yes_id, end]
+  for ids, ending in (
+    (solve, [end, *newline, start, *model]),
+    (prompter.cot(QUESTION, SOLUTION), [start, *model]),
+    (prompter.direct(QUESTION, SOLUTION), [*model, *question]),
+    (prompter.rationale("1 = 1", True), [*question, prompter.yes_id, end]),
+  ):
+    assert ids[-len(ending) :] == ending
   assert end == prompter.end_id != gemma.eos_id
 
 
@@ -194,9 +166,6 @@ def test_a_chat_needs_its_markers(trained, gemma, tmp_path):
   for tokenizer, marker in ((CHAR, "start"), (trained, "start"), (SentencePieceTokenizer(path), "end")):
     with pytest.raises(UserError, match=f"'<{marker}_of_turn>' of prompt format 'genrm_chat'"):
       Prompter(tokenizer, CHAT)
-
-
-# --- the released data
 
 
 def _released(data_dir, kind):
@@ -209,17 +178,13 @@ def _released(data_dir, kind):
         yield from map(json.loads, archive.read(name).decode().splitlines())
 
 
-def test_direct_prompts_match_the_release(data_dir, trained):
-  prompter = Prompter(trained, RELEASED)
+def test_prompts_match_the_released_sets(data_dir, trained):
+  prompter, conclude = Prompter(trained, RELEASED), RELEASED.render(RELEASED.conclude)
   raw, parsed = list(_released(data_dir, "rm")), list(iter_direct(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 212
   for row, (question, solution, correct, _) in zip(raw, parsed, strict=True):
     assert trained.decode(prompter.direct(question, solution)) == row["inputs"]
     assert trained.decode([prompter.verdict_id(correct)]) == row["targets"]
-
-
-def test_rationale_prompts_match_the_release(data_dir, trained):
-  prompter, conclude = Prompter(trained, RELEASED), RELEASED.render(RELEASED.conclude)
   raw, parsed = list(_released(data_dir, "critiques")), list(iter_critiques(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 259
   rebuilt = 0
@@ -242,7 +207,7 @@ def test_grader_prompts_match_the_release(data_dir, label, trained):
     pytest.skip(f"no raw pool: {path}")
   prompter = Prompter(trained, RELEASED)
   with gzip.open(path) as lines:
-    for row in map(json.loads, itertools.islice(lines, 500)):
+    for row in map(json.loads, itertools.islice(lines, 300)):
       reference = row["verifier_prompt"].rpartition("\nExpected Answer: ")[2]
       ids = prompter.grade(row["question"], row["model_output"], reference)
       assert trained.decode(ids) == row["verifier_prompt"]

@@ -1,18 +1,16 @@
 """Where the verdict of a rationale is read, and the states of rationales without one."""
 
-import gemma_like
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.text.prompts import Prompter, make_format
-from genrm_jax.text.tokenizer import CharTokenizer, train_sentencepiece
+from genrm_jax.text.tokenizer import CharTokenizer
 from genrm_jax.text.verdicts import VerdictLocation, read_rationale
 
 CHAR = CharTokenizer()
 FORM = make_format("genrm")
 ASK, ASKED = FORM.render(FORM.conclude), FORM.verdict_question  # with the empty line before it, and without
-LINES = [f"Step {n}: {n} + 1 = {n + 1} is right.\n\nVerification: Is the answer correct (Yes/No)?" for n in range(40)]
 CHAR_TEXT = st.lists(
   st.sampled_from([*"abz?.(/)V ", "\n", " Yes", " No", "\n\nVerification: Is", ASKED[:-1], ASKED[1:]]), max_size=12
 ).map("".join)
@@ -23,16 +21,6 @@ ANY_TEXT = st.lists(
 ).map("".join)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  return train_sentencepiece(LINES, tmp_path_factory.mktemp("sp") / "tiny.model", vocab_size=320)
-
-
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
-  return gemma_like.write(tmp_path_factory.mktemp("gemma") / "gemma.model", 3)
-
-
 @pytest.fixture(params=["char", "sentencepiece", "chat"])
 def prompter(request, trained, gemma):
   if request.param == "chat":
@@ -40,24 +28,20 @@ def prompter(request, trained, gemma):
   return Prompter(CHAR if request.param == "char" else trained, FORM)
 
 
-def _check_written(prompter, text, correct):
-  """A rationale that training would supervise reads as "ok", at the verdict."""
-  assume(prompter.format.verdict_question not in text)
+def _check(prompter, text, correct, n):
+  question, conclude = prompter.format.verdict_question, prompter.format.render(prompter.format.conclude)
+  assume(question not in text)
+  # A rationale that training would supervise reads as "ok", at the verdict.
   ids = prompter.rationale(text, correct)
   for written in (ids, ids[:-1]):
     reading = read_rationale(written, prompter, room=0)
     assert reading == VerdictLocation("ok", verdict_index=len(ids) - 2)
     assert ids[reading.verdict_index] == prompter.verdict_id(correct)
-
-
-def _check_cut(prompter, text, n):
-  """Cut anywhere before the verdict, it is completed so that it ends with the question, posed once."""
-  question, conclude = prompter.format.verdict_question, prompter.format.render(prompter.format.conclude)
-  assume(question not in text)
-  ids = prompter.rationale(text, True)[:-2]
-  reading = read_rationale(ids[:n], prompter, room=1000)
+  # Cut anywhere before the verdict, it is completed so that it ends with the question, posed once.
+  cut = ids[:-2][:n]
+  reading = read_rationale(cut, prompter, room=1000)
   assert reading.state == "forced" and reading.verdict_index is None
-  completed = prompter.tokenizer.decode([*ids[:n], *reading.suffix])
+  completed = prompter.tokenizer.decode([*cut, *reading.suffix])
   assert completed.endswith(conclude) and completed.count(question) == 1
   if n > len(prompter.tokenizer.encode(text)) and not text.endswith("\n"):
     assert completed == text + conclude
@@ -67,13 +51,11 @@ def _check_cut(prompter, text, n):
 def test_what_training_writes_is_read_at_the_verdict_and_completed_where_it_is_cut(name, trained):
   with_characters, with_pieces = (Prompter(tokenizer, make_format(name)) for tokenizer in (CHAR, trained))
 
-  @settings(max_examples=250, deadline=None)
+  @settings(max_examples=150, deadline=None)
   @given(CHAR_TEXT, ANY_TEXT, st.booleans(), st.integers(0, 60))
   def check(characters, anything, correct, n):
     for prompter, text in ((with_characters, characters), (with_pieces, anything)):
-      text = text.replace("?", "") if name == "compact" else text
-      _check_written(prompter, text, correct)
-      _check_cut(prompter, text, n)
+      _check(prompter, text.replace("?", "") if name == "compact" else text, correct, n)
 
   check()
 
