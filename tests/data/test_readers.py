@@ -5,7 +5,7 @@ import json
 import pytest
 
 from genrm_jax.data.readers import read_candidates
-from genrm_jax.records import Candidate, Problem
+from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.task import GSM8K
 

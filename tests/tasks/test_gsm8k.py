@@ -48,8 +48,9 @@ def test_broken_problem_lines(row, message, tmp_path):
 def test_missing_problems(tmp_path):
   with pytest.raises(UserError, match=rf"{tmp_path / 'test.jsonl'}; git clone"):
     gsm8k.read_problems(tmp_path, "test")
-  with pytest.raises(UserError, match="no split 'val'"):
-    gsm8k.read_problems(tmp_path, "val")
+  for read in (lambda split: gsm8k.read_problems(tmp_path, split), gsm8k.read_problems_tfds):
+    with pytest.raises(UserError, match="no split 'val'"):
+      read("val")
 
 
 def test_real_problems(data_dir):
@@ -82,20 +83,15 @@ def test_problems_from_tfds_rows(monkeypatch):
       assert split == "train"
       return [{k: v.encode() for k, v in ROW.items()} | {"annotation": b"", "short_answer": b""}]
 
-  _fake_tfds(monkeypatch, Builder)
-  (problem,) = gsm8k.read_problems_tfds("train", "somewhere")
-  assert (problem.id, problem.question, problem.answer) == ("gsm8k/train/tfds-00000", "How many?", "1024")
-
-
-def test_tfds_errors(monkeypatch):
   def no_network(**_):
     raise ConnectionError("no route")
 
+  _fake_tfds(monkeypatch, Builder)
+  (problem,) = gsm8k.read_problems_tfds("train", "somewhere")
+  assert (problem.id, problem.question, problem.answer) == ("gsm8k/train/tfds-00000", "How many?", "1024")
   _fake_tfds(monkeypatch, no_network)
   with pytest.raises(UserError, match=r"TFDS could not give gsm8k/test .*ConnectionError: no route"):
     gsm8k.read_problems_tfds("test")
-  with pytest.raises(UserError, match="no split"):
-    gsm8k.read_problems_tfds("val")
   monkeypatch.setitem(sys.modules, TFDS_MODULES[-1], None)
   with pytest.raises(UserError, match=r"pip install 'genrm-jax\[tfds\]'"):
     gsm8k.read_problems_tfds("train")

@@ -44,22 +44,18 @@ def test_normalise(text, answer):
   assert normalise_answer(text) == answer
 
 
-@given(st.integers(-(10**15), 10**15), st.sampled_from(["{:d}", "${:,d}", "{:,d}.00", "{:d} miles.", "**{:,d}%**"]))
-def test_integers_in_many_forms(number, form):
-  assert normalise_answer(form.format(number)) == str(number)
-
-
-@given(st.decimals(-(10**9), 10**9, places=4))
-def test_decimals_are_exact(number):
-  shown = normalise_answer(f"${number:,}")
-  assert fractions.Fraction(shown) == fractions.Fraction(number)
-  assert same_answer(shown, f"{number}") and not same_answer(shown, f"{number + 1}")
-
-
-@given(st.fractions(max_denominator=10**6))
-def test_fractions_are_exact(number):
-  shown = normalise_answer(f"{number.numerator} / {number.denominator}")
-  assert fractions.Fraction(shown) == number
+@given(
+  st.integers(-(10**15), 10**15),
+  st.sampled_from(["{:d}", "${:,d}", "{:,d}.00", "{:d} miles.", "**{:,d}%**"]),
+  st.decimals(-(10**9), 10**9, places=4),
+  st.fractions(max_denominator=10**6),
+)
+def test_numbers_are_exact(integer, form, decimal, fraction):
+  assert normalise_answer(form.format(integer)) == str(integer)
+  shown = normalise_answer(f"${decimal:,}")
+  assert fractions.Fraction(shown) == fractions.Fraction(decimal)
+  assert same_answer(shown, f"{decimal}") and not same_answer(shown, f"{decimal + 1}")
+  assert fractions.Fraction(normalise_answer(f"{fraction.numerator} / {fraction.denominator}")) == fraction
 
 
 PARTS = [
@@ -69,7 +65,7 @@ PARTS = [
 ]
 
 
-@settings(max_examples=500)
+@settings(max_examples=300, deadline=None)
 @given(
   st.text()
   | st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
@@ -82,13 +78,12 @@ def test_any_text(text):
   assert normalise_answer(once) == once
 
 
+N = 2_000_000
 HUGE = {
-  **{"digits": "9" * 10_000_000, "a fraction": "1/" + "3" * 10_000_000, "a decimal": "0." + "1" * 10_000_000},
-  **{"an exponent": "1e999999999", "numbers": "9 " * 5_000_000, "signs": "-" * 10_000_000 + "1"},
-  **{"thousands": "1,000" * 2_000_000, "spaced thousands": "1 000" * 2_000_000, "parentheses": "1 (" * 3_000_000},
-  "nested LaTeX": "\\frac{" * 1_000_000 + "1" + "}{2}" * 1_000_000,
-  **{"braces": "{" * 10_000_000 + "7" + "}" * 10_000_000, "tags in tags": "<b" * 5_000_000 + ">" * 5_000_000},
-  **{"spaces": " " * 10_000_000 + "1", "letters that grow when folded": "ŉ" * 10_000_000},
+  **{"digits": "9" * N, "a fraction": "1/" + "3" * N, "a decimal": "0." + "1" * N, "an exponent": "1e999999999"},
+  **{"numbers": "9 " * N, "signs": "-" * N + "1", "thousands": "1,000" * N, "spaced thousands": "1 000" * N},
+  **{"parentheses": "1 (" * N, "nested LaTeX": "\\frac{" * N + "1" + "}{2}" * N, "braces": "{" * N + "7" + "}" * N},
+  **{"tags in tags": "<b" * N + ">" * N, "spaces": " " * N + "1", "letters that grow when folded": "ŉ" * N},
 }
 
 

@@ -14,17 +14,23 @@ from genrm_jax.tasks.gsm8k.task import GSM8K
 SMALL = dict(made_up=24, rounds=(0,), num_train=12, num_val=6, num_eval=6, eval_candidates=4)
 
 
-def test_splits_of_the_release_are_disjoint_and_of_the_asked_sizes():
-  got = GSM8K(**SMALL).released(0)
-  ids = {split: {p.id for p in problems} for split, problems in got.problems.items()}
+@pytest.fixture(scope="module")
+def release():
+  return GSM8K(**SMALL).released(0)
+
+
+def test_splits_of_the_release_are_disjoint_and_of_the_configured_sizes(release):
+  ids = {split: {p.id for p in problems} for split, problems in release.problems.items()}
   assert {split: len(found) for split, found in ids.items()} == {"train": 12, "val": 6, "eval": 6}
   assert len(set.union(*ids.values())) == 24
-  assert {split: {c.problem_id for c in pool} for split, pool in got.candidates.items()} == ids
-  rationales = list(got.rationales)
+  assert {split: {c.problem_id for c in pool} for split, pool in release.candidates.items()} == ids
+  gc.collect()  # made-up data lives until it has been read
+  rationales = list(release.rationales)
   assert {r.problem_id for r in rationales} == set.union(*ids.values()) and len(rationales) == 24 * 4
-  assert got.left_out() == {"rows": 24 * 6, "left_out": 0, "files": {}}
-  everything = GSM8K(**SMALL | {"num_train": 0}).released(0)
-  assert len(everything.problems["train"]) == 12
+  assert release.left_out() == {"rows": 24 * 6, "left_out": 0, "files": {}}
+  everything = GSM8K(**SMALL | {"num_train": 0, "candidates": "own.jsonl"}).released(0)
+  assert "eval" not in everything.candidates and {p.split for p in everything.problems["eval"]} == {"test"}
+  assert len(everything.problems["train"]) == 24 - 6, "no problem of the pool is held out in vain"
 
 
 def test_held_out_candidates_are_drawn_from_the_pool_alone():
@@ -42,12 +48,6 @@ def test_held_out_candidates_are_drawn_from_the_pool_alone():
   assert len(left_out) > 1, "each problem has its own draw"
 
 
-def test_with_candidates_of_ones_own_the_test_problems_are_evaluated():
-  got = GSM8K(**SMALL | {"candidates": "own.jsonl", "num_train": 0}).released(0)
-  assert "eval" not in got.candidates and {p.split for p in got.problems["eval"]} == {"test"}
-  assert len(got.problems["train"]) == 24 - 6, "no problem of the pool is held out in vain"
-
-
 def test_its_own_problems_are_disjoint_and_in_random_order():
   task = GSM8K(**SMALL | {"num_train": 0})
   assert set(task.splits) <= set(base.SPLITS)
@@ -62,10 +62,7 @@ def test_its_own_problems_are_disjoint_and_in_random_order():
   assert task.grade(problem, "No idea") == base.Grade(None, False)
 
 
-def test_made_up_data_lives_until_it_has_been_read():
-  got = GSM8K(**SMALL).released(0)
-  gc.collect()
-  assert len(list(got.rationales)) == 24 * 4
+def test_made_up_data_is_removed_with_the_task():
   task = GSM8K(**SMALL)
   folder = pathlib.Path(task.data_dir)
   assert folder.is_dir()

@@ -6,12 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from edited_texts import edited
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks import natural, word_sorting
+from genrm_jax.tasks import word_sorting
 from genrm_jax.tasks.last_letter import read_list, write_list
 from genrm_jax.tasks.word_sorting import WordSorting, listed_words, order, read_bbh, write_items
 from genrm_jax.text.tokenizer import CharTokenizer
@@ -21,8 +22,6 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Few letters, so that words often begin alike, begin other words, and are other words misspelt.
 WORD = st.text("abc", min_size=1, max_size=4) | st.text(LETTERS, min_size=1, max_size=4)
 WORDS = st.lists(WORD, min_size=1, max_size=5, unique=True)
-
-
 PLACES = "ABCDEFGHIJ"
 
 
@@ -42,20 +41,6 @@ def _problem(words, first):
 MIKE = _problem(["mike", "dlih", "make"], 3)
 
 
-@pytest.mark.parametrize("num_words", [1, 2, 5, 10])
-def test_problems_have_their_words_and_answer(num_words):
-  rng = np.random.default_rng(num_words)
-  firsts = set()
-  for i in range(60):
-    p = TASK.problem(rng, num_words, "val", i)
-    words, first = read_list(p.question)
-    assert len(set(words)) == num_words and all(3 <= len(w) <= 5 for w in words)
-    assert p.reference == p.answer + "." == _write(_sorted(words, first), first)
-    assert TASK.grade(p, p.reference).correct
-    firsts.add(first)
-  assert firsts == set(range(11 - num_words))
-
-
 @pytest.mark.parametrize(
   ("text", "answer"),
   [
@@ -71,24 +56,18 @@ def test_answers_are_read_from_well_formed_solutions_only(text, answer):
   assert TASK.extract_answer(text) == answer
 
 
-def _corrupted(words, first):
+@st.composite
+def _drawn(draw):
   """Lists and texts near the right solution: items swapped, dropped, repeated, added; words, numbers, places, marks."""
-  right = _sorted(words, first)
-  text = _write(right, first)
-  place, char = st.integers(0, len(right) - 1), st.sampled_from("abcdABCD0123456789,.;_ \n") | st.characters()
-  at, number, gap = st.integers(0, len(text)), st.integers(0, 9), st.integers(0, len(right))
-
-  def swap(i, j):
-    out = list(right)
-    out[i], out[j] = out[j], out[i]
-    return out
+  words, first = draw(WORDS), draw(st.integers(0, 4))
+  problem, right = _problem(words, first), _sorted(words, first)
+  place, number, gap = st.integers(0, len(right) - 1), st.integers(0, 9), st.integers(0, len(right))
 
   def by_word(items):
     return sorted(items, key=lambda item: item[1])
 
   lists = st.one_of(
     st.permutations(right),
-    st.builds(swap, place, place),
     st.builds(lambda i: right[:i] + right[i + 1 :], place),
     st.builds(lambda i, j: [*right[:j], right[i], *right[j:]], place, gap),
     st.builds(lambda i, j: [*right[:j], right[i], *right[j + 1 :]], place, place),
@@ -100,24 +79,14 @@ def _corrupted(words, first):
     st.builds(lambda by: [((n + by) % 10, w) for n, w in right], number),
     st.lists(st.tuples(number, WORD), max_size=6),
   )
-  return st.one_of(
-    st.just(text),
+  texts = st.one_of(
     lists.map(lambda items: _write(items, first)),
     st.builds(_write, lists, number, st.sampled_from([".", "", ";", "..", "J9a."])),
-    st.sampled_from([write_list(words, first), write_list(sorted(words), first), re.sub("[A-J]", "", text)]),
-    st.builds(lambda i, c: text[:i] + c + text[i + 1 :], at, char),
-    st.builds(lambda i, c: text[:i] + c + text[i:], at, char),
-    st.builds(lambda i, n: text[:i] + text[i + n :], at, st.integers(1, 4)),
-    st.builds(lambda i: text[:i], at),
-    st.builds(lambda s: text + s, st.text(max_size=5)),
-    st.text(max_size=15),
+    st.sampled_from([write_list(words, first), write_list(sorted(words), first)]),
+    st.just(re.sub("[A-J]", "", problem.reference)),
   )
-
-
-@st.composite
-def _drawn(draw):
-  words, first = draw(WORDS), draw(st.integers(0, 4))
-  return _problem(words, first), draw(_corrupted(words, first))
+  near = edited(problem.reference, characters="abcdABCD0123456789,.;_ \n")
+  return problem, draw(st.booleans().flatmap(lambda of_items: texts if of_items else near))
 
 
 ITEM = r"([A-J])([0-9])([a-z]+)"
@@ -166,8 +135,12 @@ def _check_walk(problem, solution):
   assert not set("S=!?") & set(text), "the marks of the prompts"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(_drawn())
+@example((_problem(["a", "aa"], 0), "A1aaB0a."))
+@example((_problem(["a"], 9), "xJ9a."))
+@example((_problem(["a"], 9), "J9aK9b."))
+@example((_problem(list(LETTERS[:10]), 0), _write(list(enumerate(LETTERS[:10])), 0, "A0k.")))
 def test_walk_ends_in_the_verdict_that_the_answer_deserves(drawn):
   _check_walk(*drawn)
 
@@ -180,13 +153,6 @@ def test_walks_of_chosen_solutions():
     *("E4dlihF5makeG3mike.", "D4dlihE5makeF3mike.G3mike", "D٤dlihE5makeF3mike."),
   ):
     _check_walk(MIKE, text)
-  for problem, text in (
-    (_problem(["a", "aa"], 0), "A1aaB0a."),
-    (_problem(["a"], 9), "xJ9a."),
-    (_problem(["a"], 9), "J9aK9b."),
-    (_problem(list(LETTERS[:10]), 0), _write(list(enumerate(LETTERS[:10])), 0, "A0k.")),
-  ):
-    _check_walk(problem, text)
 
 
 @pytest.mark.parametrize("style", ["compact", "natural"])
@@ -198,17 +164,19 @@ def test_a_quarter_of_the_words_begins_like_another(style):
   assert abs(same[0] - 0.25) < 0.1 and 0.08 <= same[1] < 0.22
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(WORD, WORD)
 def test_words_are_walked_up_to_their_first_difference(a, b):
   assert order(a, b).endswith("<") == (a < b)
-  assert order("make", "mike") == "mm+ai<" and order("mike", "make") == "mm+ia>"
-  assert order("mik", "mike") == "mm+ii+kk+_e<" and order("mike", "mik") == "mm+ii+kk+e_>"
-  assert order("a", "a") == "aa+__>"
+  for words, walk in (
+    *((("make", "mike"), "mm+ai<"), (("mike", "make"), "mm+ia>"), (("a", "a"), "aa+__>")),
+    *((("mik", "mike"), "mm+ii+kk+_e<"), (("mike", "mik"), "mm+ii+kk+e_>")),
+  ):
+    assert order(*words) == walk
 
 
 def test_documented_walks():
-  with pytest.raises(UserError, match="p: a word occurs twice in '0a1a;'"):
+  with pytest.raises(UserError, match="p: a word occurs twice"):
     TASK.rationale(_problem(["a", "a"], 0), "A0aB1a.")
   drawn = re.findall(r"solution (\S+) +ends in +(\S+)", word_sorting.__doc__)
   assert len(drawn) >= 7
@@ -217,26 +185,18 @@ def test_documented_walks():
     assert text.endswith(end) and not verdict, solution
   walk = re.findall(r"^    (\d[a-z]+[:;]\S+)(?:  |$)", word_sorting.__doc__, re.MULTILINE)
   assert "".join(walk) == TASK.rationale(MIKE, MIKE.reference)[0]
-  for name, text in (("question", MIKE.question), ("solution", MIKE.reference), ("answer", MIKE.answer)):
-    assert re.search(rf"{name}   {re.escape(text)}\s", word_sorting.__doc__)
-  assert write_items([(4, "dlih")], 3) == "D4dlih."
   assert write_items([(4, "dlih"), (3, "mike")], 0) == "A4dlihB3mike."
 
 
-# The natural form
+# The natural style
 
 
-def test_natural_problems():
-  rng = np.random.default_rng(0)
-  p = NATURAL.problem(rng, 4, "train", 7)
+def test_natural_solutions_insert_one_word_at_a_time():
+  p = NATURAL.problem(np.random.default_rng(0), 4, "train", 7)
   words = listed_words(p)
-  assert len(set(words)) == 4 and set(words) <= set(natural.WORDS)
   assert p.question == "Sort the following words alphabetically: List: " + " ".join(words)
-  assert p.answer == " ".join(sorted(words))
-  assert NATURAL.extract_answer(p.reference) == p.answer
-  steps = p.reference.split("\n")[1:-1]
-  assert [line.partition(": ")[0] for line in steps] == words
-  assert [line.partition(": ")[2].split() for line in steps] == [sorted(words[: i + 1]) for i in range(4)]
+  steps = [line.split(": ") for line in p.reference.split("\n")[1:-1]]
+  assert steps == [[word, " ".join(sorted(words[: i + 1]))] for i, word in enumerate(words)]
 
 
 @pytest.mark.parametrize(
@@ -254,24 +214,6 @@ def test_natural_problems():
 )
 def test_answers_are_read_from_free_text(text, answer):
   assert NATURAL.extract_answer(text) == answer
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(WORD, min_size=1, max_size=5), st.data())
-def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(words, data):
-  problem = NATURAL._natural_problem(words, "p", "train")
-  edits = st.one_of(
-    st.just(problem.reference),
-    st.builds(lambda ws: f"The answer is {' '.join(ws)}.", st.permutations(sorted(words))),
-    st.builds(lambda ws: f"So the answer is {', '.join(ws)}", st.lists(st.sampled_from(words) | WORD, max_size=6)),
-    st.builds(lambda n: problem.reference[:n], st.integers(0, len(problem.reference))),
-    st.builds(lambda s: problem.reference + s, st.text(max_size=5)),
-    st.builds(lambda s: f"The answer is {s}", st.text(max_size=10)),
-  )
-  solution = data.draw(edits)
-  text, verdict = NATURAL.rationale(problem, solution)
-  assert verdict is NATURAL.grade(problem, solution).correct
-  assert "Wrong." not in text.removesuffix("Wrong.") and text.endswith("Wrong.") is not verdict
 
 
 @pytest.mark.parametrize(
@@ -293,9 +235,6 @@ def test_natural_walk_names_the_error(words, answer, end):
   assert text.endswith(end) and verdict is (answer == problem.answer)
 
 
-# BIG-Bench Hard
-
-
 def test_bbh(data_dir):
   problems = read_bbh(data_dir)
   assert len(problems) == 250
@@ -308,7 +247,6 @@ def test_bbh(data_dir):
     assert (p.id, p.split, p.reference) == (f"word_sorting/bbh/{i:05d}", "bbh", "")
     assert NATURAL.rationale(p, f"So the answer is {p.answer}.")[1]
     assert not NATURAL.rationale(p, f"So the answer is {' '.join(reversed(p.answer.split()))}.")[1]
-  assert sum(not w.isalpha() for p in problems for w in p.answer.split()) == 15
   clone = data_dir / "BIG-Bench-Hard"
   for place in (clone, clone / "bbh", clone / "bbh" / "word_sorting.json", str(clone)):
     assert read_bbh(place) == problems
@@ -316,24 +254,19 @@ def test_bbh(data_dir):
   assert task.problems("eval", np.random.default_rng(0)) == problems
 
 
-GOOD = {"input": "Sort the following words alphabetically: List: b a", "target": "a b"}
-
-
-@pytest.mark.parametrize(
-  ("text", "message"),
-  [
-    *((text, "not a BIG-Bench Hard task") for text in ("{", "[]", '{"examples": [{"input": "x"}]}')),
-    (json.dumps({"examples": [GOOD, {**GOOD, "target": "b a"}]}), "example 1 is not .* with the sorted list"),
-    *((json.dumps({"examples": [{**GOOD, "input": text}]}), "example 0 is not ") for text in ("Sort b a", 3)),
-    (json.dumps({"examples": [{"input": GOOD["input"][:-4], "target": ""}]}), "example 0 is not "),
-  ],
-)
-def test_bad_bbh_files_are_named(tmp_path, text, message):
+def test_bad_bbh_files_are_named(tmp_path):
   path = tmp_path / "word_sorting.json"
-  path.write_text(json.dumps({"examples": [GOOD]}))
+  good = {"input": "Sort the following words alphabetically: List: b a", "target": "a b"}
+  path.write_text(json.dumps({"examples": [good]}))
   assert [p.answer for p in read_bbh(path)] == ["a b"]
-  path.write_text(text)
-  with pytest.raises(UserError, match=f"{re.escape(str(path))}: {message}.*fresh clone"):
-    read_bbh(tmp_path)
-  with pytest.raises(UserError, match=rf"looked for {re.escape(str(tmp_path / 'none'))}.*git clone"):
+  for examples, message in (
+    ([good, {**good, "target": "b a"}], "example 1 is not .* with the sorted list"),
+    *(([{**good, "input": text}], "example 0 is not ") for text in ("Sort b a", 3)),
+    ([{"input": good["input"][:-4], "target": ""}], "example 0 is not "),
+    *((text, "not a BIG-Bench Hard task") for text in ("{", "[]", '{"examples": [{"input": "x"}]}')),
+  ):
+    path.write_text(examples if isinstance(examples, str) else json.dumps({"examples": examples}))
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}: {message}.*fresh clone"):
+      read_bbh(tmp_path)
+  with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / 'none'))}.*git clone"):
     read_bbh(tmp_path / "none")
