@@ -56,20 +56,16 @@ def test_an_answer_is_read_from_the_last_box_or_statement(text, answer, where):
 
 
 def test_reading_takes_linear_time():
+  start = time.process_time()
   for text in (
-    r"\boxed{" + "9" * 10_000_000 + "}",
-    "9" * 10_000_000,
-    r"\boxed{" * 300_000,
-    "the answer is " * 300_000,
-    "The answer is " + " " * 1_000_000,
-    r"\boxed " + "\\" * 1_000_000,
+    *(r"\boxed{" + "9" * 5_000_000 + "}", "9" * 5_000_000, r"\boxed{" * 300_000, r"\boxed " + "\\" * 1_000_000),
+    *("the answer is " * 300_000, "The answer is " + " " * 1_000_000),
   ):
-    start = time.process_time()
     read_answer(text)
-    assert time.process_time() - start < 5, text[:20]
+  assert time.process_time() - start < 10
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
   st.recursive(st.text(" 0x+\\,", max_size=4), lambda inner: st.lists(inner, max_size=3).map(_braced), max_leaves=8)
 )
@@ -109,23 +105,10 @@ def test_other_forms_are_equal_and_other_answers_are_not(right, answer, outcome,
 
 def test_the_same_text_needs_no_library():
   pytest.importorskip("math_verify")
+  same = [(r"\dfrac{1}{2}", r"\frac{1}{2}"), (r"\left(1, 2\right)", "(1,2)"), (r"\$5", "5."), (r"1\,000 ", "$1000$")]
   with equality.MathEqual(1.0) as compare:
-    for right, answer in (
-      (r"\dfrac{1}{2}", r"\frac{1}{2}"),
-      (r"\left(1, 2\right)", "(1,2)"),
-      (r"\$5", "5."),
-      (r"1\,000 ", "$1000$"),
-      ("{" * 400, " " + "{" * 400),
-    ):
-      assert compare(right, answer) is True
-    assert compare._worker is None
-    assert compare.counts == {equality.SAME_TEXT: 5}
-
-
-def test_unreadable_answers_differ_and_are_counted(equal):
-  before = equal.counts[equality.UNREADABLE]
-  assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False
-  assert equal.counts[equality.UNREADABLE] == before + 2
+    assert all(compare(*pair) for pair in [*same, ("{" * 400, " " + "{" * 400)])
+    assert compare._worker is None and compare.counts == {equality.SAME_TEXT: 5}
 
 
 def test_a_long_comparison_is_killed_and_counted():
@@ -149,12 +132,13 @@ def test_a_worker_that_hangs_is_killed_and_counted():
 
 
 def test_a_worker_that_dies_is_counted_and_replaced(equal):
-  assert equal("1/2", "0.5") is True
-  first, before = equal._worker, equal.counts[equality.DIED]
+  before = equal.counts.copy()
+  assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False and equal("1/2", "0.5") is True
+  first = equal._worker
   first.kill()
   first.wait()
   assert equal("1", "2") is None
-  assert equal.counts[equality.DIED] == before + 1
+  assert equal.counts - before == {equality.UNREADABLE: 2, equality.EQUAL: 1, equality.DIED: 1}
   assert equal("1/2", "0.5") is True
   second = equal._worker
   assert second.pid != first.pid
@@ -168,17 +152,16 @@ def test_no_process_is_left_behind():
     worker = compare._worker
   with pytest.raises(ProcessLookupError):
     os.kill(worker.pid, 0)
-  # The end of its input ends the worker, even if the caller has died; and so does its CPU limit.
-  with equality.MathEqual(20.0) as compare:
-    compare("1/2", "0.5")
-    compare._worker.stdin.close()
-    assert compare._worker.wait(timeout=30) == 0
-  command = [sys.executable, "-P", equality._WORKER, "0.1"]
-  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-    worker.stdin.write(b'["2", "9^{9^{9^9}}"]\n')
-    worker.stdin.flush()
-    assert worker.wait(timeout=60) == -signal.SIGPROF
-    assert worker.stdout.read() == b"ready\n"
+  # Even if the caller has died, a worker ends at the end of its input, and at its CPU limit.
+  command = [sys.executable, "-P", equality._WORKER]
+  for limit, line, status in (("20", b"", 0), ("0.1", b'["2", "9^{9^{9^9}}"]\n', -signal.SIGPROF)):
+    with subprocess.Popen([*command, limit], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+      worker.stdin.write(line)
+      worker.stdin.flush()
+      if not line:
+        worker.stdin.close()
+      assert worker.wait(timeout=60) == status
+      assert worker.stdout.read() == b"ready\n"
 
 
 def test_bad_limits_and_a_missing_library(monkeypatch):
@@ -205,28 +188,15 @@ def test_equal_answers_vote_together():
 
   def compare(right, answer):
     pairs.append((right, answer))
-    return {"0.5": right == "1/2", "7.0": right == "7"}.get(answer, False)
+    return {"0.5": right == "1/2", "7.0": right == "7", "bad": None}.get(answer, False)
 
-  graded = math500.grade(PROBLEM, [*_solutions("7", "0.5", "7.0", "8", "7", "0.5"), *_solutions("")], compare)
-  assert [g.candidate.answer for g in graded] == ["7", "1/2", "7", "8", "7", "1/2", None]
-  assert [g.candidate.correct for g in graded] == [False, True, False, False, False, True, False]
-  assert [g.equal for g in graded] == [g.candidate.correct for g in graded]
-  assert [g.candidate.index for g in graded] == list(range(7)) and graded[-1].where == EMPTY
-  expected = [("1/2", "7"), ("1/2", "0.5"), ("1/2", "7.0"), ("7", "7.0"), ("1/2", "8"), ("7", "8")]
+  graded = math500.grade(PROBLEM, [*_solutions("7", "0.5", "7.0", "bad", "7", "0.5", "bad"), *_solutions("")], compare)
+  assert [g.candidate.answer for g in graded] == ["7", "1/2", "7", "bad", "7", "1/2", "bad", None]
+  assert [g.equal for g in graded] == [False, True, False, None, False, True, None, False]
+  assert [g.candidate.correct for g in graded] == [g.equal is True for g in graded]
+  assert [g.candidate.index for g in graded] == list(range(8)) and graded[-1].where == EMPTY
+  expected = [("1/2", "7"), ("1/2", "0.5"), ("1/2", "7.0"), ("7", "7.0"), ("1/2", "bad")]
   assert pairs == expected, "each distinct answer once"
-
-
-def test_failed_comparisons_and_labels_in_the_file():
-  pairs = []
-
-  def compare(right, answer):
-    pairs.append((right, answer))
-    return None if answer == "bad" else False
-
-  graded = math500.grade(PROBLEM, _solutions("bad", "7", "bad"), compare)
-  found = [(g.candidate.answer, g.candidate.correct, g.equal) for g in graded]
-  assert found == [("bad", False, None), ("7", False, False), ("bad", False, None)]
-  assert pairs == [("1/2", "bad"), ("1/2", "7")], "compared once"
   labelled = [*_solutions("1/2", correct=False), *_solutions("7", correct=True)]
   graded = math500.grade(PROBLEM, labelled, lambda a, b: a == b)
   assert [(g.candidate.correct, g.equal) for g in graded] == [(False, True), (True, False)]
@@ -255,10 +225,8 @@ def test_problems_and_solutions_are_read(tmp_path):
     {"problem": other["problem"], "unique_id": "test/sums/2.json", "solution": "c"},
   )
   found = math500.read_solutions(_write(tmp_path / "solutions", *rows), problems)
-  assert {i: [(s.text, s.correct) for s in mine] for i, mine in found.items()} == {
-    "math500/00000": [("b", None)],
-    "test/sums/2.json": [("a", False), ("c", None)],
-  }
+  texts = {name: [(s.text, s.correct) for s in solutions] for name, solutions in found.items()}
+  assert texts == {"math500/00000": [("b", None)], "test/sums/2.json": [("a", False), ("c", None)]}
 
 
 @pytest.mark.parametrize(
