@@ -1,5 +1,6 @@
-"""Filters drop rationales that disagree or leak; ledgers add up; filters are compared; rows are as released."""
+"""Filters drop rationales that disagree or leak; ledgers and filters are compared; graders see other solutions."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrm_jax.data import rationales
+from genrm_jax.data import grading, rationales
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques
@@ -32,6 +33,7 @@ def test_filter_keeps_what_agrees_and_says_why_not():
     (1, f"wrong\n{ASK} Yes", "wrong", True, "verdict disagrees with the label"),
     (1, "no end", "no end", None, "no verdict"),
     (1, f"{ASK} Hard to say.\n{ASK} No", f"{ASK} Hard to say.", False, "asks for the verdict more than once"),
+    (1, text := f"a\n{ASK} No\n\nanew\n{ASK} Yes", text, None, "verdicts contradict each other"),
   ]
   got = rationales.from_graders([_raw(i, text) for i, text, *_ in cases], CANDIDATES)
   assert [(r.text, r.verdict, r.why_dropped) for r in got] == [tuple(rest) for _, _, *rest in cases]
@@ -40,9 +42,9 @@ def test_filter_keeps_what_agrees_and_says_why_not():
   assert right == {
     **{"all": 3, "kept": 1, "dropped: verdict disagrees with the label": 1, "dropped: empty": 1},
     **{"solutions": {"all": 1, "kept": 1}, "problems": {"all": 1, "kept": 1}},
-    **{"share": {"all": 0.4286, "kept": 0.5}, "characters": {"median": 4, "p90": 4, "max": 4}},
+    **{"share": {"all": 0.375, "kept": 0.5}, "characters": {"median": 4, "p90": 4, "max": 4}},
   }
-  assert wrong["dropped: no verdict"] == 1 and wrong["share"] == {"all": 0.5714, "kept": 0.5}
+  assert wrong["dropped: no verdict"] == 1 and wrong["share"] == {"all": 0.625, "kept": 0.5}
 
 
 def test_a_program_writes_one_rationale_per_candidate():
@@ -52,18 +54,6 @@ def test_a_program_writes_one_rationale_per_candidate():
   assert found == [(c.index, 0, *walk(PROBLEM, c.text), True, "program") for c in CANDIDATES]
   lies = rationales.by_program([PROBLEM], CANDIDATES, lambda problem, solution: ("all is well", True))
   assert [r.why_dropped for r in lies] == ["", "verdict disagrees with the label"]
-
-
-def test_a_filter_with_an_older_reader():
-  raw = _raw(0, "fine\nVerification: Is the answer correct? Yes")
-  kept = [rationales.Filter(name)(raw, True).kept for name in ("exact-1", "lenient-1", "lenient-2")]
-  assert kept == [False, False, True]
-  assert rationales.Filter() == rationales.Filter("lenient-2", drop_leaks=False)
-  assert rationales.from_graders([raw], CANDIDATES, rationales.Filter("lenient-1"))[0].why_dropped == "no verdict"
-  got = rationales.Filter()(_raw(0, f"a\n{ASK} No\n\nanew\n{ASK} Yes"), True)
-  assert (got.verdict, got.kept, got.why_dropped) == (None, False, "verdicts contradict each other")
-  with pytest.raises(UserError, match=r"'lenient-9'.* exact-1"):
-    rationales.Filter("lenient-9")
 
 
 @pytest.mark.parametrize(
@@ -80,8 +70,7 @@ def test_leaks_can_be_dropped(text, names):
   assert rationales.Filter()(raw, True).kept
   got = rationales.Filter(drop_leaks=True)(raw, True)
   assert (got.kept, got.why_dropped) == ((False, "names the reference") if names else (True, ""))
-  disagrees = rationales.Filter(drop_leaks=True)(raw, False)
-  assert disagrees.why_dropped == "verdict disagrees with the label"
+  assert rationales.Filter(drop_leaks=True)(raw, False).why_dropped == "verdict disagrees with the label"
 
 
 def test_ledger_counts_problems_and_solutions_once_and_by_label():
@@ -143,3 +132,45 @@ def test_rows_match_the_released_cot_set(data_dir):
     # Identical but for white space around the rationale, and where the rationale poses the question before.
     rebuilt += built["targets"].split() == targets.split()
   assert rebuilt >= 250
+
+
+# References for graders
+
+
+def _candidate(index, text, correct=True, problem="p"):
+  return Candidate(problem, index, text, "4", correct, "test")
+
+
+POOL = [_candidate(0, "a"), _candidate(1, "b"), _candidate(2, "c"), _candidate(3, "a"), _candidate(4, "no", False)]
+
+
+def test_references_are_other_correct_solutions_or_the_problems_own():
+  drawn = [grading.choose_references(POOL, "own", seed=1, draw=draw) for draw in range(20)]
+  for chosen in drawn:
+    assert all(reference in {"a", "b", "c"} - {c.text} for c, reference in zip(POOL, chosen, strict=True))
+  assert {chosen[4] for chosen in drawn} == {"a", "b", "c"}
+  alone = [_candidate(0, "a"), _candidate(1, "a"), _candidate(2, "no", False)]
+  assert grading.choose_references(alone, "own", seed=0) == ["own", "own", "a"]
+  with pytest.raises(UserError, match="no reference solution for candidate 0 of p"):
+    grading.choose_references(alone, "", seed=0)
+
+
+def test_references_depend_on_seed_draw_and_candidate_only():
+  many = [_candidate(i, f"solution {i}") for i in range(40)]
+  chosen = grading.choose_references(many, "own", seed=3)
+  assert grading.choose_references(many[::-1], "own", seed=3) == chosen[::-1] and len(set(chosen)) > 15
+  others = [dataclasses.replace(c, problem_id="q") for c in many]
+  for pool, seed, draw in ((many, 4, 0), (many, 3, 1), (others, 3, 0)):
+    other = grading.choose_references(pool, "own", seed=seed, draw=draw)
+    assert sum(a != b for a, b in zip(chosen, other, strict=True)) > 20
+
+
+def test_sampled_texts_become_records_for_a_filter():
+  graded, ask = [POOL[0], POOL[4], POOL[0]], RELEASED.render(RELEASED.conclude)
+  raw = grading.as_rationales(graded, [f"fine{ask} Yes", f"wrong{ask} No", "breaks off"], "run/400", "reference")
+  assert [(r.problem_id, r.candidate_index, r.index) for r in raw] == [("p", 0, 0), ("p", 4, 0), ("p", 0, 1)]
+  assert {(r.source, r.verdict) for r in raw} == {("run/400/reference", None)}
+  got = rationales.from_graders(raw, POOL)
+  assert [(r.text, r.why_dropped) for r in got] == [("fine", ""), ("wrong", ""), ("breaks off", "no verdict")]
+  with pytest.raises(UserError, match="way of grading 'both'"):
+    grading.as_rationales(graded, ["", "", ""], "run/400", "both")

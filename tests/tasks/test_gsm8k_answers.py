@@ -1,6 +1,7 @@
-"""Answers are extracted and normalised as a marker would, in bounded work whatever the text."""
+"""Answers are extracted and normalised in bounded work, whatever the text; false equations are found."""
 
 import fractions
+import random
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from genrm_jax.tasks.gsm8k import answers
 from genrm_jax.tasks.gsm8k.answers import extract_answer, normalise_answer, same_answer
+from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
 
 # A text with one number becomes that number; any other stays text.
 NORMAL_FORMS = r"""
@@ -108,12 +110,10 @@ def test_the_work_for_an_answer_is_bounded(text, monkeypatch):
 def test_only_the_end_and_whole_words_are_read():
   filling = "x" * answers.MAX_SOLUTION_CHARACTERS
   assert extract_answer("The answer is 7. " + filling) is None
-  assert extract_answer(filling + " The answer is 7.") == "7"
-  assert extract_answer("The answer is 7. " + filling[30:]) == "7"
-  # Half a number is not read.
+  assert extract_answer(filling + " The answer is 7.") == extract_answer("The answer is 7. " + filling[30:]) == "7"
   words = "a" * (answers.MAX_ANSWER_CHARACTERS - 4)
   assert normalise_answer(f"{words} 12") == "12"
-  assert normalise_answer(f"{words} 12345") == words
+  assert normalise_answer(f"{words} 12345") == words, "half a number is not read"
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,40 @@ def test_extract(text, answer):
 
 
 def test_none_equals_nothing():
-  assert same_answer("1,000", "$1000.0")
   assert not any(same_answer(a, b) for a, b in [(None, None), (None, "1"), ("1", None), ("", ""), ("1", "2")])
+
+
+@pytest.mark.parametrize(
+  ("text", "found"),
+  [
+    ("So 48 / 2 = 24 and 48 + 24 = 62.", ["48 + 24 = 62"]),
+    ("They pay $10 * 3 = $60.", ["$10 * 3 = $60"]),
+    ("In total 1,200 / 3 - 100 = 200 eggs", ["1,200 / 3 - 100 = 200"]),
+    *((f"and {text}", [text]) for text in ("14 + 3 = 18", "12 - 15 = 3", "0.1 + 0.2 = 0.4", "1 / 2 * 6 x 2 = 7")),
+    *(("- 4 * 3 = 13", ["4 * 3 = 13"]), ("x = 40 + 50 = 80", ["40 + 50 = 80"]), ("2 × 3 = 8", ["2 × 3 = 8"])),
+    ("48 / 2 = 24, 48 + 24 = 72", []),
+    ("10 / 3 = 3.33 and 10 / 3 = 3 and 20 / 3 = 7", []),  # rounded to what is shown, down or up
+    ("2 * (3 + 4) = 15, (1 + 2) * 3 + 4 = 15", []),  # brackets are not judged
+    ("3 * 2 = 4 + 2 = 6", []),  # a right side that goes on
+    ("20% of 50 * 2 = 20, half of 4 + 2 = 4, 6 multiplied by 2 + 1 = 18", []),  # the front is in words
+    ("3/4 = 75%, 3 / 4 = 75 percent, 7 / 2 = 3 remainder 1, 1.5 + 1 = 250 cents", []),
+    ("5 - 2x = 3, y + 3 = 9, 2^3 * 2 = 16, 5 / 0 = 0, 12 = 13", []),
+  ],
+)
+def test_false_equations_are_found_and_nothing_else(text, found):
+  assert false_equations(text) == found
+
+
+def test_a_planted_slip_is_carried_on_and_found():
+  text = "He has 6 * 5 = 30 apples and eats 4, so 30 - 4 = 26 are left. He sells 26.\nThe answer is 26."
+  for seed in range(20):
+    slipped = plant_slip(text, random.Random(seed))
+    assert slipped is not None
+    (equation,) = false_equations(slipped)
+    said = equation.rpartition(" ")[2]
+    assert equation.startswith("30 - 4 = ") and len(said) == 2
+    assert slipped == text.replace("26", said)
+  for text in ("The answer is 5.", "2 + 2 = 5", "2 + 3 = 5 * 2 = 10", "3 / 0 = 3"):
+    assert plant_slip(text, random.Random(0)) is None
+  slipped = plant_slip("1 + 1 = 2 of 20, 2.5, 12, 1,2 and 2", random.Random(0))
+  assert slipped == f"1 + 1 = {slipped[8]} of 20, 2.5, 12, 1,2 and {slipped[8]}"
