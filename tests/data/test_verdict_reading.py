@@ -1,6 +1,7 @@
 """Each version of the reader finds verdicts where graders put them, and never guesses."""
 
 import gzip
+import itertools
 import json
 import time
 
@@ -62,17 +63,14 @@ def test_each_reader_finds_verdicts_where_graders_put_them(names, end, verdict):
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize(
-  "text",
-  [
+def test_no_verdict_is_guessed(name):
+  for text in (
     *("", BODY, "Yes", f"{BODY}\n\n{ASK}", f"{ASK} Maybe", f"{ASK} Yesterday", f"{ASK} Nothing", f"{ASK} yes"),
     *(f"{BODY}\n\nVerification: Yes", f"{BODY}\n\nVerification: Is the answer correct (Yes"),
     *(f"{BODY}\n\n{ASK} Cannot be determined.", f"{BODY}\n\n{ASK} X, where X is either Yes or No."),
     "I wonder: Is the answer correct\nYes",
-  ],
-)
-def test_no_verdict_is_guessed(name, text):
-  assert READERS[name](f" {text}\n") == (text, None, NO_VERDICT)
+  ):
+    assert READERS[name](f" {text}\n") == (text, None, NO_VERDICT)
   unanswered = f"{BODY}\n\nVerification: Is the answer correct? Yes/No"
   assert READERS["lenient-2"](unanswered) == (unanswered, None, NO_VERDICT)
 
@@ -116,15 +114,15 @@ def test_text_before_the_verdict_stays(name, body, verdict):
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize(
-  "piece",
-  ["\n", "*", "<b>", "<_>", "Is the answer correct ", "Is the answer correct? ", "1.", "\n1. ", "- ", f"\n1. {ASK} No"],
-)
-def test_hostile_texts_take_linear_time(name, piece):
+def test_hostile_texts_take_linear_time(name):
   start = time.process_time()
-  for text in (piece * 20_000, f"{piece * 20_000}{ASK} Yes", f"Is the answer correct?{piece * 20_000}Yes"):
-    READERS[name](text)
-  assert time.process_time() - start < 5
+  for piece in (
+    *("\n", "*", "<b>", "<_>", "Is the answer correct ", "Is the answer correct? "),
+    *("1.", "\n1. ", "- ", f"\n1. {ASK} No"),
+  ):
+    for text in (piece * 20_000, f"{piece * 20_000}{ASK} Yes", f"Is the answer correct?{piece * 20_000}Yes"):
+      READERS[name](text)
+  assert time.process_time() - start < 20
 
 
 def test_shares_of_the_released_pool(data_dir):
@@ -135,7 +133,7 @@ def test_shares_of_the_released_pool(data_dir):
     if not path.exists():
       pytest.skip(f"no raw pool: {path}")
     with gzip.open(path) as lines:
-      texts = [json.loads(line)["verifier_output"] for line, _ in zip(lines, range(3000), strict=False)]
+      texts = [json.loads(line)["verifier_output"] for line in itertools.islice(lines, 3000)]
     shares = [sum(read(t).verdict is not None for t in texts) / len(texts) for read in READERS.values()]
     assert sorted(shares) == shares
     for share, bound in zip(shares, bounds, strict=True):
