@@ -127,11 +127,10 @@ def test_scan_and_rationales(release):
 def test_solutions_of_the_direct_set_come_after_those_of_the_pool(release):
   known = "correct 0. The answer is 1."  # is in the pool too
   solutions = {"correct": ["new", known, "new"], "incorrect": ["wrong"]}
-  for label, target in (("correct", " Yes"), ("incorrect", " No")):
-    rows = [{"inputs": _inputs("How many\nb?", text), "targets": target} for text in solutions[label]]
-    for batch in ("0", "2", "10", "11_val"):
-      path = release / f"genrm-critiques/critiques/rm_{label}_solutions_batch_{batch}.zip"
-      _write_zip(path, rows)
+  for path in (release / "genrm-critiques/critiques").glob("rm_*.zip"):
+    label = path.name.split("_")[1]
+    target = {"correct": " Yes", "incorrect": " No"}[label]
+    _write_zip(path, [{"inputs": _inputs("How many\nb?", text), "targets": target} for text in solutions[label]])
   bad = BadRows()
   found = with_direct_set(_scan(release, (0,), bad), release, bad)
   pool = found.candidates["gsm8k/train/00001"]
@@ -146,15 +145,10 @@ def test_solutions_of_the_direct_set_come_after_those_of_the_pool(release):
 
 
 BAD_POOL_ROWS = {
-  "not JSON": "{",
-  "not a JSON object": "[]",
-  'field "question" is missing': {"question": ...},
-  'field "model_output" is not text': {"model_output": None},
-  'field "extracted_answer" is missing': {"extracted_answer": ...},
-  'field "target" is missing': {"target": ...},
-  'field "verifier_output" is not text': {"verifier_output": 3},
+  **{"not JSON": "{", "not a JSON object": "[]"},
+  **{f'field "{name}" is missing': {name: ...} for name in ("question", "extracted_answer", "target", "correctness")},
+  **{f'field "{name}" is not text': {name: value} for name, value in (("model_output", None), ("verifier_output", 3))},
   'field "model_output_id" is not a whole number': {"model_output_id": "3"},
-  'field "correctness" is missing': {"correctness": ...},
   'field "correctness" is not a whole number': {"correctness": True},
   'field "correctness" is not 0 or 1': {"correctness": 2},
   "empty solution": {"model_output": " \n"},
@@ -190,19 +184,20 @@ def test_a_bad_row_is_left_out_and_counted_in_both_passes(reason, release):
 
 def test_one_bad_row_in_twenty_is_tolerated(release):
   bad = BadRows()
-  for num_bad, total, line in ((5, 100, None), (6, 100, 96), (1, 2, 1)):
+
+  def write(num_bad, total):
     good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(total - num_bad)]
     _write_pool(_pool_path(release), ["{", *good, *(["[]"] * (num_bad - 1))])
-    if line is None:
-      assert len(list(iter_pool(release, (0,), bad))) == 95 + 9
-      bad.check()
-      (file,) = bad.to_dict()["files"].values()
-      assert file["left_out"]["not a JSON object"] == {"rows": 4, "first_lines": [97, 98, 99]}
-      continue
-    message = rf"shard_0\.jsonl\.gz: {num_bad} of {total} rows cannot be used, .* \(first in line {line}\)"
-    for read in (lambda: list(iter_pool(release, (0,), bad)), bad.check):
-      with pytest.raises(UserError, match=message):
-        read()
+
+  write(5, 100)
+  assert len(list(iter_pool(release, (0,), bad))) == 95 + 9
+  bad.check()
+  (file,) = bad.to_dict()["files"].values()
+  assert file["left_out"]["not a JSON object"] == {"rows": 4, "first_lines": [97, 98, 99]}
+  write(6, 100)
+  for read in (lambda: list(iter_pool(release, (0,), bad)), bad.check):
+    with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz: 6 of 100 rows cannot be used, .* \(first in line 96\)"):
+      read()
 
 
 def test_an_endless_line_takes_bounded_memory(release, monkeypatch):
@@ -239,9 +234,8 @@ def test_bad_rows_of_the_filtered_sets(kind, change, reason, release):
     "rm": (DIRECT, iter_direct, "train", "rm_correct_solutions_batch_2.zip"),
     "critiques": (COT, iter_critiques, "val", "critiques_correct_solutions_batch_16_val.zip"),
   }[kind]
-  others = len(list(read(release, split, BadRows()))) - 1
+  others, bad = len(list(read(release, split, BadRows()))) - 1, BadRows()
   _write_zip(release / "genrm-critiques/critiques" / name, [good] * 30 + [_changed(good, change)])
-  bad = BadRows()
   assert len(list(read(release, split, bad))) == 30 + others
   (file,) = bad.to_dict()["files"].values()
   ((found, count),) = file["left_out"].items()

@@ -131,13 +131,11 @@ def test_words_and_lists_of_one_digit():
     LastLetter().problem(np.random.default_rng(0), 11, "val", 0)
 
 
-@pytest.mark.parametrize(
-  "text",
-  ["", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;", "٣mike;"],
-)
-def test_what_is_no_list_is_refused(text):
-  with pytest.raises(UserError, match="not a numbered list"):
-    read_list(text)
+def test_what_is_no_list_is_refused():
+  texts = ("", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;")
+  for text in (*texts, "٣mike;"):
+    with pytest.raises(UserError, match="not a numbered list"):
+      read_list(text)
 
 
 def _candidate(task, problem, text, index=0):
@@ -160,8 +158,11 @@ def test_renumbered_lists_keep_walk_verdict_and_label(make, seed, num_words, dat
   words, first = read_list(problem.question)
   shifted = st.integers(0, 9).map(lambda by: _shift(problem.reference, by))
   solution = data.draw(edited(problem.reference, characters="abc0123456789ABCJ;,.", texts=shifted))
-  candidate = _candidate(task, problem, solution, index=3)
-  (moved,), (got,) = renumber([problem], [candidate])
+  other = task.problem(np.random.default_rng(seed + 1), 3, "train", 1)  # has a first number of its own
+  pool = [_candidate(task, other, other.reference), _candidate(task, problem, solution, index=3)]
+  (moved, with_other), (of_other, got) = renumber([problem, other], pool)
+  assert of_other.text == with_other.reference == _shift(other.reference, -read_list(other.question)[1])
+  candidate = pool[1]
   assert read_list(moved.question) == (words, 0) and moved.reference == _shift(problem.reference, -first)
   assert _candidate(task, moved, moved.reference).correct
   assert (got.index, got.correct, got.source) == (3, candidate.correct, "generator/4")
@@ -170,17 +171,6 @@ def test_renumbered_lists_keep_walk_verdict_and_label(make, seed, num_words, dat
   # Where a list ends with number 9, Last Letter's walk has no number for a further item; from 0 on it has one.
   if make is WordSorting or first + num_words < 10:
     assert walk == _shift(text, -first)
-
-
-def test_each_problem_is_shifted_by_its_own_first_number():
-  task = WordSorting()
-  three = Problem("p", "word_sorting", "train", "3b4a;", "D4aE3b", "D4aE3b.")
-  seven = Problem("q", "word_sorting", "train", "7c;", "H7c", "H7c.")
-  pool = [_candidate(task, p, text) for p, text in ((seven, "H7c."), (three, "D3aC2b."), (three, "D4aE3b."))]
-  problems, moved = renumber([three, seven], pool)
-  assert [(p.question, p.answer) for p in problems] == [("0b1a;", "A1aB0b"), ("0c;", "A0c")]
-  expected = [("A0c.", "A0c", True), ("A0aJ9b.", "A0aJ9b", False), ("A1aB0b.", "A1aB0b", True)]
-  assert [(c.text, c.answer, c.correct) for c in moved] == expected
 
 
 # The natural style
@@ -201,16 +191,11 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(make, words, 
   assert text.endswith("Wrong.") is not verdict and "Wrong." not in text.removesuffix("Wrong.")
 
 
-@pytest.mark.parametrize(
-  ("text", "solution"),
-  [
-    ("The answer is eh.\n\nQ: Next?\nA: e", "The answer is eh."),
-    ("The answer is eh. Q: what?\n", "The answer is eh. Q: what?"),
-    ("Q: Next?", ""),
-  ],
-)
-def test_a_solution_ends_where_a_base_model_asks_on(text, solution):
-  assert LastLetter().first_solution(text) == WordSorting().first_solution(text) == solution
+def test_a_solution_ends_where_a_base_model_asks_on():
+  for task in (LastLetter(), WordSorting()):
+    assert task.first_solution("The answer is eh.\n\nQ: Next?\nA: e") == "The answer is eh."
+    assert task.first_solution("The answer is eh. Q: what?\n") == "The answer is eh. Q: what?"
+    assert task.first_solution("Q: Next?") == ""
 
 
 @pytest.mark.parametrize("make", TASKS)

@@ -16,13 +16,15 @@ from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceT
 
 CHAR = CharTokenizer()
 CHAT, COMPACT = FORMATS["genrm_chat"], FORMATS["compact"]
-QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7"
+# What follows the solution begins with a newline too, and two have a piece of their own in Gemma's tokenizers.
+QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7\n"
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_parts_are_encoded_separately_and_joined(form, tokenizer):
   if form.end and "gemma" not in tokenizer.name:
     return  # see test_a_chat_needs_its_markers
+  assert ("gemma" in tokenizer.name) is (len(tokenizer.encode("\n\n")) == 1)
   (end,) = encode_end = tokenizer.encode(form.end) or [tokenizer.eos_id]
   prompter, encode = Prompter(tokenizer, form), tokenizer.encode
   solve = [tokenizer.bos_id, *encode(form.render(form.solve, question=QUESTION))]
@@ -42,20 +44,6 @@ def test_parts_are_encoded_separately_and_joined(form, tokenizer):
     assert prompter.verdict_id(correct) == verdict
   of_verdicts = (prompter.verdict_id(True), prompter.verdict_id(False))
   assert (prompter.yes_id, prompter.no_id, prompter.end_id) == (*of_verdicts, end)
-
-
-def test_no_token_straddles_two_parts(trained):
-  encode = trained.encode
-  # "step by step" has pieces of its own where it is one text.
-  assert encode("ste") + encode("p by") != encode("step by")
-  texts = dict.fromkeys(("verify", "conclude"), "{verdict_question}")
-  form = dataclasses.replace(RELEASED, **texts, verdict_question="p by", solve="{question}p by", verify_cot="p by")
-  prompter = Prompter(trained, form)
-  pieces = [*encode("ste"), *encode("p by")]
-  assert prompter.direct("q", "ste")[-len(pieces) :] == pieces == prompter.cot("q", "ste")[-len(pieces) :]
-  assert prompter.rationale("ste", True)[:-2] == pieces
-  # The question is part of its template: both are given, and encoded as one text.
-  assert prompter.solve("ste") == [trained.bos_id, *encode("step by")]
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -118,17 +106,15 @@ def test_verdicts_must_be_one_token_each(yes, no, message):
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_a_verdict_that_merges_with_its_question(form, gemma, tmp_path):
-  Prompter(gemma, form)
   path = tmp_path / "merges.model"
   model = sentencepiece_model_pb2.ModelProto.FromString(gemma.file_bytes)
   for piece in (")?▁No", "?▁No"):
     model.pieces.add(piece=piece, score=-1000.0)
   path.write_bytes(model.SerializeToString())
-  merges = SentencePieceTokenizer(path)
+  merges, question = SentencePieceTokenizer(path), form.render(form.verify)
   (no,) = merges.encode(" No")  # alone it is still one piece
   with pytest.raises(UserError, match="merges the verdict ' No'") as error:
     Prompter(merges, form)
-  question = form.render(form.verify)
   for ids in ([*merges.encode(question), no], merges.encode(question + " No")):
     assert str(ids) in str(error.value)
 
@@ -136,25 +122,19 @@ def test_a_verdict_that_merges_with_its_question(form, gemma, tmp_path):
 def test_turns_of_a_chat(gemma):
   prompter = Prompter(gemma, CHAT)
   start, end = (gemma.encode(marker)[0] for marker in TURN_MARKERS)
-
-  def turns(ids):
-    assert ids[0] == gemma.bos_id and gemma.bos_id not in ids[1:]
-    return [i for i in ids if i in (start, end)]
-
-  assert turns(prompter.solve(QUESTION)) == [start, end, start]
-  for prompt in (prompter.direct(QUESTION, SOLUTION), prompter.cot(QUESTION, SOLUTION)):
-    assert turns(prompt) == [start, end, start, end, start, end, start]
-    # The verified solution is written as the solver writes it, and closed by the same mark.
-    written = [*prompter.solve(QUESTION), *prompter.solution(SOLUTION)]
-    assert prompt[: len(written)] == written
   newline, user, model = (gemma.encode(text) for text in ("\n", "user\n", "model\n"))
   solve, question = prompter.solve(QUESTION), gemma.encode(CHAT.verdict_question)
+  direct, cot = prompter.direct(QUESTION, SOLUTION), prompter.cot(QUESTION, SOLUTION)
+  for ids, turns in ((solve, [start, end, start]), *((ids, [start, end] * 3 + [start]) for ids in (direct, cot))):
+    assert [i for i in ids if i in (gemma.bos_id, start, end)] == [gemma.bos_id, *turns]
+    # The verified solution is written as the solver writes it, and closed by the same mark.
+    written = [*solve, *prompter.solution(SOLUTION)]
+    assert ids is solve or ids[: len(written)] == written
   assert solve[: 2 + len(user)] == [gemma.bos_id, start, *user]
+  concluded = prompter.rationale("1 = 1", True)
   for ids, ending in (
-    (solve, [end, *newline, start, *model]),
-    (prompter.cot(QUESTION, SOLUTION), [start, *model]),
-    (prompter.direct(QUESTION, SOLUTION), [*model, *question]),
-    (prompter.rationale("1 = 1", True), [*question, prompter.yes_id, end]),
+    *((solve, [end, *newline, start, *model]), (cot, [start, *model]), (direct, [*model, *question])),
+    (concluded, [*question, prompter.yes_id, end]),
   ):
     assert ids[-len(ending) :] == ending
   assert end == prompter.end_id != gemma.eos_id

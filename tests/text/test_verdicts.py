@@ -113,7 +113,6 @@ def test_the_suffix_is_the_rest_of_the_question(prompter, cut):
 
 def test_a_chat_ends_with_its_turn(gemma):
   chat, other = Prompter(gemma, make_format("genrm_chat")), Prompter(gemma, FORM)
-  body = gemma.encode("1 + 1 = 2.")
   assert chat.end_id != other.end_id == gemma.eos_id
-  for prompter, read in ((chat, "missing"), (other, "forced")):
-    assert read_rationale([*body, chat.end_id], prompter, room=1000).state == read
+  for prompter, state in ((chat, "missing"), (other, "forced")):
+    assert read_rationale([*gemma.encode("1 + 1 = 2."), chat.end_id], prompter, room=1000).state == state
