@@ -1,8 +1,7 @@
-"""The program's walk is true at every step and ends in the right verdict for any solution; free text is read."""
+"""The compact walk is true at every step and ends in the right verdict for any solution."""
 
 import re
 
-import pytest
 from edited_texts import edited
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from genrm_jax.tasks import last_letter
 from genrm_jax.tasks.last_letter import PLACES, LastLetter, read_list, write_list, write_placed
 from genrm_jax.text.tokenizer import CharTokenizer
 
-TASK, NATURAL = LastLetter(), LastLetter(style="natural")
+TASK = LastLetter()
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORD = st.text(LETTERS, min_size=1, max_size=6)
 
@@ -24,18 +23,6 @@ def _problem(words, first):
 
 
 MIKE = _problem(["mike", "dlih"], 3)
-
-
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    *(("DeEh;", "eh"), ("Aa;", "a"), ("IaJb;", "ab")),
-    *[(text, None) for text in ("", ";", "DeEh", "DeEh;;", "DeEh; ", "DeEh;\n", " DeEh;", "٣e;", "²e;")],
-    *[(text, None) for text in ("DeFh;", "EeDh;", "JaAb;", "DeeEh;", "DEEh;")],
-  ],
-)
-def test_answers_are_read_from_well_formed_solutions_only(text, answer):
-  assert TASK.extract_answer(text) == answer
 
 
 @st.composite
@@ -98,27 +85,3 @@ def test_documented_walks():
   assert len(drawn) >= 4
   for solution, text in drawn:
     assert TASK.rationale(MIKE, solution)[0] == text, solution
-
-
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    *((f"The answer is {text}", "eh") for text in ('"EH".', "e-h", "\ne, h", "xy.\nThe answer is eh. That is all.")),
-    ("The answer is eh.\n\nQ: Next?\nA: The answer is no.", "eh"),
-    ("The answer is e", "e"),
-    *((text, None) for text in ("The answer is eh because they end so", "The answer is 12.", "The answer is", "eh")),
-  ],
-)
-def test_answers_are_read_from_free_text(text, answer):
-  assert NATURAL.extract_answer(text) == answer
-
-
-def test_natural_walk_names_the_error():
-  problem = NATURAL._natural_problem(["mike", "dlih"], "train", 0)
-  for said, end in (
-    ("eh", "The words have ended, and so has the answer. Right."),
-    ("ei", 'of "dlih" is "h"; the answer has "i". Wrong.'),
-    ("e", 'of "dlih" is "h"; the answer has ended. Wrong.'),
-    ("eha", 'the answer goes on with "a". Wrong.'),
-  ):
-    assert NATURAL.rationale(problem, f"The answer is {said}.")[0].endswith(end)

@@ -52,19 +52,18 @@ def test_problems_of_a_split(make, style):
 @pytest.mark.parametrize("make", TASKS)
 @pytest.mark.parametrize("num_words", [1, 2, 5, 10])
 def test_compact_problems_have_their_words_and_every_first_number(make, num_words):
-  rng, task = np.random.default_rng(num_words), make()
-  firsts = set()
+  rng, firsts = np.random.default_rng(num_words), set()
   for i in range(60):
-    p = task.problem(rng, num_words, "val", i)
+    p = make().problem(rng, num_words, "val", i)
     words, first = read_list(p.question)
     assert len(words) == num_words and all(3 <= len(w) <= 5 for w in words)
-    letters = [w[-1] for w in words]
-    numbered = [f"{n}{w}" for n, w in sorted(enumerate(words, first), key=lambda item: item[1])]
-    right = write_placed(letters if make is LastLetter else numbered, first)
     if make is LastLetter:
-      assert (p.answer, p.reference) == ("".join(letters), right)
+      right = (_right_answer(make, words), write_placed([w[-1] for w in words], first))
     else:
-      assert (p.answer, p.reference) == (right[:-1], right[:-1] + ".") and len(set(words)) == num_words
+      placed = [f"{n}{w}" for n, w in sorted(enumerate(words, first), key=lambda item: item[1])]
+      right = (write_placed(placed, first)[:-1], write_placed(placed, first)[:-1] + ".")
+      assert len(set(words)) == num_words
+    assert (p.answer, p.reference) == right
     firsts.add(first)
   assert firsts == set(range(11 - num_words))
 
@@ -173,16 +172,56 @@ def test_renumbered_lists_keep_walk_verdict_and_label(make, seed, num_words, dat
     assert walk == _shift(text, -first)
 
 
-# The natural style
+ANSWERS = {
+  (LastLetter, "compact"): {
+    **{"eh": ["DeEh;"], "a": ["Aa;"], "ab": ["IaJb;"]},
+    None: [
+      *("", ";", "DeEh", "DeEh;;", "DeEh; ", "DeEh;\n", " DeEh;", "٣e;", "²e;", "DeFh;", "EeDh;", "JaAb;", "DEEh;")
+    ],
+  },
+  (WordSorting, "compact"): {
+    **{text[:-1]: [text] for text in ("D4dlihE5makeF3mike.", "A4dlihA4dlihJ9a.", "A0a.")},
+    None: [
+      *("", ".", "D3dlih", "D3dlih.\n", "D3dlih..", "D3dlih;", ",D3dlih.", "D3dlih,E4make.", "D3dlihE4.", "D34dlih."),
+      *("D3dlih E4make.", "D3dlih4make.", "3dlih.", "DE3dlih.", "D3Dlih.", "D٣dlih.", "D3mik_.", "K3dlih."),
+    ],
+  },
+  (LastLetter, "natural"): {
+    "eh": [
+      *(f"The answer is {text}" for text in ('"EH".', "e-h", "\ne, h", "xy.\nThe answer is eh. That is all.")),
+      "The answer is eh.\n\nQ: Next?\nA: The answer is no.",
+    ],
+    "e": ["The answer is e"],
+    None: ["The answer is eh because they end so", "The answer is 12.", "The answer is", "eh"],
+  },
+  (WordSorting, "natural"): {
+    "bar foo": [
+      *(f"the answer is {text}" for text in ("**Bar Foo**", '"bar foo".', "1. bar 2. foo", ": bar, foo")),
+      "The answer is bar foo.\n\nQ: Sort these: List: b a\nA: The answer is a b.",
+      "The answer is foo bar. No, wait.\nSo the answer is bar foo.",
+    ],
+    "it&t o'connell shouldn't": ["The answer is\n\nit&t o'connell shouldn't"],
+    None: ["bar foo", "The answer is ...", "Q: the answer is bar", ""],
+  },
+}
+
+
+@pytest.mark.parametrize(("make", "style"), ANSWERS)
+def test_answers_are_read(make, style):
+  for answer, texts in ANSWERS[make, style].items():
+    assert [make(style=style).extract_answer(text) for text in texts] == [answer] * len(texts), texts
+
+
+def _natural_problem(make, words):
+  arguments = (words, "train", 0) if make is LastLetter else (words, "p", "train")
+  return make(style="natural")._natural_problem(*arguments)
 
 
 @pytest.mark.parametrize("make", TASKS)
 @settings(max_examples=120, deadline=None)
 @given(st.lists(WORD | st.text("abc", min_size=1, max_size=3), min_size=1, max_size=5), st.data())
 def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(make, words, data):
-  task = make(style="natural")
-  arguments = (words, "train", 0) if make is LastLetter else (words, "p", "train")
-  problem = task._natural_problem(*arguments)
+  task, problem = make(style="natural"), _natural_problem(make, words)
   parts = st.permutations(problem.answer.split()) | st.lists(st.sampled_from(words) | WORD, max_size=6)
   said = parts.map(" ".join) | st.text("abce", max_size=7) | edited(problem.answer, characters="ab ")
   solution = data.draw(edited(problem.reference, texts=said.map(lambda answer: f"So the answer is {answer}.")))
@@ -191,11 +230,31 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(make, words, 
   assert text.endswith("Wrong.") is not verdict and "Wrong." not in text.removesuffix("Wrong.")
 
 
+@pytest.mark.parametrize(
+  ("make", "words", "answer", "end"),
+  [
+    (LastLetter, "mike dlih", "eh", "The words have ended, and so has the answer. Right."),
+    (LastLetter, "mike dlih", "ei", 'of "dlih" is "h"; the answer has "i". Wrong.'),
+    (LastLetter, "mike dlih", "e", 'of "dlih" is "h"; the answer has ended. Wrong.'),
+    (LastLetter, "mike dlih", "eha", 'the answer goes on with "a". Wrong.'),
+    (WordSorting, "plum apple pear", "apple plum pear", '"l" comes after "e". Wrong.'),
+    (WordSorting, "plum apple pear", "apple plum", '"pear" is not in the answer. Wrong.'),
+    (WordSorting, "plum apple pear", "apple pear plum plum", '"plum", which is one word too many. Wrong.'),
+    (WordSorting, "pear pearl pear", "pear pear pearl", "All the words are there, in alphabetical order."),
+    (WordSorting, "pear pearl pear", "pear pearl pear", "so it should come first. Wrong."),
+    (WordSorting, "pear pearl pear", "pear pearl", '"pear" is not in the answer again. Wrong.'),
+  ],
+)
+def test_natural_walk_names_the_error(make, words, answer, end):
+  problem = _natural_problem(make, words.split())
+  text, verdict = make(style="natural").rationale(problem, f"The answer is {answer}.")
+  assert text.endswith(end) and verdict is (answer == problem.answer)
+
+
 def test_a_solution_ends_where_a_base_model_asks_on():
   for task in (LastLetter(), WordSorting()):
-    assert task.first_solution("The answer is eh.\n\nQ: Next?\nA: e") == "The answer is eh."
-    assert task.first_solution("The answer is eh. Q: what?\n") == "The answer is eh. Q: what?"
-    assert task.first_solution("Q: Next?") == ""
+    for text in ("The answer is eh.", "The answer is eh. Q: what?", ""):
+      assert task.first_solution(f"{text}\n\nQ: Next?\nA: e".lstrip()) == task.first_solution(f"{text}\n") == text
 
 
 @pytest.mark.parametrize("make", TASKS)

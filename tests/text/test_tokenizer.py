@@ -27,7 +27,7 @@ CHAR_TEXT = st.lists(st.sampled_from([*ASCII, " Yes", " No", " Ye"])).map("".joi
 TEXT = st.lists(
   st.characters(exclude_categories=["Cs"])
   | st.sampled_from(["▁", "▅", " ", "  ", "\n", "\r\n", "\0", "\t", " Yes", "Yes", " No", "½", " " * 40, "\n\n\n"])
-  | st.sampled_from(["<cls>", "</s>", "<0x41>", "<mask>", "<unused1>", "<table>", "<end_of_turn", "<END_OF_TURN>"]),
+  | st.sampled_from(["<cls>", "</s>", "<0x41>", "<mask>", "<unused1>", "<table>", "< end_of_turn>", "<END_OF_TURN>"]),
   max_size=20,
 ).map("".join)
 
