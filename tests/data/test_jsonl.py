@@ -101,14 +101,6 @@ def test_no_line_raises_anything_but_user_error(line, tmp_path_factory):
     assert str(path) in str(e)
 
 
-def test_missing_files(tmp_path):
-  for read in (lambda p: jsonl.read_records(p, Problem), jsonl.read_json, jsonl.file_digest):
-    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
-      read(tmp_path / "nowhere.jsonl")
-  with pytest.raises(UserError, match="could not be read"):
-    jsonl.read_json(tmp_path)
-
-
 @pytest.mark.parametrize("when", ["producer", "write", "fsync", "replace", "value"])
 def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
   path, file_type = tmp_path / "p.jsonl", type(jsonl.epath.Path("x"))
@@ -142,13 +134,17 @@ def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ["p.jsonl"]
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_places_that_cannot_be_read_or_written(tmp_path):
+  for read in (lambda p: jsonl.read_records(p, Problem), jsonl.read_json, jsonl.file_digest):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
+      read(tmp_path / "nowhere.jsonl")
+    with pytest.raises(UserError, match="could not be read"):
+      read(tmp_path)
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="could not be written"):
-    jsonl.write_records(tmp_path / "file" / "p.jsonl", [PROBLEM])
   (tmp_path / "folder" / "inner").mkdir(parents=True)
-  with pytest.raises(UserError, match="folder: could not be written"):
-    jsonl.write_json(tmp_path / "folder", {})
+  for path in (tmp_path / "file" / "p.jsonl", tmp_path / "folder"):
+    with pytest.raises(UserError, match="could not be written"):
+      jsonl.write_json(path, {})
   assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 

@@ -1,7 +1,11 @@
-"""Filters drop rationales that disagree or leak; ledgers and filters are compared; graders see other solutions."""
+"""Filters drop rationales that disagree or leak; each reader finds verdicts where graders put them, or none."""
 
 import dataclasses
+import gzip
+import itertools
+import json
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.data import grading, rationales
+from genrm_jax.data.verdict_reading import CONTRADICTION, NO_VERDICT, READERS, get_reader
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques
@@ -100,22 +105,20 @@ def test_replay_shows_where_filters_differ():
   filters = [rationales.Filter(), rationales.Filter("lenient-1"), rationales.Filter(drop_leaks=True)]
   replay = rationales.Replay(filters, 1)
   texts = [
-    f"same\n\n{ASK} Yes",
     *(f"{body}\nVerification: Is the answer correct? Yes" for body in "ab"),
-    f"as the Expected Answer\n\n{ASK} Yes",
-    f"**Verification:**\nheaded\n\n{ASK} Yes",
+    *(f"{body}\n\n{ASK} Yes" for body in ("same", "as the Expected Answer", "**Verification:**\nheaded")),
     f"**Verification:**\nheaded, but wrong\n\n{ASK} No",
   ]
   raw = [_raw(0, text) for text in texts]
-  first = [replay.add(r, True)[0] for r in raw]
-  assert [r.text for r in first] == ["same", "a", "b", "as the Expected Answer", "headed", "headed, but wrong"]
+  first = [replay.add(r, True)[0].text for r in raw]
+  assert first == ["a", "b", "same", "as the Expected Answer", "headed", "headed, but wrong"]
   differences = {"verdict Yes -> none": 2, "kept -> dropped": 2, "kept with another text": 1}
   assert replay.table() == {
     "lenient-1": {"correct": differences, "incorrect": {}},
     "lenient-2+drop_leaks": {"correct": {"kept -> dropped": 1}, "incorrect": {}},
   }
   [(of, before, after)] = replay.examples["lenient-1", "correct", "verdict Yes -> none"]
-  assert (of, before.verdict, after.verdict) == (raw[1], True, None)
+  assert (of, before.verdict, after.verdict) == (raw[0], True, None)
   kept = [book.table()["correct"]["kept"] for book in replay.ledgers.values()]
   assert kept == [5, 3, 4] and list(replay.ledgers) == ["lenient-2", "lenient-1", "lenient-2+drop_leaks"]
 
@@ -126,7 +129,6 @@ def test_rows_match_the_released_cot_set(data_dir):
     raw = Rationale("p", 0, 0, targets, None, "test", True)
     got = rationales.Filter("exact-1")(raw, correct)
     built = rationales.to_released(question, solution, got.text, correct, 3, 5)
-    assert list(built) == ["inputs", "targets", "question_id", "model_output_id"]
     prompt = RELEASED.render(RELEASED.solve, question=question) + solution + RELEASED.render(RELEASED.verify_cot)
     assert built["inputs"] == prompt  # which test_prompts.py compares with the release
     # Identical but for white space around the rationale, and where the rationale poses the question before.
@@ -174,3 +176,130 @@ def test_sampled_texts_become_records_for_a_filter():
   assert [(r.text, r.why_dropped) for r in got] == [("fine", ""), ("wrong", ""), ("breaks off", "no verdict")]
   with pytest.raises(UserError, match="way of grading 'both'"):
     grading.as_rationales(graded, ["", "", ""], "run/400", "both")
+
+
+# Readers of verdicts
+
+BODY = "2 + 2 is 4."
+
+
+MARKS = [  # beside or within the question
+  (f"\n{ASK}\n\nNo", False),
+  (f"\n\n**{ASK}** Yes", True),
+  (f"\n\n{ASK} **No**.", False),
+  (f"\n\n**Verification:** \n{ASK.removeprefix('Verification: ')} Yes", True),
+  (f"\n\n{ASK} Yes\n\nQ: another problem\n{ASK} Yes", True),
+  (f"\n\n{ASK}Yes", True),
+  ("\n\n<b>Verification:</b> Is the answer correct (Yes/No)? <b>No</b>", False),
+  ("\n\nVerification: Is the answer correct? (Yes/No) Yes", True),
+]
+HEADINGS = [  # and other forms of the question
+  ("\n\n**Verification: Is the answer correct? Yes**\n\n**Final Grade: Verification: Yes**", True),
+  ("\n\nVerification: Is the answer correct?** No", False),
+  ("\n\n_Verification: Is the answer correct (Yes/No)?_ **Yes**", True),
+  ("\n\nVerification: Is the answer correct? Yes/No? No", False),
+  ("\n\nVerification: Is the answer correct (Yes/Yes)? Yes", True),
+  ("\n\n<b>Verification: Is the answer correct (<b>Yes/No</b>)?</b> <b>Yes</b>", True),
+  (f"\n\n**Final Grade:** {ASK} No", False),
+  (f"\n\n**Final Grade: {ASK} No**", False),
+  (f"\n\n**Final Grade:**\n\n- **{ASK} No**", False),
+  ("\n\n<b>Final Grade: </b>Verification: Is the answer correct (Yes/No)? <b>No</b>", False),
+  (f"\n\n**Final Grade:**\n\n> {ASK} No", False),
+  ("\n\n**Overall Verification:**\nIs the answer correct (Yes/No)? No", False),
+]
+
+
+@pytest.mark.parametrize(
+  ("names", "end", "verdict"),
+  [
+    *((list(READERS), f"\n\n{ASK} {end}", True) for end in ("Yes", "Yes.", "Yes\n\nQ: another\n")),
+    *((list(READERS), f"\n\n{ASK} {end}", False) for end in ("No", "No**")),
+    *((["lenient-1", "lenient-2"], *case) for case in MARKS),
+    *((["lenient-2"], *case) for case in HEADINGS),
+  ],
+)
+def test_each_reader_finds_verdicts_where_graders_put_them(names, end, verdict):
+  for name, read in READERS.items():
+    if name in names:
+      assert read(BODY + end) == (BODY, verdict, "")
+    elif name == "lenient-1":
+      assert read(BODY + end).verdict is None or read(BODY + end).text != BODY
+  assert READERS["exact-1"](f"{BODY}\n\n**{ASK}** Yes").verdict is None
+  with pytest.raises(UserError, match=r"'lenient'.* exact-1"):
+    get_reader("lenient")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_verdict_is_guessed(name):
+  for text in (
+    *("", BODY, "Yes", f"{BODY}\n\n{ASK}", f"{ASK} Maybe", f"{ASK} Yesterday", f"{ASK} Nothing", f"{ASK} yes"),
+    *(f"{BODY}\n\nVerification: Yes", f"{BODY}\n\nVerification: Is the answer correct (Yes"),
+    *(f"{BODY}\n\n{ASK} Cannot be determined.", f"{BODY}\n\n{ASK} X, where X is either Yes or No."),
+    "I wonder: Is the answer correct\nYes",
+  ):
+    assert READERS[name](f" {text}\n") == (text, None, NO_VERDICT)
+  unanswered = f"{BODY}\n\nVerification: Is the answer correct? Yes/No"
+  assert READERS["lenient-2"](unanswered) == (unanswered, None, NO_VERDICT)
+
+
+def test_the_opening_heading_is_cut_where_it_stands_alone():
+  read, old = READERS["lenient-2"], READERS["lenient-1"]
+  for heading in ("**Verification:**\n\n", "Verification:\n", "<b>Verification:</b>\n", "# Verification\n"):
+    text = f"{heading}Step 1: 4 is 4."
+    assert read(f"{text}\n\n{ASK} Yes").text == "Step 1: 4 is 4." and old(f"{text}\n\n{ASK} Yes").text == text
+  for other in ("**Solution Verification:**\n\nStep 1", "Verification: all is well"):
+    assert read(f"{other}\n\n{ASK} Yes").text == other
+  for last in ("**Correct.**", "<b>Correct</b>", "**Expected Answer:** 12", "(Correct)"):
+    assert read(f"{last}\n\n**{ASK} Yes**").text == last
+
+
+def test_the_verdict_of_a_step_is_not_the_answers():
+  read, old = READERS["lenient-2"], READERS["lenient-1"]  # the old version takes the first
+  steps = f"Step 1: 2 + 2 = 4\n**{ASK} Yes**\n\nStep 2: 4 + 4 = 9\n**{ASK} No**\n\nStep 3: so 9"
+  text = f"{steps}\n\n**Final Grade:** {ASK} No"
+  assert read(text) == (steps, False, "") and old(text).verdict is True
+  assert read(steps) == (steps, None, NO_VERDICT)
+  assert read(text.replace("Step ", "").replace(": ", ". ", 1)).verdict is False
+  # A solution begun anew does not continue the steps.
+  body = f"Step 1: 4\n\nStep 2: 9\n\n{ASK} No\n\n"
+  assert read(f"{body}Correct solution:\nStep 1: 4\nStep 2: 8") == ("Step 1: 4\n\nStep 2: 9", False, "")
+  for after in ("Step 4: as it should be", "Step 2: 8", "Step 1: 4"):
+    assert read(body + after).verdict is False
+  assert read(f"{BODY}\n\n{ASK} No\n\nStep 2: 9\n\nStep 1: 4").verdict is False
+  # Verdicts that contradict each other.
+  text = f"Step 1: 9\n\n{ASK} No\n\nCorrected solution:\nStep 1: 8\n\n{ASK} Yes"
+  assert read(text) == (text, None, CONTRADICTION) and old(text).verdict is False
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(READERS)), st.text(max_size=30), st.booleans())
+def test_text_before_the_verdict_stays(name, body, verdict):
+  got = READERS[name](f"{body}.\n\n{ASK} {'Yes' if verdict else 'No'}")
+  assert got == (f"{body}.".strip(), verdict, "")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_hostile_texts_take_linear_time(name):
+  start = time.process_time()
+  for piece in (
+    *("\n", "*", "<b>", "<_>", "Is the answer correct ", "Is the answer correct? "),
+    *("1.", "\n1. ", "- ", f"\n1. {ASK} No"),
+  ):
+    for text in (piece * 20_000, f"{piece * 20_000}{ASK} Yes", f"Is the answer correct?{piece * 20_000}Yes"):
+      READERS[name](text)
+  assert time.process_time() - start < 20
+
+
+def test_shares_of_the_released_pool(data_dir):
+  folder = data_dir / "genrm-critiques/critiques/data_collection"
+  least = {"correct": (0.76, 0.955, 0.97), "incorrect": (0.60, 0.91, 0.925)}
+  for label, bounds in least.items():
+    path = folder / f"critique_gen_{label}_solutions_round_0_shard_0.jsonl.gz"
+    if not path.exists():
+      pytest.skip(f"no raw pool: {path}")
+    with gzip.open(path) as lines:
+      texts = [json.loads(line)["verifier_output"] for line in itertools.islice(lines, 3000)]
+    shares = [sum(read(t).verdict is not None for t in texts) / len(texts) for read in READERS.values()]
+    assert sorted(shares) == shares
+    for share, bound in zip(shares, bounds, strict=True):
+      assert bound - 0.02 < share < bound + 0.035

@@ -167,9 +167,8 @@ def test_a_bad_row_is_left_out_and_counted_in_both_passes(reason, release):
   row, path = _pool_row(QUESTIONS[0], 99, "s99", 1, "r99"), _pool_path(release)
   if reason == SAME_SOLUTION:
     _write_pool(path, good)
-    path, label = _pool_path(release, "incorrect"), 0
-    row = _pool_row(QUESTIONS[0], 200, "s7", 0, "r")
-    good = [_pool_row(QUESTIONS[0], 100 + i, f"t{i}", label, "r") for i in range(99)]
+    row, path = _pool_row(QUESTIONS[0], 200, "s7", 0, "r"), _pool_path(release, "incorrect")
+    good = [_pool_row(QUESTIONS[0], 100 + i, f"t{i}", 0, "r") for i in range(99)]
   _write_pool(path, [*good[:50], _changed(row, BAD_POOL_ROWS.get(reason, {})), *good[50:]])
   bad = BadRows()
   found = _scan(release, (0,), bad)
@@ -219,24 +218,21 @@ COT = {"inputs": _inputs("q", "s", ASK_COT), "targets": "Fine."}
 
 
 @pytest.mark.parametrize(
-  ("kind", "change", "reason"),
+  ("good", "change", "reason"),
   [
-    *(("rm", {"inputs": text}, 'field "inputs" is not') for text in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
-    ("rm", {"inputs": _inputs("q", " ")}, "empty solution"),
-    ("rm", {"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
-    ("rm", {"targets": " No"}, "label disagrees with the file's name"),
-    ("rm", {"inputs": ...}, 'field "inputs" is missing'),
-    ("critiques", {"targets": " "}, "empty rationale"),
+    *((DIRECT, {"inputs": text}, 'field "inputs" is not') for text in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
+    (DIRECT, {"inputs": _inputs("q", " ")}, "empty solution"),
+    (DIRECT, {"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
+    (DIRECT, {"targets": " No"}, "label disagrees with the file's name"),
+    (DIRECT, {"inputs": ...}, 'field "inputs" is missing'),
+    (COT, {"targets": " "}, "empty rationale"),
   ],
 )
-def test_bad_rows_of_the_filtered_sets(kind, change, reason, release):
-  good, read, split, name = {
-    "rm": (DIRECT, iter_direct, "train", "rm_correct_solutions_batch_2.zip"),
-    "critiques": (COT, iter_critiques, "val", "critiques_correct_solutions_batch_16_val.zip"),
-  }[kind]
-  others, bad = len(list(read(release, split, BadRows()))) - 1, BadRows()
+def test_bad_rows_of_the_filtered_sets(good, change, reason, release):
+  name = "rm_correct_solutions_batch_11_val.zip" if good is DIRECT else "critiques_correct_solutions_batch_16_val.zip"
+  read, bad = iter_direct if good is DIRECT else iter_critiques, BadRows()
   _write_zip(release / "genrm-critiques/critiques" / name, [good] * 30 + [_changed(good, change)])
-  assert len(list(read(release, split, bad))) == 30 + others
+  assert len(list(read(release, "val", bad))) == 31
   (file,) = bad.to_dict()["files"].values()
   ((found, count),) = file["left_out"].items()
   assert found.startswith(reason) and count == {"rows": 1, "first_lines": [31]}

@@ -139,20 +139,6 @@ def test_gemma_ids(family, make_tokenizer):
     assert gemma.decode(gemma.encode(f" a{marker}▁b")) == " a▁b", "a marker decodes to nothing"
 
 
-@pytest.mark.parametrize("family", [2, 3])
-def test_gemma_like_file_matches_the_gemma_package(family, make_tokenizer):
-  pytest.importorskip("gemma", reason="pip install 'genrm-jax[gemma]'")
-  gm = pytest.importorskip("gemma.gm")
-  gemma = make_tokenizer(f"gemma{family}")
-  theirs = {2: gm.text.Gemma2Tokenizer, 3: gm.text.Gemma3Tokenizer}[family](gemma.spec()["path"])
-  ids, pieces = theirs.special_tokens, theirs.tokens
-  assert (gemma.pad_id, gemma.eos_id, gemma.bos_id) == (ids.PAD, ids.EOS, ids.BOS)
-  names = ["<unk>", "<mask>", "<unused0>", *TURN_MARKERS]
-  assert [pieces[i] for i in (ids.UNK, ids.MASK, ids.CUSTOM, ids.START_OF_TURN, ids.END_OF_TURN)] == names
-  text = "<start_of_turn>user\nIs it 12  or\n\n 漢☃? Yes<end_of_turn>"
-  assert theirs.encode(text) == gemma.encode(text)
-
-
 def test_a_released_file_with_its_own_normalisation(foreign):
   assert (foreign.pad_id, foreign.eos_id, foreign.bos_id, foreign.vocab_size) == (0, 1, 2, 32101)
   assert foreign.cls_id == 32100  # its <extra_id_0>
