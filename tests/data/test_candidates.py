@@ -84,14 +84,12 @@ def test_choices_are_drawn_from_everything():
 
 
 def test_choices_need_both_labels():
-  pool = _candidates([(0, 0, True), (0, 1, True), (1, 2, False)])
-  with pytest.raises(UserError, match=r"none of 2 problems has both"):
-    candidates.choose_pairs(pool, 4, 0)
-  with pytest.raises(UserError, match="max_pairs"):
-    candidates.choose_pairs([*pool, *_candidates([(1, 3, True)])], 0, 0)
-  for label, counts in ((True, "2 correct and 0 incorrect"), (False, "0 correct and 2 incorrect")):
+  right, wrong = _candidates([(0, 0, True), (1, 1, True)]), _candidates([(2, 2, False)])
+  with pytest.raises(UserError, match=r"none of 3 problems has both"):
+    candidates.choose_pairs([*right, *wrong], 4, 0)
+  for pool, counts in ((right, "2 correct and 0 incorrect"), (wrong, "0 correct and 1 incorrect")):
     with pytest.raises(UserError, match=counts):
-      candidates.choose_for_training(_candidates([(0, 0, label), (1, 0, label)]), 16, True, 0)
+      candidates.choose_for_training(pool, 16, True, 0)
 
 
 # A user's own solutions

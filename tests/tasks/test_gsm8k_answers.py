@@ -116,25 +116,19 @@ def test_only_the_end_and_whole_words_are_read():
   assert normalise_answer(f"{words} 12345") == words, "half a number is not read"
 
 
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    ("So 2 + 2 = 4. The answer is 4.", "4"),
-    ("The answer is 5. Wait. The answer is $1,004.00.", "1004"),
-    ("Thus the final answer is: **12**", "12"),
-    ("The answer is33.", "33"),
-    ("The answer is\n 7", "7"),
-    ("The answer is 300.\nFinal Answer: 301", "300"),
-    ("48/2 = 24\n#### 24", "24"),
-    ("#### 1\nThe answer is 2. #### 3", "2"),
-    ("#### 1\n#### 1,200", "1200"),
-    ("The answer isn't known. #### 3", "3"),
-    ("The answer is unknown.", "unknown"),
-    *((text, None) for text in ("The answer is .", "####", "no answer here, 42", "")),
-  ],
-)
-def test_extract(text, answer):
-  assert extract_answer(text) == answer
+FINAL_ANSWERS = r"""
+  So 2 + 2 = 4. The answer is 4. -> 4 | The answer is 5. Wait. The answer is $1,004.00. -> 1004 | The answer is33. -> 33
+  Thus the final answer is: **12** -> 12 | The answer is unknown. -> unknown | 48/2 = 24 @#### 24 -> 24
+  The answer is @7 -> 7 | The answer is 300.@Final Answer: 301 -> 300 | #### 1@#### 1,200 -> 1200
+  #### 1@The answer is 2. #### 3 -> 2 | The answer isn't known. #### 3 -> 3
+"""  # "@" is a line break
+
+
+def test_extract():
+  for case in re.split(r"[|\n]", FINAL_ANSWERS.strip()):
+    text, answer = case.strip().split(" -> ")
+    assert extract_answer(text.replace("@", "\n")) == answer, text
+  assert [extract_answer(text) for text in ("The answer is .", "####", "no answer here, 42", "")] == [None] * 4
   assert not any(same_answer(a, b) for a, b in [(None, None), (None, "1"), ("1", None), ("", ""), ("1", "2")])
 
 

@@ -1,4 +1,4 @@
-"""The compact walk is true at every step and ends in the right verdict for any solution; BIG-Bench Hard is read."""
+"""Compact walks are true at every step and end in the right verdict for any solution; BIG-Bench Hard is read."""
 
 import collections
 import json
@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 
 from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks import word_sorting
-from genrm_jax.tasks.last_letter import read_list, write_list
+from genrm_jax.tasks import last_letter, word_sorting
+from genrm_jax.tasks.last_letter import PLACES, LastLetter, read_list, write_list, write_placed
 from genrm_jax.tasks.word_sorting import WordSorting, listed_words, order, read_bbh, write_items
 from genrm_jax.text.tokenizer import CharTokenizer
 
-TASK, NATURAL = WordSorting(), WordSorting(style="natural")
+TASK, NATURAL, LAST = WordSorting(), WordSorting(style="natural"), LastLetter()
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Few letters, so that words often begin alike, begin other words, and are other words misspelt.
 WORD = st.text("abc", min_size=1, max_size=4) | st.text(LETTERS, min_size=1, max_size=4)
 WORDS = st.lists(WORD, min_size=1, max_size=5, unique=True)
-PLACES = "ABCDEFGHIJ"
 
 
 def _write(items, first=3, end="."):
@@ -188,3 +187,79 @@ def test_bad_bbh_files_are_named(tmp_path):
       read_bbh(tmp_path)
   with pytest.raises(UserError, match=r"none.*git clone"):
     read_bbh(tmp_path / "none")
+
+
+# Last letters
+
+ANY_WORD = st.text(LETTERS, min_size=1, max_size=6)
+
+
+def _letters(words, first):
+  letters = [w[-1] for w in words]
+  question, reference = write_list(words, first), write_placed(letters, first)
+  return Problem("p", LAST.name, "train", question, "".join(letters), reference)
+
+
+LAST_MIKE = _letters(["mike", "dlih"], 3)
+
+
+@st.composite
+def _drawn_letters(draw):
+  problem = _letters(draw(st.lists(ANY_WORD, min_size=1, max_size=6)), draw(st.integers(0, 4)))
+  others = st.builds(write_placed, st.lists(ANY_WORD, max_size=6), st.integers(0, 4))
+  repeated = st.integers(0, 3).map(lambda n: problem.reference * n)
+  return problem, draw(edited(problem.reference, characters="abczABCDEFJ09;", texts=others | repeated))
+
+
+LETTER_STEP = re.compile(r"([0-9])([a-z]+)([:;])([a-z])([A-J])([a-z]?)([A-J;]?)([+-])")
+
+
+def _steps(text, problem, solution):
+  """The steps of a walk, each checked as a reader with nothing but question and solution would."""
+  words, first = read_list(problem.question)
+  steps = LETTER_STEP.findall(text)
+  assert "".join(map("".join, steps)) == text
+  for i, step in enumerate(steps):
+    word, place, rest, is_last = words[i], PLACES[first + i], solution[2 * i :], i == len(words) - 1
+    there = rest[:1] == place and rest[1:2] in tuple(LETTERS)
+    letter = rest[1] if there else ""
+    after = rest[2:3] if letter == word[-1] and rest[2:3] in (*PLACES, ";") else ""
+    assert step[:5] == (str(first + i), word, ";" if is_last else ":", word[-1], place)
+    assert step[5:7] == (letter, after)
+    goes_on = rest[2:] == ";" if is_last else after == PLACES[first + i + 1]
+    assert step[7] == ("+" if letter == word[-1] and goes_on else "-")
+  return steps
+
+
+@settings(max_examples=200, deadline=None)
+@given(_drawn_letters())
+@example((LAST_MIKE, "DeEh;Fx;"))
+@example((LAST_MIKE, "DexxEh;"))
+@example((_letters(["mike", "dlih"], 8), "IeJhKa;"))
+@example((_letters(["mike"], 9), "Je"))
+def test_last_letter_walk_ends_in_the_verdict_that_the_solution_deserves(drawn):
+  problem, solution = drawn
+  words, first = read_list(problem.question)
+  text, verdict = LAST.rationale(problem, solution)
+  assert verdict is (solution == problem.reference)
+  # The answer does not say where its places begin.
+  assert verdict is LAST.grade(problem, solution).correct or solution[:1] != PLACES[first]
+  steps = _steps(text, problem, solution)
+  # A walk that goes wrong stops there; only one that is right to the last word comes to the end of the list.
+  assert "-" not in text[:-1] and text[-1] == ("+" if verdict else "-")
+  assert verdict is (len(steps) == len(words) and text[-1] == "+")
+  CharTokenizer().encode(text)
+  # The other walks.
+  given_first, same = LastLetter(walk={"true_first": False}).rationale(problem, solution)
+  assert same is verdict
+  assert given_first == re.sub(r"([:;])([a-z])([A-J][a-z]?)(?=[A-J;]?[+-])", r"\1\3\2", text)
+  to_the_end, same = LastLetter(walk={"stop": False}).rationale(problem, solution)
+  assert same is verdict and to_the_end.startswith(text) and ("-" not in to_the_end) is verdict
+  assert len(_steps(to_the_end, problem, solution)) == len(words)
+
+
+def test_documented_last_letter_walks():
+  drawn = re.findall(r"solution (\S+) +(\S+[+-])(?= |\n)", last_letter.__doc__)
+  assert len(drawn) >= 4
+  for solution, text in drawn:
+    assert LAST.rationale(LAST_MIKE, solution)[0] == text, solution
