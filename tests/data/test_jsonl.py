@@ -90,7 +90,7 @@ def test_a_broken_line_is_named(cls, line, message, tmp_path):
     jsonl.read_records(path, cls)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(line=st.binary(max_size=60) | st.recursive(st.none() | st.booleans() | INT | TEXT, st.lists).map(json.dumps))
 def test_no_line_raises_anything_but_user_error(line, tmp_path_factory):
   path = tmp_path_factory.getbasetemp() / "any.jsonl"

@@ -61,21 +61,17 @@ def test_a_program_writes_one_rationale_per_candidate():
   assert [r.why_dropped for r in lies] == ["", "verdict disagrees with the label"]
 
 
-@pytest.mark.parametrize(
-  ("text", "names"),
-  [
-    *((text, True) for text in ("This matches the Expected Answer.", "as the expected\nanswer says", "Expected: 12")),
-    *((text, True) for text in ("**Expected** **Answer:** 12", "Expected time: 3 hours.", "the expected steps")),
-    ("It is unlike the reference solution.", True),
-    *((text, False) for text in ("Her expected profit is $5.", "As expected, it is 4.", "An unexpected answer.")),
-  ],
-)
-def test_leaks_can_be_dropped(text, names):
-  raw = _raw(0, f"{text}\n{ASK} Yes")
-  assert rationales.Filter()(raw, True).kept
-  got = rationales.Filter(drop_leaks=True)(raw, True)
-  assert (got.kept, got.why_dropped) == ((False, "names the reference") if names else (True, ""))
-  assert rationales.Filter(drop_leaks=True)(raw, False).why_dropped == "verdict disagrees with the label"
+def test_leaks_can_be_dropped():
+  keeps, drops = rationales.Filter(), rationales.Filter(drop_leaks=True)
+  leaks = (
+    *("This matches the Expected Answer.", "as the expected\nanswer says", "Expected: 12", "the expected steps"),
+    *("**Expected** **Answer:** 12", "Expected time: 3 hours.", "It is unlike the reference solution."),
+  )
+  for text in (*leaks, "Her expected profit is $5.", "As expected, it is 4.", "An unexpected answer."):
+    raw = _raw(0, f"{text}\n{ASK} Yes")
+    assert keeps(raw, True).kept
+    assert drops(raw, True).why_dropped == ("names the reference" if text in leaks else "")
+    assert drops(raw, False).why_dropped == "verdict disagrees with the label"
 
 
 def test_ledger_counts_problems_and_solutions_once_and_by_label():
@@ -194,18 +190,16 @@ MARKS = [  # beside or within the question
   ("\n\nVerification: Is the answer correct? (Yes/No) Yes", True),
 ]
 HEADINGS = [  # and other forms of the question
-  ("\n\n**Verification: Is the answer correct? Yes**\n\n**Final Grade: Verification: Yes**", True),
+  *((f"\n\n**Final Grade:**{end} No", False) for end in (f" {ASK}", f"\n\n- **{ASK}", f"\n\n> {ASK}")),
+  (f"\n\n**Final Grade: {ASK} No**", False),
+  ("\n\n<b>Final Grade: </b>Verification: Is the answer correct (Yes/No)? <b>No</b>", False),
+  ("\n\n**Overall Verification:**\nIs the answer correct (Yes/No)? No", False),
   ("\n\nVerification: Is the answer correct?** No", False),
-  ("\n\n_Verification: Is the answer correct (Yes/No)?_ **Yes**", True),
   ("\n\nVerification: Is the answer correct? Yes/No? No", False),
   ("\n\nVerification: Is the answer correct (Yes/Yes)? Yes", True),
+  ("\n\n**Verification: Is the answer correct? Yes**\n\n**Final Grade: Verification: Yes**", True),
+  ("\n\n_Verification: Is the answer correct (Yes/No)?_ **Yes**", True),
   ("\n\n<b>Verification: Is the answer correct (<b>Yes/No</b>)?</b> <b>Yes</b>", True),
-  (f"\n\n**Final Grade:** {ASK} No", False),
-  (f"\n\n**Final Grade: {ASK} No**", False),
-  (f"\n\n**Final Grade:**\n\n- **{ASK} No**", False),
-  ("\n\n<b>Final Grade: </b>Verification: Is the answer correct (Yes/No)? <b>No</b>", False),
-  (f"\n\n**Final Grade:**\n\n> {ASK} No", False),
-  ("\n\n**Overall Verification:**\nIs the answer correct (Yes/No)? No", False),
 ]
 
 

@@ -65,12 +65,8 @@ def release(tmp_path):
     row = {"inputs": _inputs("q", "s", ASK_COT), "targets": f"Fine.\n{ASK}{target}"}
     _write_zip(folder / f"critiques_{label}_solutions_batch_16_val.zip", [row])
   for number, shard, (correct, label) in itertools.product((0, 1), (0, 1), enumerate(("incorrect", "correct"))):
-    rows = [
-      _pool_row(
-        QUESTIONS[2 - shard], 2 * i + correct, f"{label} {i % 2}. The answer is {correct}.", correct, f"r{number} {i}"
-      )
-      for i in (2, 1, 0)
-    ]
+    question, texts = QUESTIONS[2 - shard], [f"{label} {i % 2}. The answer is {correct}." for i in range(3)]
+    rows = [_pool_row(question, 2 * i + correct, texts[i], correct, f"r{number} {i}") for i in (2, 1, 0)]
     _write_pool(_pool_path(root, label, number, shard), rows)
   return root
 

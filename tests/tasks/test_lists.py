@@ -74,8 +74,7 @@ def test_a_repeated_question_is_drawn_again_until_there_are_no_more():
       return super().problem(np.random.default_rng(int(rng.integers(12))), num_words, split, index)
 
   settings = {"num_problems": 12, "min_words": 2, "max_words": 2}
-  problems = Few(val=settings).problems("val", np.random.default_rng(0))
-  assert len({p.question for p in problems}) == 12 and [p.id[-2:] for p in problems] == [f"{i:02}" for i in range(12)]
+  assert len({p.question for p in Few(val=settings).problems("val", np.random.default_rng(0))}) == 12
   with pytest.raises(UserError, match=r"only 12 of 13 problems of split val"):
     Few(val=settings | {"num_problems": 13}).problems("val", np.random.default_rng(0))
 
@@ -117,20 +116,16 @@ def test_list_round_trip(words, first):
 
 
 def test_words_and_lists_of_one_digit():
-  assert write_list(["mike", "dlih"], 3) == "3mike4dlih;" and write_placed(["e", "h"], 3) == "DeEh;"
   words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
   assert {len(w) for w in words} == {2, 3, 4} and set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
-  assert list(natural.WORDS) == sorted(set(natural.WORDS)) and len(natural.WORDS) > 500
+  assert len(natural.WORDS) == len(set(natural.WORDS)) > 500
   assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
-  assert write_list(["a"] * 10, 0) and write_list(["a"], 9)
+  assert write_list(["a"] * 10, 0) and write_list(["a"], 9) and write_placed(["e", "h"], 3) == "DeEh;"
   for num_items, first in ((2, 9), (1, -1), (11, 0)):
     with pytest.raises(UserError, match=rf"a list of {num_items} items from number {first} "):
       write_list(["a"] * num_items, first)
   with pytest.raises(UserError, match="a list of 11 items"):
     LastLetter().problem(np.random.default_rng(0), 11, "val", 0)
-
-
-def test_what_is_no_list_is_refused():
   texts = ("", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;")
   for text in (*texts, "٣mike;"):
     with pytest.raises(UserError, match="not a numbered list"):
