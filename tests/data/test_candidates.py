@@ -1,14 +1,17 @@
-"""Grading, and the choice of solutions for training: capped, distinct, balanced."""
+"""Solutions are sampled and graded, chosen for training, and read from a user's file, whose errors are named."""
 
 import collections
+import json
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.data import candidates
+from genrm_jax.data.readers import read_candidates
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.gsm8k.task import GSM8K
 from genrm_jax.tasks.last_letter import LastLetter
 
 PROBLEMS = [Problem(f"p{i}", "last_letter", "train", f"{i}mike{i + 1}dlih;", "eh") for i in range(3)]
@@ -32,29 +35,16 @@ def test_solutions_are_sampled_and_graded_in_order():
   got = candidates.sample_candidates(PROBLEMS, 3, LastLetter(), generate, "me")
   assert requests == [(f"p{p}", i) for p in range(3) for i in range(3)]
   assert [(c.problem_id, c.index) for c in got] == requests
-  assert [(c.text, c.answer, c.correct, c.source) for c in got[3:6]] == [
-    ("DeEh;", "eh", True, "me"),
-    ("no list", None, False, "me"),
-    ("DeEx;", "ex", False, "me"),
-  ]
+  expected = [("DeEh;", "eh", True), ("no list", None, False), ("DeEx;", "ex", False)]
+  assert [(c.text, c.answer, c.correct) for c in got[3:6]] == expected and {c.source for c in got} == {"me"}
 
 
-@given(POOLS)
-@settings(max_examples=60, deadline=None)
-def test_distinct_keeps_the_first_of_each_text(pool):
-  got = candidates.distinct(pool)
-  texts = [(c.problem_id, c.text) for c in got]
-  assert len(set(texts)) == len(texts) and set(texts) == {(c.problem_id, c.text) for c in pool}
-  first = {}
-  for c in reversed(pool):
-    first[c.problem_id, c.text] = c.index
-  assert [c.index for c in got] == sorted(first.values())
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(POOLS, st.integers(1, 4), st.booleans(), st.integers(0, 2**31))
 def test_choice_is_capped_distinct_and_balanced(pool, max_per_label, balanced, seed):
+  first = {(c.problem_id, c.text): c for c in reversed(pool)}
   distinct = candidates.distinct(pool)
+  assert distinct == sorted(first.values(), key=lambda c: c.index)
   there = collections.Counter((c.problem_id, c.correct) for c in distinct)
   room = {label: sum(min(n, max_per_label) for (_, of), n in there.items() if of is label) for label in (True, False)}
   assume(room[True] and room[False])
@@ -68,14 +58,7 @@ def test_choice_is_capped_distinct_and_balanced(pool, max_per_label, balanced, s
   assert got == candidates.choose_for_training(pool, max_per_label, balanced, seed)
 
 
-def test_choice_is_random_within_a_problem_and_over_problems():
-  pool = _candidates([(p, t, t == 0) for p in range(4) for t in range(9)])
-  chosen = [candidates.choose_for_training(pool, 2, True, seed) for seed in range(20)]
-  wrong = collections.Counter(c.index for one in chosen for c in one if not c.correct)
-  assert len(wrong) > 24, "of 32 wrong solutions nearly each is chosen by one of 20 seeds"
-
-
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(POOLS, st.integers(1, 7), st.integers(0, 2**31))
 def test_pairs_are_capped_distinct_and_of_one_problem(pool, max_pairs, seed):
   sides = collections.Counter((c.problem_id, c.correct) for c in candidates.distinct(pool))
@@ -90,20 +73,76 @@ def test_pairs_are_capped_distinct_and_of_one_problem(pool, max_pairs, seed):
   assert got == candidates.choose_pairs(pool, max_pairs, seed)
 
 
-def test_pairs_are_drawn_from_the_whole_product():
+def test_choices_are_drawn_from_everything():
   pool = _candidates([(p, t, t < 3) for p in range(2) for t in range(7)])
   drawn = [candidates.choose_pairs(pool, 2, seed) for seed in range(40)]
-  seen = {(a.index, b.index) for pairs in drawn for a, b in pairs}
-  assert len(seen) > 22, "of 24 pairs nearly each is drawn with one of 40 seeds"
+  assert len({(a.index, b.index) for pairs in drawn for a, b in pairs}) > 22, "nearly each of 24 pairs"
   assert len(candidates.choose_pairs(pool, 99, 0)) == 24
+  pool = _candidates([(p, t, t == 0) for p in range(4) for t in range(9)])
+  drawn = [candidates.choose_for_training(pool, 2, True, seed) for seed in range(20)]
+  assert len({c.index for chosen in drawn for c in chosen}) > 28, "nearly each of 36 solutions"
 
 
 def test_choices_need_both_labels():
-  pool = _candidates([(0, 0, True), (0, 1, True), (1, 2, False)])
-  with pytest.raises(UserError, match=r"DPO needs .* none of 2 problems has both"):
-    candidates.choose_pairs(pool, 4, 0)
-  with pytest.raises(UserError, match="max_pairs must be 1 or more, not 0"):
-    candidates.choose_pairs([*pool, *_candidates([(1, 3, True)])], 0, 0)
-  for label, counts in ((True, "2 correct and 0 incorrect"), (False, "0 correct and 2 incorrect")):
+  right, wrong = _candidates([(0, 0, True), (1, 1, True)]), _candidates([(2, 2, False)])
+  with pytest.raises(UserError, match=r"none of 3 problems has both"):
+    candidates.choose_pairs([*right, *wrong], 4, 0)
+  for pool, counts in ((right, "2 correct and 0 incorrect"), (wrong, "0 correct and 1 incorrect")):
     with pytest.raises(UserError, match=counts):
-      candidates.choose_for_training(_candidates([(0, 0, label), (1, 0, label)]), 16, True, 0)
+      candidates.choose_for_training(pool, 16, True, 0)
+
+
+# A user's own solutions
+
+QUESTIONS = ("How  many\na?", "How many b?", "Twice?", "Twice?")
+OF_USER = [Problem(f"p{i}", "gsm8k", "train", q, "7") for i, q in enumerate(QUESTIONS)]
+GOOD = {"question": "How many b?", "solution": "The answer is 7."}
+
+
+def _read(tmp_path, *rows):
+  path = tmp_path / "mine.jsonl"
+  path.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows))
+  return read_candidates(path, OF_USER, GSM8K())
+
+
+def test_lines_are_matched_graded_and_counted(tmp_path):
+  rows, expected = zip(
+    ({"question": " How many  a?", "solution": "The answer is $7.00."}, ("p0", 0, "7", True)),
+    ({"problem_id": "p1", "solution": "The answer is 8."}, ("p1", 0, "8", False)),
+    ({"problem_id": "p0", "solution": "The answer is 8."}, ("p0", 1, "8", False)),
+    ({"problem_id": "p2", "solution": "Seven it is.", "correct": True}, ("p2", 0, None, True)),
+    ({"question": "How many a?", "solution": "The answer is 7.", "correct": False}, ("p0", 2, "7", False)),
+    strict=True,
+  )
+  found = _read(tmp_path, *rows)
+  assert [(c.problem_id, c.index, c.answer, c.correct) for c in found] == list(expected)
+  assert [c.text for c in found] == [row["solution"] for row in rows]
+  assert {c.source for c in found} == {"mine.jsonl"}
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    *((line, "not JSON") for line in (b"{", b"", b"[" * 100_000, b"\xff")),
+    ([1], "expected a JSON object"),
+    (GOOD | {"label": 1}, 'unknown field "label"'),
+    *((row, 'give one of the fields "question"') for row in (GOOD | {"problem_id": "p1"}, {"solution": "s"})),
+    ({"problem_id": "p1"}, 'field "solution" is missing'),
+    *((GOOD | {"solution": value}, 'field "solution" is ') for value in (" \n", None)),
+    (GOOD | {"question": 3}, 'field "question" is 3'),
+    (GOOD | {"question": "Who?" * 30}, r'field "question" is "Who\?.*\.\.\., none of'),
+    (GOOD | {"question": "Twice?"}, 'field "question" is "Twice[?]", that of 2 problems'),
+    ({"problem_id": "p9", "solution": "s"}, 'field "problem_id" is "p9", none of the 4 problems'),
+    *((GOOD | {"correct": value}, 'field "correct" is ') for value in (1, None)),
+  ],
+)
+def test_a_wrong_line_is_named(row, message, tmp_path):
+  with pytest.raises(UserError, match=rf"mine\.jsonl:2: {message}"):
+    _read(tmp_path, GOOD, row, GOOD)
+
+
+def test_no_file_and_no_line(tmp_path):
+  with pytest.raises(UserError, match=r"none\.jsonl: could not be read"):
+    read_candidates(tmp_path / "none.jsonl", OF_USER, GSM8K())
+  with pytest.raises(UserError, match=r"mine\.jsonl: no line"):
+    _read(tmp_path)

@@ -24,7 +24,7 @@ USER_DEFINED = {
   3: ["<mask>", "[multimodal]", *_UNUSED, "<start_of_turn>", "<end_of_turn>", *_AFTER_TURNS],
 }
 
-_TEXTS = [
+TEXTS = [
   f"{name} has {n} {thing} and gives {half} of them away. How many {thing} are left? "
   f"{n} - {half} = {n - half}, so she has {n - half} {thing}. The answer is {n - half}.\n"
   f"Verification: Is the answer correct (Yes/No)? {verdict}. Let's verify step by step.\n"
@@ -41,7 +41,7 @@ def write(path, family: int) -> SentencePieceTokenizer:
   """Writes the file of a family (2 for Gemma 1 and 2, 3 for Gemma 3) and opens it; always the same bytes."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=(line for text in _TEXTS for line in text.split("\n")),
+    sentence_iterator=(line for text in TEXTS for line in text.split("\n")),
     model_writer=model,
     model_type="bpe",
     vocab_size=VOCAB_SIZE,

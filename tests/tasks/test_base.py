@@ -36,18 +36,18 @@ PROBLEM = Problem("p", "sums", "eval", "1 + 2", "3")
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-  """Loads `Sums` from a module of the user's, after replacements in its text."""
+  """Loads `Sums` from a user's module, after replacements in its text."""
   monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-  def load(*changes, name="Sums", **options):
+  def load(*changes, **options):
     text = SUMS
     for old, new in changes:
       assert old in text
       text = text.replace(old, new)
     (tmp_path / "my_sums.py").write_text(text)
     monkeypatch.delitem(sys.modules, "my_sums", raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return base.load_task(f"my_sums:{name}", options)
+    return base.load_task("my_sums:Sums", options)
 
   return load
 
@@ -61,77 +61,54 @@ def test_a_task_outside_the_package(load):
   write = base.optional_method(task, "rationale")
   assert write is not None and write(PROBLEM, "1 + 2 = 4") == ("I added them.", False)
   assert base.optional_method(task, "few_shot") is None and base.optional_method(task, "released") is None
-
-
-@pytest.mark.parametrize("name", base.BUILT_IN)
-def test_built_in_tasks_are_tasks(name):
-  assert base.load_task(name, {}).name == name
+  assert [base.load_task(name, {}).name for name in base.BUILT_IN] == list(base.BUILT_IN)
 
 
 @pytest.mark.parametrize(
   ("changes", "options", "said"),
   [
-    ([("import Grade", "import Grad")], {}, "my_sums cannot be imported.*ImportError.*PYTHONPATH"),
-    ([("class Sums:", "class Sums")], {}, "cannot be imported.*SyntaxError"),
-    ([("class Sums", "class Products")], {}, "no class 'Sums'; it has Products"),
+    ([("import Grade", "import Grad")], {}, "my_sums.*ImportError.*PYTHONPATH"),
+    ([("class Sums:", "class Sums")], {}, "my_sums.*SyntaxError"),
+    ([("class Sums", "class Products")], {}, "no class .*Sums.*it has Products"),
     ([("def grade", "def mark")], {}, r"no method grade\(\)"),
     ([("def problems", "def make")], {}, r"no method problems\(\)"),
     ([("helper = 3", "few_shot = 3")], {}, "few_shot is no method"),
     ([('"sums", ("train", "eval")', '3, ("train", "eval")')], {}, "`name` is 3"),
     ([('("train", "eval")', '("train", "test")')], {}, "`splits` is .*'test'.*in_distribution"),
-    ([], {"smallest": 1}, "'smallest'.*options: num_problems, largest"),
-    ([("num_problems=2", "num_problems")], {}, "'num_problems'.*options: num_problems, largest"),
+    ([], {"smallest": 1}, "'smallest'.*num_problems, largest"),
+    ([("num_problems=2", "num_problems")], {}, "'num_problems'.*num_problems, largest"),
   ],
 )
 def test_a_broken_task_is_one_message(changes, options, said, load):
-  with pytest.raises(UserError, match=f"(?s)^task my_sums:Sums: .*{said}") as caught:
+  with pytest.raises(UserError, match=f"(?s)^task '?my_sums:Sums'?: .*{said}") as caught:
     load(*changes, **options)
   assert "\n" not in str(caught.value)
-
-
-def test_names_that_are_no_tasks(load):
-  with pytest.raises(
-    UserError, match=r"unknown task 'sums'; the built-in tasks are last_letter.*package\.module:Class"
-  ):
+  with pytest.raises(UserError, match=r"'sums'.*last_letter.*package\.module:Class"):
     base.load_task("sums", {})
-  with pytest.raises(UserError, match=r"task no_such_module:Task: .* cannot be imported"):
-    base.load_task("no_such_module:Task", {})
-  with pytest.raises(UserError, match="no class ''"):
-    load(name="")
 
 
 @pytest.mark.parametrize(
-  ("returned", "said"),
+  ("method", "returned", "said"),
   [
-    ("None", "returned NoneType None, expected a list"),
-    ("[]", r"returned list \[\]"),
-    ("['1 + 1']", "item 0 is str '1 \\+ 1', expected a Problem"),
-    ("[Problem('p', 's', split, '1 + 1', 2)]", "`answer` of item 0 is int 2, expected a string"),
-    ("2 * [Problem('p', 's', split, '1 + 1', '2')]", "2 problems have the id 'p'"),
+    ("problems", "None", "NoneType None"),
+    ("problems", "[]", r"list \[\]"),
+    ("problems", "['1 + 1']", "item 0 is str '1 \\+ 1'"),
+    ("problems", "[Problem('p', 's', split, '1 + 1', 2)]", "`answer` of item 0 is int 2"),
+    ("problems", "2 * [Problem('p', 's', split, '1 + 1', '2')]", "2 problems have the id 'p'"),
+    ("grade", "True", "bool True"),
+    ("grade", "('3', True)", "tuple"),
+    ("grade", "Grade(3, True)", "`answer` is int 3"),
+    ("grade", "Grade('3', 1)", "`correct` is int 1"),
+    ("grade", "Grade(None, True)", "`correct` is True but `answer` is None"),
   ],
 )
-def test_wrong_problems(returned, said, load):
-  task = load(("return [Problem", f"return {returned}\n    return [Problem"))
-  with pytest.raises(UserError, match=rf"task sums, problems\('eval'\): .*{said}"):
-    base.checked_problems(task, "eval", np.random.default_rng(0))
-
-
-@pytest.mark.parametrize(
-  ("returned", "said"),
-  [
-    ("True", "returned bool True, expected a Grade"),
-    ("('3', True)", "returned tuple"),
-    ("Grade(3, True)", "`answer` is int 3"),
-    ("Grade('3', 1)", "`correct` is int 1"),
-    ("Grade(None, True)", "`correct` is True but `answer` is None"),
-  ],
-)
-def test_wrong_grades(returned, said, load):
-  task = load(("return Grade(", f"return {returned}\n    return Grade("))
-  with pytest.raises(UserError, match=rf"task sums, grade\(\) of a solution to p: .*{said}"):
-    base.checked_grade(task, PROBLEM, "3")
-
-
-def test_a_split_that_the_task_lacks(load):
+def test_wrong_return_values_are_named(method, returned, said, load):
+  before = {"problems": "return [Problem", "grade": "return Grade("}[method]
+  task = load((before, f"return {returned}\n    {before}"))
+  with pytest.raises(UserError, match=rf"task sums, {method}\(.*{said}"):
+    if method == "grade":
+      base.checked_grade(task, PROBLEM, "3")
+    else:
+      base.checked_problems(task, "eval", np.random.default_rng(0))
   with pytest.raises(UserError, match="no such split; its splits are train, eval"):
-    base.checked_problems(load(), "val", np.random.default_rng(0))
+    base.checked_problems(task, "val", np.random.default_rng(0))

@@ -1,32 +1,42 @@
-"""GSM8K's problems are read from files and from TFDS; errors name file and line."""
+"""GSM8K as a task: problems from files and TFDS, the release's splits and pools, agreement with the real release."""
 
+import collections
+import functools
+import gc
 import json
+import pathlib
 import sys
-import types
 
+import numpy as np
 import pytest
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks import base
 from genrm_jax.tasks.gsm8k import problems as gsm8k
-from genrm_jax.tasks.gsm8k.answers import extract_answer
-
-
-def _write_problems(folder, rows):
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "train.jsonl").write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
-  return folder
-
+from genrm_jax.tasks.gsm8k import released, sample
+from genrm_jax.tasks.gsm8k.answers import extract_answer, same_answer
+from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
+from genrm_jax.tasks.gsm8k.task import GSM8K
 
 ROW = {"question": " How many? ", "answer": "Half is 48/2 = <<48/2=24>>24.\nAll is <<1000+24=1024>>1,024.\n#### 1,024"}
+SMALL = dict(made_up=24, rounds=(0,), num_train=12, num_val=6, num_eval=6, eval_candidates=4)
+TFDS = "tensorflow_datasets.text.gsm8k"
+
+
+def _write(folder, *rows):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "train.jsonl").write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
 
 
 @pytest.mark.parametrize("inside", ["grade-school-math/grade_school_math/data", "grade_school_math/data", ""])
 def test_problems_from_files(inside, tmp_path):
-  _write_problems(tmp_path / inside, [ROW, ROW])
+  _write(tmp_path / inside, ROW, ROW)
   first, second = gsm8k.read_problems(tmp_path, "train")
   assert (first.id, second.id, first.split, first.task) == ("gsm8k/train/00000", "gsm8k/train/00001", "train", "gsm8k")
   assert (first.question, first.answer) == ("How many?", "1024")
   assert first.reference == "Half is 48/2 = 24.\nAll is 1,024.\nThe answer is 1024."
+  with pytest.raises(UserError, match=r"test\.jsonl; git clone"):
+    gsm8k.read_problems(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -40,72 +50,22 @@ def test_problems_from_files(inside, tmp_path):
   ],
 )
 def test_broken_problem_lines(row, message, tmp_path):
-  _write_problems(tmp_path, [ROW, row])
+  _write(tmp_path, ROW, row)
   with pytest.raises(UserError, match=rf"train\.jsonl:2: {message}"):
     gsm8k.read_problems(tmp_path, "train")
 
 
-def test_missing_problems(tmp_path):
-  with pytest.raises(UserError, match=rf"{tmp_path / 'test.jsonl'}; git clone"):
-    gsm8k.read_problems(tmp_path, "test")
-  with pytest.raises(UserError, match="no split 'val'"):
-    gsm8k.read_problems(tmp_path, "val")
-
-
-def test_real_problems(data_dir):
-  train, test = gsm8k.read_problems(data_dir, "train"), gsm8k.read_problems(data_dir, "test")
-  assert (len(train), len(test)) == (7473, 1319)
-  for problem in train + test:
-    assert int(problem.answer) is not None and "<<" not in problem.reference and "####" not in problem.reference
-    assert extract_answer(problem.reference) == problem.answer
-  assert len({gsm8k.problem_key(p.question) for p in train + test}) == 7473 + 1319
-
-
-TFDS_MODULES = ("tensorflow_datasets", "tensorflow_datasets.text", "tensorflow_datasets.text.gsm8k")
-
-
-def _fake_tfds(monkeypatch, builder):
-  for name in ("importlib_resources", *TFDS_MODULES):
-    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-  sys.modules[TFDS_MODULES[-1]].gsm8k = types.SimpleNamespace(Gsm8k=builder)
-
-
-def test_problems_from_tfds_rows(monkeypatch):
-  class Builder:
-    def __init__(self, data_dir, file_format):
-      assert (data_dir, file_format) == ("somewhere", "array_record")
-
-    def download_and_prepare(self):
-      pass
-
-    def as_data_source(self, split):
-      assert split == "train"
-      return [{k: v.encode() for k, v in ROW.items()} | {"annotation": b"", "short_answer": b""}]
-
-  _fake_tfds(monkeypatch, Builder)
-  (problem,) = gsm8k.read_problems_tfds("train", "somewhere")
-  assert (problem.id, problem.question, problem.answer) == ("gsm8k/train/tfds-00000", "How many?", "1024")
-
-
-def test_tfds_errors(monkeypatch):
-  def no_network(**_):
-    raise ConnectionError("no route")
-
-  _fake_tfds(monkeypatch, no_network)
-  with pytest.raises(UserError, match=r"TFDS could not give gsm8k/test .*ConnectionError: no route"):
-    gsm8k.read_problems_tfds("test")
-  with pytest.raises(UserError, match="no split"):
-    gsm8k.read_problems_tfds("val")
-  monkeypatch.setitem(sys.modules, TFDS_MODULES[-1], None)
-  with pytest.raises(UserError, match=r"pip install 'genrm-jax\[tfds\]'"):
-    gsm8k.read_problems_tfds("train")
-
-
-def test_problems_from_real_tfds(data_dir, tmp_path, monkeypatch):
+def test_problems_from_tfds(data_dir, tmp_path, monkeypatch):
+  for read in (lambda split: gsm8k.read_problems(tmp_path, split), gsm8k.read_problems_tfds):
+    with pytest.raises(UserError, match="no split 'val'"):
+      read("val")
+  with monkeypatch.context() as patch:
+    patch.setitem(sys.modules, TFDS, None)
+    with pytest.raises(UserError, match=r"pip install 'genrm-jax\[tfds\]'"):
+      gsm8k.read_problems_tfds("train")
   # Other packages bring TFDS without what it needs here.
-  for package in ("importlib_resources", "array_record"):
-    pytest.importorskip(package, reason="needs genrm-jax[tfds]")
-  tfds = pytest.importorskip("tensorflow_datasets", reason="needs genrm-jax[tfds]")
+  for package in ("importlib_resources", "array_record", "tensorflow_datasets"):
+    tfds = pytest.importorskip(package, reason="needs genrm-jax[tfds]")
   without = "tensorflow" not in sys.modules  # another test may have brought it
   files = data_dir / "grade-school-math/grade_school_math/data"
 
@@ -116,4 +76,118 @@ def test_problems_from_real_tfds(data_dir, tmp_path, monkeypatch):
   problems = gsm8k.read_problems_tfds("test", tmp_path)
   content = {(p.question, p.answer, p.reference) for p in problems}
   assert content == {(p.question, p.answer, p.reference) for p in gsm8k.read_problems(data_dir, "test")}
-  assert ("tensorflow" not in sys.modules) == without
+  assert problems[0].id == "gsm8k/test/tfds-00000" and ("tensorflow" not in sys.modules) == without
+
+
+def test_splits_of_the_release_are_disjoint_and_of_the_configured_sizes():
+  release = GSM8K(**SMALL).released(0)
+  ids = {split: {p.id for p in problems} for split, problems in release.problems.items()}
+  assert {split: len(found) for split, found in ids.items()} == {"train": 12, "val": 6, "eval": 6}
+  assert len(set.union(*ids.values())) == 24
+  assert {split: {c.problem_id for c in pool} for split, pool in release.candidates.items()} == ids
+  gc.collect()  # made-up data lives until it has been read
+  rationales = list(release.rationales)
+  assert {r.problem_id for r in rationales} == set.union(*ids.values()) and len(rationales) == 24 * 4
+  assert release.left_out() == {"rows": 24 * 6, "left_out": 0, "files": {}}
+  # With candidates of one's own, the test problems are evaluated, and none of the pool is held out in vain.
+  everything = GSM8K(**SMALL | {"num_train": 0, "candidates": "own.jsonl"}).released(0)
+  assert "eval" not in everything.candidates and {p.split for p in everything.problems["eval"]} == {"test"}
+  assert len(everything.problems["train"]) == 24 - 6
+
+
+def test_held_out_candidates_are_drawn_from_the_pool_alone():
+  """The direct set was selected by label, so it is for training only."""
+  drawn = []
+  for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
+    got = GSM8K(**SMALL | {"eval_candidates": num}).released(seed)
+    drawn.append({(c.problem_id, c.index) for c in got.candidates["eval"]})
+    assert {c.source for split in ("val", "eval") for c in got.candidates[split]} == {released.SOURCE}
+    assert {c.source for c in got.candidates["train"]} == {released.SOURCE, released.DIRECT_SOURCE}
+    assert len(drawn[-1]) == 6 * min(num, 4)
+  assert drawn[0] == drawn[1] != drawn[2]
+  of_all = {problem: {i for p, i in drawn[3] if p == problem} for problem, _ in drawn[3]}
+  left_out = {min(of_all[p] - {i for q, i in drawn[0] if q == p}) for p in of_all}
+  assert len(left_out) > 1, "each problem has its own draw"
+
+
+def test_problems_of_the_task_are_disjoint_and_in_random_order():
+  task = GSM8K(**SMALL | {"num_train": 0})
+  found = {split: base.checked_problems(task, split, np.random.default_rng(0)) for split in task.splits}
+  ids = {split: [p.id for p in problems] for split, problems in found.items()}
+  assert [len(i) for i in ids.values()] == [18, 6, 6] and len({i for found in ids.values() for i in found}) == 30
+  assert all(p.id.startswith("gsm8k/test/") for p in found["eval"])
+  other = task.problems("train", np.random.default_rng(1))
+  assert {p.id for p in other} == set(ids["train"]) and [p.id for p in other] != ids["train"]
+  problem, folder = found["eval"][0], pathlib.Path(task.data_dir)
+  assert task.grade(problem, f"The answer is ${problem.answer}.00") == base.Grade(problem.answer, True)
+  assert task.grade(problem, "No idea") == base.Grade(None, False)
+  assert folder.is_dir()
+  del task
+  gc.collect()
+  assert not folder.exists(), "made-up data goes with its task"
+
+
+def test_missing_data_and_wrong_options(tmp_path):
+  with pytest.raises(UserError, match=r"grade-school-math and genrm-critiques.*data_dir=DIR"):
+    GSM8K().released(0)
+  with pytest.raises(UserError, match="'csv'; it is files or tfds"):
+    GSM8K(problems="csv")
+  with pytest.raises(UserError, match=r"asks for 12 \+ 6 \+ 6 problems .* hold 5"):
+    GSM8K(**SMALL | {"made_up": 0, "data_dir": str(sample.write(tmp_path, 5, 0))}).released(0)
+
+
+# The real release has the counts in its description, and our answers agree with it as committed.
+
+
+@pytest.fixture(scope="module")
+def train(data_dir):
+  return gsm8k.read_problems(data_dir, "train")
+
+
+@pytest.fixture(scope="module")
+def release_dir(data_dir):
+  if not (data_dir / "genrm-critiques").is_dir():
+    pytest.skip(f"no {data_dir / 'genrm-critiques'}; git clone https://github.com/genrm-star/genrm-critiques there")
+  return data_dir
+
+
+def test_real_problems(data_dir, train):
+  test = gsm8k.read_problems(data_dir, "test")
+  assert (len(train), len(test)) == (7473, 1319)
+  for problem in train + test:
+    assert int(problem.answer) is not None and "<<" not in problem.reference and "####" not in problem.reference
+    assert extract_answer(problem.reference) == problem.answer
+  assert len({gsm8k.problem_key(p.question) for p in train + test}) == 7473 + 1319
+
+
+def test_counts_of_the_filtered_sets(release_dir, train):
+  bad, counts = BadRows(), {True: collections.Counter(), False: collections.Counter()}
+  key = functools.cache(gsm8k.problem_key)
+  for split, so_far in (("val", [125, 87]), ("train", [113_387, 52_477])):
+    for row in iter_direct(release_dir, split, bad):
+      counts[row.correct][key(row.question)] += 1
+    assert [c.total() for c in counts.values()] == so_far
+  assert bad.to_dict() == {"rows": 165_864, "left_out": 0, "files": {}}
+  assert [(len(c), max(c.values())) for c in counts.values()] == [(7399, 16), (6565, 16)]
+  assert not set.union(*map(set, counts.values())) - {gsm8k.problem_key(p.question) for p in train}
+  critiques = list(iter_critiques(release_dir, "val", BadRows()))
+  assert collections.Counter(r.correct for r in critiques) == {True: 125, False: 134}
+  assert all(r.rationale.endswith(" Yes" if r.correct else " No") for r in critiques)
+  assert all("Verification:" not in r.solution and extract_answer(r.solution) is not None for r in critiques)
+
+
+def test_counts_of_the_pool(release_dir, train):
+  bad = BadRows()
+  found = released.scan(release_dir, train, (0,), bad)
+  assert bad.to_dict() == {"rows": 61_556, "left_out": 0, "files": {}}
+  pools = list(found.candidates.values())
+  assert len(found.problems) == 1556 and sum(map(len, pools)) == 61_475
+  assert (min(map(len, pools)), max(map(len, pools))) == (1, 64)
+  assert sum(len({c.correct for c in pool}) == 2 for pool in pools) == 1324
+  assert sum(c.correct for pool in pools for c in pool) == 44_836
+  # As the committed comparison of answers says.
+  answers = {p.id: p.answer for p in found.problems}
+  agree = sum(same_answer(c.answer, answers[c.problem_id]) == c.correct for pool in pools for c in pool)
+  committed = pathlib.Path(__file__).parents[2] / "results/gsm8k/answers.json"
+  compared = json.loads(committed.read_text())["parts"]["raw pool"]
+  assert (compared["solutions"], compared["same_label"]) == (61_475, agree)

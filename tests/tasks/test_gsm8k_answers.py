@@ -1,6 +1,7 @@
-"""Answers are extracted and normalised as a marker would, in bounded work whatever the text."""
+"""Answers are extracted and normalised in bounded work, whatever the text; false equations are found."""
 
 import fractions
+import random
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from genrm_jax.tasks.gsm8k import answers
 from genrm_jax.tasks.gsm8k.answers import extract_answer, normalise_answer, same_answer
+from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
 
 # A text with one number becomes that number; any other stays text.
 NORMAL_FORMS = r"""
@@ -44,22 +46,18 @@ def test_normalise(text, answer):
   assert normalise_answer(text) == answer
 
 
-@given(st.integers(-(10**15), 10**15), st.sampled_from(["{:d}", "${:,d}", "{:,d}.00", "{:d} miles.", "**{:,d}%**"]))
-def test_integers_in_many_forms(number, form):
-  assert normalise_answer(form.format(number)) == str(number)
-
-
-@given(st.decimals(-(10**9), 10**9, places=4))
-def test_decimals_are_exact(number):
-  shown = normalise_answer(f"${number:,}")
-  assert fractions.Fraction(shown) == fractions.Fraction(number)
-  assert same_answer(shown, f"{number}") and not same_answer(shown, f"{number + 1}")
-
-
-@given(st.fractions(max_denominator=10**6))
-def test_fractions_are_exact(number):
-  shown = normalise_answer(f"{number.numerator} / {number.denominator}")
-  assert fractions.Fraction(shown) == number
+@given(
+  st.integers(-(10**15), 10**15),
+  st.sampled_from(["{:d}", "${:,d}", "{:,d}.00", "{:d} miles.", "**{:,d}%**"]),
+  st.decimals(-(10**9), 10**9, places=4),
+  st.fractions(max_denominator=10**6),
+)
+def test_numbers_are_exact(integer, form, decimal, fraction):
+  assert normalise_answer(form.format(integer)) == str(integer)
+  shown = normalise_answer(f"${decimal:,}")
+  assert fractions.Fraction(shown) == fractions.Fraction(decimal)
+  assert same_answer(shown, f"{decimal}") and not same_answer(shown, f"{decimal + 1}")
+  assert fractions.Fraction(normalise_answer(f"{fraction.numerator} / {fraction.denominator}")) == fraction
 
 
 PARTS = [
@@ -69,7 +67,7 @@ PARTS = [
 ]
 
 
-@settings(max_examples=500)
+@settings(max_examples=300, deadline=None)
 @given(
   st.text()
   | st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
@@ -82,13 +80,12 @@ def test_any_text(text):
   assert normalise_answer(once) == once
 
 
+N = 2_000_000
 HUGE = {
-  **{"digits": "9" * 10_000_000, "a fraction": "1/" + "3" * 10_000_000, "a decimal": "0." + "1" * 10_000_000},
-  **{"an exponent": "1e999999999", "numbers": "9 " * 5_000_000, "signs": "-" * 10_000_000 + "1"},
-  **{"thousands": "1,000" * 2_000_000, "spaced thousands": "1 000" * 2_000_000, "parentheses": "1 (" * 3_000_000},
-  "nested LaTeX": "\\frac{" * 1_000_000 + "1" + "}{2}" * 1_000_000,
-  **{"braces": "{" * 10_000_000 + "7" + "}" * 10_000_000, "tags in tags": "<b" * 5_000_000 + ">" * 5_000_000},
-  **{"spaces": " " * 10_000_000 + "1", "letters that grow when folded": "ŉ" * 10_000_000},
+  **{"digits": "9" * N, "a fraction": "1/" + "3" * N, "a decimal": "0." + "1" * N, "an exponent": "1e999999999"},
+  **{"numbers": "9 " * N, "signs": "-" * N + "1", "thousands": "1,000" * N, "spaced thousands": "1 000" * N},
+  **{"parentheses": "1 (" * N, "nested LaTeX": "\\frac{" * N + "1" + "}{2}" * N, "braces": "{" * N + "7" + "}" * N},
+  **{"tags in tags": "<b" * N + ">" * N, "spaces": " " * N + "1", "letters that grow when folded": "ŉ" * N},
 }
 
 
@@ -113,35 +110,59 @@ def test_the_work_for_an_answer_is_bounded(text, monkeypatch):
 def test_only_the_end_and_whole_words_are_read():
   filling = "x" * answers.MAX_SOLUTION_CHARACTERS
   assert extract_answer("The answer is 7. " + filling) is None
-  assert extract_answer(filling + " The answer is 7.") == "7"
-  assert extract_answer("The answer is 7. " + filling[30:]) == "7"
-  # Half a number is not read.
+  assert extract_answer(filling + " The answer is 7.") == extract_answer("The answer is 7. " + filling[30:]) == "7"
   words = "a" * (answers.MAX_ANSWER_CHARACTERS - 4)
   assert normalise_answer(f"{words} 12") == "12"
-  assert normalise_answer(f"{words} 12345") == words
+  assert normalise_answer(f"{words} 12345") == words, "half a number is not read"
+
+
+FINAL_ANSWERS = r"""
+  So 2 + 2 = 4. The answer is 4. -> 4 | The answer is 5. Wait. The answer is $1,004.00. -> 1004 | The answer is33. -> 33
+  Thus the final answer is: **12** -> 12 | The answer is unknown. -> unknown | 48/2 = 24 @#### 24 -> 24
+  The answer is @7 -> 7 | The answer is 300.@Final Answer: 301 -> 300 | #### 1@#### 1,200 -> 1200
+  #### 1@The answer is 2. #### 3 -> 2 | The answer isn't known. #### 3 -> 3
+"""  # "@" is a line break
+
+
+def test_extract():
+  for case in re.split(r"[|\n]", FINAL_ANSWERS.strip()):
+    text, answer = case.strip().split(" -> ")
+    assert extract_answer(text.replace("@", "\n")) == answer, text
+  assert [extract_answer(text) for text in ("The answer is .", "####", "no answer here, 42", "")] == [None] * 4
+  assert not any(same_answer(a, b) for a, b in [(None, None), (None, "1"), ("1", None), ("", ""), ("1", "2")])
 
 
 @pytest.mark.parametrize(
-  ("text", "answer"),
+  ("text", "found"),
   [
-    ("So 2 + 2 = 4. The answer is 4.", "4"),
-    ("The answer is 5. Wait. The answer is $1,004.00.", "1004"),
-    ("Thus the final answer is: **12**", "12"),
-    ("The answer is33.", "33"),
-    ("The answer is\n 7", "7"),
-    ("The answer is 300.\nFinal Answer: 301", "300"),
-    ("48/2 = 24\n#### 24", "24"),
-    ("#### 1\nThe answer is 2. #### 3", "2"),
-    ("#### 1\n#### 1,200", "1200"),
-    ("The answer isn't known. #### 3", "3"),
-    ("The answer is unknown.", "unknown"),
-    *((text, None) for text in ("The answer is .", "####", "no answer here, 42", "")),
+    ("So 48 / 2 = 24 and 48 + 24 = 62.", ["48 + 24 = 62"]),
+    ("They pay $10 * 3 = $60.", ["$10 * 3 = $60"]),
+    ("In total 1,200 / 3 - 100 = 200 eggs", ["1,200 / 3 - 100 = 200"]),
+    *((f"and {text}", [text]) for text in ("14 + 3 = 18", "12 - 15 = 3", "0.1 + 0.2 = 0.4", "1 / 2 * 6 x 2 = 7")),
+    *(("- 4 * 3 = 13", ["4 * 3 = 13"]), ("x = 40 + 50 = 80", ["40 + 50 = 80"]), ("2 × 3 = 8", ["2 × 3 = 8"])),
+    ("48 / 2 = 24, 48 + 24 = 72", []),
+    ("10 / 3 = 3.33 and 10 / 3 = 3 and 20 / 3 = 7", []),  # rounded to what is shown, down or up
+    ("2 * (3 + 4) = 15, (1 + 2) * 3 + 4 = 15", []),  # brackets are not judged
+    ("3 * 2 = 4 + 2 = 6", []),  # a right side that goes on
+    ("20% of 50 * 2 = 20, half of 4 + 2 = 4, 6 multiplied by 2 + 1 = 18", []),  # the front is in words
+    ("3/4 = 75%, 3 / 4 = 75 percent, 7 / 2 = 3 remainder 1, 1.5 + 1 = 250 cents", []),
+    ("5 - 2x = 3, y + 3 = 9, 2^3 * 2 = 16, 5 / 0 = 0, 12 = 13", []),
   ],
 )
-def test_extract(text, answer):
-  assert extract_answer(text) == answer
+def test_false_equations_are_found_and_nothing_else(text, found):
+  assert false_equations(text) == found
 
 
-def test_none_equals_nothing():
-  assert same_answer("1,000", "$1000.0")
-  assert not any(same_answer(a, b) for a, b in [(None, None), (None, "1"), ("1", None), ("", ""), ("1", "2")])
+def test_a_planted_slip_is_carried_on_and_found():
+  text = "He has 6 * 5 = 30 apples and eats 4, so 30 - 4 = 26 are left. He sells 26.\nThe answer is 26."
+  for seed in range(20):
+    slipped = plant_slip(text, random.Random(seed))
+    assert slipped is not None
+    (equation,) = false_equations(slipped)
+    said = equation.rpartition(" ")[2]
+    assert equation.startswith("30 - 4 = ") and len(said) == 2
+    assert slipped == text.replace("26", said)
+  for text in ("The answer is 5.", "2 + 2 = 5", "2 + 3 = 5 * 2 = 10", "3 / 0 = 3"):
+    assert plant_slip(text, random.Random(0)) is None
+  slipped = plant_slip("1 + 1 = 2 of 20, 2.5, 12, 1,2 and 2", random.Random(0))
+  assert slipped == f"1 + 1 = {slipped[8]} of 20, 2.5, 12, 1,2 and {slipped[8]}"

@@ -38,15 +38,12 @@ def _write_pool(path, rows):
 
 
 def _pool_row(question, solution_id, solution, correct, rationale):
-  return {
-    "question": question,
-    "model_output": solution,
-    "model_output_id": solution_id,
-    "extracted_answer": "1" if correct else "0",
-    "target": "1",
-    "correctness": correct,
-    "verifier_output": rationale,
-  }
+  row = {"question": question, "model_output": solution, "model_output_id": solution_id, "target": "1"}
+  return row | {"extracted_answer": str(int(correct)), "correctness": correct, "verifier_output": rationale}
+
+
+def _changed(row, change):
+  return change if isinstance(change, str) else {k: v for k, v in (row | change).items() if v is not ...}
 
 
 QUESTIONS = ["How many a?", "How  many\nb?", "How many c?"]
@@ -68,12 +65,8 @@ def release(tmp_path):
     row = {"inputs": _inputs("q", "s", ASK_COT), "targets": f"Fine.\n{ASK}{target}"}
     _write_zip(folder / f"critiques_{label}_solutions_batch_16_val.zip", [row])
   for number, shard, (correct, label) in itertools.product((0, 1), (0, 1), enumerate(("incorrect", "correct"))):
-    rows = [
-      _pool_row(
-        QUESTIONS[2 - shard], 2 * i + correct, f"{label} {i % 2}. The answer is {correct}.", correct, f"r{number} {i}"
-      )
-      for i in (2, 1, 0)
-    ]
+    question, texts = QUESTIONS[2 - shard], [f"{label} {i % 2}. The answer is {correct}." for i in range(3)]
+    rows = [_pool_row(question, 2 * i + correct, texts[i], correct, f"r{number} {i}") for i in (2, 1, 0)]
     _write_pool(_pool_path(root, label, number, shard), rows)
   return root
 
@@ -87,32 +80,22 @@ def _pool_path(root, label="correct", number=0, shard=0):
   return root / "genrm-critiques/critiques/data_collection" / name
 
 
-@pytest.mark.parametrize("inside", ["", "genrm-critiques", "genrm-critiques/critiques"])
-def test_direct(inside, release):
-  rows = list(iter_direct(release / inside, "train", BadRows()))
-  assert [r.solution for r in rows] == [f"{label} {b}" for label in ("correct", "incorrect") for b in (0, 2, 10)]
-  assert [r.correct for r in rows] == [True] * 3 + [False] * 3
+def test_rows_of_the_three_sets(release):
+  for inside in ("", "genrm-critiques", "genrm-critiques/critiques"):
+    rows = list(iter_direct(release / inside, "train", BadRows()))
+    assert [r.solution for r in rows] == [f"{label} {b}" for label in ("correct", "incorrect") for b in (0, 2, 10)]
+    assert [r.correct for r in rows] == [True] * 3 + [False] * 3
   question, solution, correct, place = next(iter_direct(release, "val", BadRows()))
   assert (question, solution, correct) == ("q\n\nQ: q", "correct 11_val", True)
   assert str(place).endswith("rm_correct_solutions_batch_11_val.zip/rows.jsonl:1")
-
-
-def test_critiques(release):
   right, wrong = iter_critiques(release, "val", BadRows())
   assert right[:4] == ("q", "s", f"Fine.\n{ASK} Yes", True)
   assert (wrong.rationale, wrong.correct) == (f"Fine.\n{ASK} No", False)
-
-
-def test_pool(release):
-  rows = list(iter_pool(release, (0,), BadRows()))
-  assert len(rows) == 12
-  assert [(r.question, r.correct, r.solution_id) for r in rows[2:7]] == [
-    (QUESTIONS[2], True, 1),
-    *((QUESTIONS[2], False, i) for i in (4, 2, 0)),
-    (QUESTIONS[1], True, 5),
-  ]
-  assert (rows[0].rationale, rows[0].round, rows[0].place) == ("r0 2", 0, (str(_pool_path(release)), 1))
-  assert [r.round for r in iter_pool(release, (1, 0), BadRows())] == [1] * 12 + [0] * 12
+  pool = list(iter_pool(release, (1, 0), BadRows()))
+  assert [r.round for r in pool] == [1] * 12 + [0] * 12
+  assert (pool[12].rationale, pool[12].place) == ("r0 2", (str(_pool_path(release)), 1))
+  expected = [(QUESTIONS[2], True, 1), *((QUESTIONS[2], False, i) for i in (4, 2, 0)), (QUESTIONS[1], True, 5)]
+  assert [(r.question, r.correct, r.solution_id) for r in pool[14:19]] == expected
 
 
 def test_scan_and_rationales(release):
@@ -121,12 +104,8 @@ def test_scan_and_rationales(release):
   assert [p.id for p in found.problems] == ["gsm8k/train/00001", "gsm8k/train/00002"]
   pool = found.candidates["gsm8k/train/00001"]
   # Of six samples four are distinct, in the order of their first ids 0, 1, 2, 3.
-  assert [(c.index, c.correct, c.answer, c.text[-19]) for c in pool] == [
-    (0, False, "0", "0"),
-    (1, True, "1", "0"),
-    (2, False, "0", "1"),
-    (3, True, "1", "1"),
-  ]
+  expected = [(0, False, "0", "0"), (1, True, "1", "0"), (2, False, "0", "1"), (3, True, "1", "1")]
+  assert [(c.index, c.correct, c.answer, c.text[-19]) for c in pool] == expected
   rationales = list(iter_rationales(release, found, (0, 1), bad))
   assert [(r.candidate_index, r.index, r.text) for r in rationales if r.problem_id == pool[0].problem_id] == [
     *((1, 0, "r0 2"), (3, 0, "r0 1"), (1, 1, "r0 0"), (0, 0, "r0 2"), (2, 0, "r0 1"), (0, 1, "r0 0")),
@@ -135,24 +114,25 @@ def test_scan_and_rationales(release):
   assert {(r.kept, r.verdict, r.why_dropped) for r in rationales} == {(True, None, "")}
   assert {r.source for r in rationales[:12]} == {"genrm-critiques/round-0"}
   assert bad.to_dict() == {"rows": 24, "left_out": 0, "files": {}}
+  assert [r.text for r in iter_rationales(release, found, (1,), bad)][:3] == ["r1 2", "r1 1", "r1 0"]
+  _write_pool(_pool_path(release), [_pool_row(QUESTIONS[2], 0, "another", 1, "r")])
+  with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz:1: a solution that is new .* Run the command again"):
+    list(iter_rationales(release, found, (0,), bad))
 
 
 def test_solutions_of_the_direct_set_come_after_those_of_the_pool(release):
   known = "correct 0. The answer is 1."  # is in the pool too
   solutions = {"correct": ["new", known, "new"], "incorrect": ["wrong"]}
-  for label, target in (("correct", " Yes"), ("incorrect", " No")):
-    rows = [{"inputs": _inputs("How many\nb?", text), "targets": target} for text in solutions[label]]
-    for batch in ("0", "2", "10", "11_val"):
-      path = release / f"genrm-critiques/critiques/rm_{label}_solutions_batch_{batch}.zip"
-      _write_zip(path, rows)
+  for path in (release / "genrm-critiques/critiques").glob("rm_*.zip"):
+    label = path.name.split("_")[1]
+    target = {"correct": " Yes", "incorrect": " No"}[label]
+    _write_zip(path, [{"inputs": _inputs("How many\nb?", text), "targets": target} for text in solutions[label]])
   bad = BadRows()
   found = with_direct_set(_scan(release, (0,), bad), release, bad)
   pool = found.candidates["gsm8k/train/00001"]
   assert pool[:4] == _scan(release, (0,), BadRows()).candidates["gsm8k/train/00001"] and pool[1].text == known
-  assert [(c.index, c.text, c.correct, c.source) for c in pool[4:]] == [
-    (4, "new", True, "genrm-critiques/direct"),
-    (5, "wrong", False, "genrm-critiques/direct"),
-  ]
+  assert [(c.index, c.text, c.correct) for c in pool[4:]] == [(4, "new", True), (5, "wrong", False)]
+  assert {c.source for c in pool[4:]} == {"genrm-critiques/direct"}
   assert bad.to_dict() == {"rows": 28, "left_out": 0, "files": {}}
   path = release / "genrm-critiques/critiques/rm_correct_solutions_batch_0.zip"
   with pytest.raises(UserError, match=r"1 of 1 rows cannot be used, .*: question is no GSM8K train problem"):
@@ -160,24 +140,11 @@ def test_solutions_of_the_direct_set_come_after_those_of_the_pool(release):
     with_direct_set(found, release, BadRows())
 
 
-def test_some_rounds_of_the_rationales_and_a_file_that_changed(release):
-  found = _scan(release, (0, 1), BadRows())
-  assert [r.text for r in iter_rationales(release, found, (1,), BadRows())][:3] == ["r1 2", "r1 1", "r1 0"]
-  _write_pool(_pool_path(release), [_pool_row(QUESTIONS[2], 0, "another", 1, "r")])
-  with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz:1: a solution that is new .* Run the command again"):
-    list(iter_rationales(release, found, (0,), BadRows()))
-
-
 BAD_POOL_ROWS = {
-  "not JSON": "{",
-  "not a JSON object": "[]",
-  'field "question" is missing': {"question": ...},
-  'field "model_output" is not text': {"model_output": None},
-  'field "extracted_answer" is missing': {"extracted_answer": ...},
-  'field "target" is missing': {"target": ...},
-  'field "verifier_output" is not text': {"verifier_output": 3},
+  **{"not JSON": "{", "not a JSON object": "[]"},
+  **{f'field "{name}" is missing': {name: ...} for name in ("question", "extracted_answer", "target", "correctness")},
+  **{f'field "{name}" is not text': {name: value} for name, value in (("model_output", None), ("verifier_output", 3))},
   'field "model_output_id" is not a whole number': {"model_output_id": "3"},
-  'field "correctness" is missing': {"correctness": ...},
   'field "correctness" is not a whole number': {"correctness": True},
   'field "correctness" is not 0 or 1': {"correctness": 2},
   "empty solution": {"model_output": " \n"},
@@ -187,64 +154,45 @@ BAD_POOL_ROWS = {
   "question is no GSM8K train problem": {"question": "How many d?"},
   "target is not GSM8K's answer": {"target": "7", "extracted_answer": "7"},
 }
+SAME_SOLUTION = "same solution with two labels"
 
 
-@pytest.mark.parametrize("reason", BAD_POOL_ROWS)
+@pytest.mark.parametrize("reason", [*BAD_POOL_ROWS, SAME_SOLUTION])
 def test_a_bad_row_is_left_out_and_counted_in_both_passes(reason, release):
   good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, f"r{i}") for i in range(99)]
-  change = BAD_POOL_ROWS[reason]
-  if isinstance(change, dict):
-    row = _pool_row(QUESTIONS[0], 99, "s99", 1, "r99") | change
-    change = {k: v for k, v in row.items() if v is not ...}
-  _write_pool(_pool_path(release), [*good[:50], change, *good[50:]])
+  row, path = _pool_row(QUESTIONS[0], 99, "s99", 1, "r99"), _pool_path(release)
+  if reason == SAME_SOLUTION:
+    _write_pool(path, good)
+    row, path = _pool_row(QUESTIONS[0], 200, "s7", 0, "r"), _pool_path(release, "incorrect")
+    good = [_pool_row(QUESTIONS[0], 100 + i, f"t{i}", 0, "r") for i in range(99)]
+  _write_pool(path, [*good[:50], _changed(row, BAD_POOL_ROWS.get(reason, {})), *good[50:]])
   bad = BadRows()
   found = _scan(release, (0,), bad)
-  file = str(_pool_path(release))
-  expected = {
-    "rows": 109,
-    "left_out": 1,
-    "files": {file: {"rows": 100, "left_out": {reason: {"rows": 1, "first_lines": [51]}}}},
-  }
-  assert bad.to_dict() == expected
-  assert [c.text for c in found.candidates["gsm8k/train/00000"]] == [f"s{i}" for i in range(99)]
-  rationales = [r.text for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
-  assert rationales == [f"r{i}" for i in range(99)]
-  assert bad.to_dict() == expected
-
-
-def test_a_solution_with_two_labels(release):
-  right = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, f"r{i}") for i in range(50)]
-  wrong = [_pool_row(QUESTIONS[0], 100 + i, f"t{i}", 0, f"r{i}") for i in range(50)]
-  _write_pool(_pool_path(release), right)
-  _write_pool(_pool_path(release, "incorrect"), [*wrong, _pool_row(QUESTIONS[0], 200, "s7", 0, "r")])
-  bad = BadRows()
-  found = _scan(release, (0,), bad)
-  assert len(found.candidates["gsm8k/train/00000"]) == 100 and found.by_text["gsm8k/train/00000"]["s7"].correct
-  (file,) = bad.to_dict()["files"].values()
-  assert file["left_out"] == {"same solution with two labels": {"rows": 1, "first_lines": [51]}}
-  found_rationales = [r for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
-  assert len(found_rationales) == 100 and bad.to_dict()["left_out"] == 1
-
-
-def _with_bad_rows(release, num_bad, total):
-  good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(total - num_bad)]
-  _write_pool(_pool_path(release), ["{", *good, *(["[]"] * (num_bad - 1))])
+  expected = {str(path): {"rows": 100, "left_out": {reason: {"rows": 1, "first_lines": [51]}}}}
+  assert (bad.to_dict()["left_out"], bad.to_dict()["files"]) == (1, expected)
+  pool = found.candidates["gsm8k/train/00000"]
+  assert len(pool) == (198 if reason == SAME_SOLUTION else 99) and "s99" not in {c.text for c in pool}
+  rationales = [r for r in iter_rationales(release, found, (0,), bad) if r.problem_id == "gsm8k/train/00000"]
+  assert [r.candidate_index for r in rationales] == list(range(len(pool)))
+  assert bad.to_dict()["files"] == expected
 
 
 def test_one_bad_row_in_twenty_is_tolerated(release):
-  _with_bad_rows(release, 5, 100)
   bad = BadRows()
+
+  def write(num_bad, total):
+    good = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(total - num_bad)]
+    _write_pool(_pool_path(release), ["{", *good, *(["[]"] * (num_bad - 1))])
+
+  write(5, 100)
   assert len(list(iter_pool(release, (0,), bad))) == 95 + 9
   bad.check()
   (file,) = bad.to_dict()["files"].values()
   assert file["left_out"]["not a JSON object"] == {"rows": 4, "first_lines": [97, 98, 99]}
-  for num_bad, total, line in ((6, 100, 96), (1, 2, 1)):
-    _with_bad_rows(release, num_bad, total)
-    message = rf"shard_0\.jsonl\.gz: {num_bad} of {total} rows cannot be used, .* \(first in line {line}\)"
-    with pytest.raises(UserError, match=message):
-      list(iter_pool(release, (0,), bad))
-    with pytest.raises(UserError, match=message):
-      bad.check()
+  write(6, 100)
+  for read in (lambda: list(iter_pool(release, (0,), bad)), bad.check):
+    with pytest.raises(UserError, match=r"shard_0\.jsonl\.gz: 6 of 100 rows cannot be used, .* \(first in line 96\)"):
+      read()
 
 
 def test_an_endless_line_takes_bounded_memory(release, monkeypatch):
@@ -266,33 +214,24 @@ COT = {"inputs": _inputs("q", "s", ASK_COT), "targets": "Fine."}
 
 
 @pytest.mark.parametrize(
-  ("kind", "change", "reason"),
+  ("good", "change", "reason"),
   [
-    *(("rm", {"inputs": text}, 'field "inputs" is not') for text in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
-    ("rm", {"inputs": _inputs("q", " ")}, "empty solution"),
-    ("rm", {"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
-    ("rm", {"targets": " No"}, "label disagrees with the file's name"),
-    ("rm", {"inputs": ...}, 'field "inputs" is missing'),
-    ("critiques", {"targets": " "}, "empty rationale"),
+    *((DIRECT, {"inputs": text}, 'field "inputs" is not') for text in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
+    (DIRECT, {"inputs": _inputs("q", " ")}, "empty solution"),
+    (DIRECT, {"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
+    (DIRECT, {"targets": " No"}, "label disagrees with the file's name"),
+    (DIRECT, {"inputs": ...}, 'field "inputs" is missing'),
+    (COT, {"targets": " "}, "empty rationale"),
   ],
 )
-def test_bad_rows_of_the_filtered_sets(kind, change, reason, release):
-  good, read, split, name = {
-    "rm": (DIRECT, iter_direct, "train", "rm_correct_solutions_batch_2.zip"),
-    "critiques": (COT, iter_critiques, "val", "critiques_correct_solutions_batch_16_val.zip"),
-  }[kind]
-  others = len(list(read(release, split, BadRows()))) - 1
-  row = {k: v for k, v in (good | change).items() if v is not ...}
-  _write_zip(release / "genrm-critiques/critiques" / name, [good] * 30 + [row])
-  bad = BadRows()
-  assert len(list(read(release, split, bad))) == 30 + others
+def test_bad_rows_of_the_filtered_sets(good, change, reason, release):
+  name = "rm_correct_solutions_batch_11_val.zip" if good is DIRECT else "critiques_correct_solutions_batch_16_val.zip"
+  read, bad = iter_direct if good is DIRECT else iter_critiques, BadRows()
+  _write_zip(release / "genrm-critiques/critiques" / name, [good] * 30 + [_changed(good, change)])
+  assert len(list(read(release, "val", bad))) == 31
   (file,) = bad.to_dict()["files"].values()
   ((found, count),) = file["left_out"].items()
   assert found.startswith(reason) and count == {"rows": 1, "first_lines": [31]}
-
-
-def _cut(data):
-  return data[: len(data) // 2]
 
 
 def _flip(data):
@@ -301,7 +240,7 @@ def _flip(data):
 
 
 @pytest.mark.parametrize(
-  "spoil", [_cut, _flip, lambda d: b"", lambda d: b"version https://git-lfs.github.com/spec/v1\n"]
+  "spoil", [lambda d: d[: len(d) // 2], _flip, lambda d: b"", lambda d: b"version https://git-lfs.github.com/spec/v1\n"]
 )
 def test_damaged_archives(spoil, release):
   direct = release / "genrm-critiques/critiques/rm_correct_solutions_batch_2.zip"
@@ -319,33 +258,28 @@ def test_damaged_archives(spoil, release):
 
 def test_missing_files_and_empty_archives(release, tmp_path):
   path = release / "genrm-critiques/critiques/rm_incorrect_solutions_batch_0.zip"
+
+  def fails(read, message):
+    with pytest.raises(UserError, match=message):
+      list(read)
+
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("a.txt", "")
-  with pytest.raises(UserError, match=r"batch_0\.zip: holds 0 JSONL files"):
-    list(iter_direct(release, "train", BadRows()))
+  fails(iter_direct(release, "train", BadRows()), r"batch_0\.zip: holds 0 JSONL files")
   _write_zip(path, [])
-  with pytest.raises(UserError, match=r"batch_0\.zip/rows\.jsonl: holds no row"):
-    list(iter_direct(release, "train", BadRows()))
-  with pytest.raises(UserError, match=r"no released GenRM data; .*nowhere.*; git clone"):
-    list(iter_direct(tmp_path / "nowhere", "train", BadRows()))
-  with pytest.raises(UserError, match=r"no file .*critiques_correct_solutions_batch_\*\.zip; git clone"):
-    list(iter_critiques(release, "train", BadRows()))
-  with pytest.raises(UserError, match="no split 'test'"):
-    list(iter_direct(release, "test", BadRows()))
-
-
-def test_every_round_needs_the_files_of_each_shard(release):
-  with pytest.raises(UserError, match=r"no file .*_correct_solutions_round_3_shard_0\.jsonl\.gz; .*git clone"):
-    _scan(release, (3,), BadRows())
+  fails(iter_direct(release, "train", BadRows()), r"batch_0\.zip/rows\.jsonl: holds no row")
+  fails(iter_direct(tmp_path / "nowhere", "train", BadRows()), "nowhere.*; git clone")
+  fails(iter_critiques(release, "train", BadRows()), r"critiques_correct_solutions_batch_\*\.zip; git clone")
+  fails(iter_direct(release, "test", BadRows()), "no split 'test'")
+  # Every round needs both files of each shard.
+  fails(iter_pool(release, (3,), BadRows()), r"no file .*_correct_solutions_round_3_shard_0\.jsonl\.gz; .*git clone")
   for number, label in itertools.product((0, 1), ("correct", "incorrect")):
     _pool_path(release, label, number, 0).unlink()
   assert [p.id for p in _scan(release, (0, 1), BadRows()).problems] == ["gsm8k/train/00001"]
   _pool_path(release, "incorrect", 1, 1).unlink()
-  with pytest.raises(UserError, match=r"no file .*_incorrect_solutions_round_1_shard_1\.jsonl\.gz"):
-    _scan(release, (0, 1), BadRows())
+  fails(iter_pool(release, (0, 1), BadRows()), r"no file .*_incorrect_solutions_round_1_shard_1\.jsonl\.gz")
   # Files of other rounds do not matter.
   shutil.copy(_pool_path(release, "correct", 1, 1), _pool_path(release, "correct", 1, 5))
   assert len(list(iter_pool(release, (0,), BadRows()))) == 6
   shutil.rmtree(release / "genrm-critiques/critiques/data_collection")
-  with pytest.raises(UserError, match="round_0_shard_0"):
-    list(iter_pool(release, (0,), BadRows()))
+  fails(iter_pool(release, (0,), BadRows()), "round_0_shard_0")

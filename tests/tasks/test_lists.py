@@ -1,9 +1,10 @@
-"""What the list tasks share: options, splits, numbered lists, renumbering, worked examples, free text."""
+"""What the list tasks share: options, splits, problems, numbered lists, renumbering, worked examples, free text."""
 
 import re
 
 import numpy as np
 import pytest
+from edited_texts import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,16 @@ from genrm_jax.tasks.word_sorting import WordSorting, listed_words
 TASKS = (LastLetter, WordSorting)
 SHORT = {"num_problems": 30, "min_words": 1, "max_words": 3}
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
-CHARS = st.sampled_from("abc0123456789ABCJ;,.") | st.characters()
+
+
+def _right_answer(make, words):
+  return "".join(w[-1] for w in words) if make is LastLetter else " ".join(sorted(words))
+
+
+def _words(make, question):
+  if make is LastLetter:
+    return re.search('"(.+?)"', question)[1].split()
+  return listed_words(Problem("p", make.name, "", question, ""))
 
 
 @pytest.mark.parametrize("make", TASKS)
@@ -32,46 +42,59 @@ def test_problems_of_a_split(make, style):
   for split, lengths in (("train", {1, 2, 3}), ("eval", {3})):
     problems = task.problems(split, np.random.default_rng(0))
     assert all(task.grade(p, p.reference) == base.Grade(p.answer, True) for p in problems)
-    assert {_num_words(p, style) for p in problems} == lengths
+    lists = [read_list(p.question)[0] if style == "compact" else _words(make, p.question) for p in problems]
+    assert set(map(len, lists)) == lengths
+    if style == "natural":
+      assert {w for words in lists for w in words} <= set(natural.WORDS)
+      assert [p.answer for p in problems] == [_right_answer(make, words) for words in lists]
 
 
-def _num_words(p, style):
-  if style == "compact":
-    return len(read_list(p.question)[0])
-  return len(p.reference.splitlines()) - 2
-
-
-class _Few(LastLetter):
-  """Draws from 12 problems of each length, so that a question often comes again."""
-
-  def problem(self, rng, num_words, split, index):
-    return super().problem(np.random.default_rng(int(rng.integers(12))), num_words, split, index)
+@pytest.mark.parametrize("make", TASKS)
+@pytest.mark.parametrize("num_words", [1, 2, 5, 10])
+def test_compact_problems_have_their_words_and_every_first_number(make, num_words):
+  rng, firsts = np.random.default_rng(num_words), set()
+  for i in range(60):
+    p = make().problem(rng, num_words, "val", i)
+    words, first = read_list(p.question)
+    assert len(words) == num_words and all(3 <= len(w) <= 5 for w in words)
+    if make is LastLetter:
+      right = (_right_answer(make, words), write_placed([w[-1] for w in words], first))
+    else:
+      placed = [f"{n}{w}" for n, w in sorted(enumerate(words, first), key=lambda item: item[1])]
+      right = (write_placed(placed, first)[:-1], write_placed(placed, first)[:-1] + ".")
+      assert len(set(words)) == num_words
+    assert (p.answer, p.reference) == right
+    firsts.add(first)
+  assert firsts == set(range(11 - num_words))
 
 
 def test_a_repeated_question_is_drawn_again_until_there_are_no_more():
+  class Few(LastLetter):  # draws from 12 problems of each length
+    def problem(self, rng, num_words, split, index):
+      return super().problem(np.random.default_rng(int(rng.integers(12))), num_words, split, index)
+
   settings = {"num_problems": 12, "min_words": 2, "max_words": 2}
-  problems = _Few(val=settings).problems("val", np.random.default_rng(0))
-  assert len({p.question for p in problems}) == 12 and [p.id[-2:] for p in problems] == [f"{i:02}" for i in range(12)]
+  assert len({p.question for p in Few(val=settings).problems("val", np.random.default_rng(0))}) == 12
   with pytest.raises(UserError, match=r"only 12 of 13 problems of split val"):
-    _Few(val=settings | {"num_problems": 13}).problems("val", np.random.default_rng(0))
+    Few(val=settings | {"num_problems": 13}).problems("val", np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
   ("options", "said"),
   [
-    ({"style": "latin"}, "unknown style 'latin'.*compact, natural"),
-    ({"style": "natural", "index_shift": False}, ".*index_shift=True"),
-    ({"walk": {"backwards": True}}, "unknown option 'backwards' of walk"),
-    ({"train": {"num_problems": 3}}, "train sets num_problems; it sets num_problems, min_words, max_words"),
+    ({"style": "latin"}, "unknown style 'latin'"),
+    ({"style": "natural", "index_shift": False}, ".*index_shift"),
+    ({"walk": {"backwards": True}}, "unknown option 'backwards'"),
+    ({"train": {"num_problems": 3}}, "train sets num_problems; it sets num_problems, min_words"),
     ({"train": SHORT | {"bbh": "DIR"}}, "train sets .*bbh; it sets"),
     ({"train": SHORT | {"min_words": 4}}, "train asks for 30 problems of 4 to 3 words"),
     ({"train": SHORT | {"num_problems": 0}}, "train asks for 0 problems"),
   ],
 )
-@pytest.mark.parametrize("make", TASKS)
-def test_wrong_options(make, options, said):
-  with pytest.raises(UserError, match=f"task {make.name}: {said}"):
-    make(**options)
+def test_wrong_options(options, said):
+  for make in TASKS:
+    with pytest.raises(UserError, match=f"task {make.name}: {said}"):
+      make(**options)
 
 
 @pytest.mark.parametrize("make", TASKS)
@@ -84,42 +107,29 @@ def test_without_index_shift_training_lists_start_at_0(make):
     assert ({read_list(p.question)[1] for p in problems} == {0}) is (split != "eval")
 
 
-# Numbered lists
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(WORD, min_size=1, max_size=6), st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORD, max_size=6), st.integers(0, 4))
 def test_list_round_trip(words, first):
   text = write_list(words, first)
-  assert read_list(text) == (words, first)
+  assert read_list(text) == (words, first if words else 0)
   assert text == "".join(f"{first + i}{w}" for i, w in enumerate(words)) + ";"
 
 
-def test_documented_lists_and_words():
-  assert write_list(["mike", "dlih"], 3) == "3mike4dlih;" and write_placed(["e", "h"], 3) == "DeEh;"
-  assert write_list([], 0) == ";" and read_list(";") == ([], 0)
+def test_words_and_lists_of_one_digit():
   words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
   assert {len(w) for w in words} == {2, 3, 4} and set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
-  assert list(natural.WORDS) == sorted(set(natural.WORDS)) and len(natural.WORDS) > 500
+  assert len(natural.WORDS) == len(set(natural.WORDS)) > 500
   assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
-
-
-@pytest.mark.parametrize(("items", "first"), [(["a", "b"], 9), (["a"], -1), (["a"] * 11, 0)])
-def test_numbers_have_one_digit(items, first):
-  assert write_list(["a"] * 10, 0) and write_list(["a"], 9)
-  with pytest.raises(UserError, match=rf"a list of {len(items)} items from number {first} "):
-    write_list(items, first)
-  with pytest.raises(UserError, match="a list of 11 items has no numbers of one digit"):
+  assert write_list(["a"] * 10, 0) and write_list(["a"], 9) and write_placed(["e", "h"], 3) == "DeEh;"
+  for num_items, first in ((2, 9), (1, -1), (11, 0)):
+    with pytest.raises(UserError, match=rf"a list of {num_items} items from number {first} "):
+      write_list(["a"] * num_items, first)
+  with pytest.raises(UserError, match="a list of 11 items"):
     LastLetter().problem(np.random.default_rng(0), 11, "val", 0)
-
-
-@pytest.mark.parametrize(
-  "text",
-  ["", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;", "٣mike;"],
-)
-def test_what_is_no_list_is_refused(text):
-  with pytest.raises(UserError, match="not a numbered list"):
-    read_list(text)
+  texts = ("", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;")
+  for text in (*texts, "٣mike;"):
+    with pytest.raises(UserError, match="not a numbered list"):
+      read_list(text)
 
 
 def _candidate(task, problem, text, index=0):
@@ -134,26 +144,20 @@ def _shift(text, by):
 
 
 @pytest.mark.parametrize("make", TASKS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.data())
 def test_renumbered_lists_keep_walk_verdict_and_label(make, seed, num_words, data):
   task = make()
   problem = task.problem(np.random.default_rng(seed), num_words, "train", 0)
   words, first = read_list(problem.question)
-  right, at = problem.reference, st.integers(0, len(problem.reference))
-  solution = data.draw(
-    st.one_of(
-      st.just(right),
-      st.builds(lambda i, c: right[:i] + c + right[i + 1 :], at, CHARS),
-      st.builds(lambda i, c: right[:i] + c + right[i:], at, CHARS),
-      st.builds(lambda i, n: right[:i] + right[i + n :], at, st.integers(1, 4)),
-      st.builds(lambda by: _shift(right, by), st.integers(0, 9)),
-      st.builds(lambda s: right[:-1] + s, st.text("ab0123456789;,.", max_size=4)),
-    )
-  )
-  candidate = _candidate(task, problem, solution, index=3)
-  (moved,), (got,) = renumber([problem], [candidate])
-  assert read_list(moved.question) == (words, 0) and moved.reference == _shift(right, -first)
+  shifted = st.integers(0, 9).map(lambda by: _shift(problem.reference, by))
+  solution = data.draw(edited(problem.reference, characters="abc0123456789ABCJ;,.", texts=shifted))
+  other = task.problem(np.random.default_rng(seed + 1), 3, "train", 1)  # has a first number of its own
+  pool = [_candidate(task, other, other.reference), _candidate(task, problem, solution, index=3)]
+  (moved, with_other), (of_other, got) = renumber([problem, other], pool)
+  assert of_other.text == with_other.reference == _shift(other.reference, -read_list(other.question)[1])
+  candidate = pool[1]
+  assert read_list(moved.question) == (words, 0) and moved.reference == _shift(problem.reference, -first)
   assert _candidate(task, moved, moved.reference).correct
   assert (got.index, got.correct, got.source) == (3, candidate.correct, "generator/4")
   (text, verdict), (walk, same) = task.rationale(problem, solution), task.rationale(moved, got.text)
@@ -163,32 +167,67 @@ def test_renumbered_lists_keep_walk_verdict_and_label(make, seed, num_words, dat
     assert walk == _shift(text, -first)
 
 
-def test_each_problem_is_shifted_by_its_own_first_number():
-  task = WordSorting()
-  three = Problem("p", "word_sorting", "train", "3b4a;", "D4aE3b", "D4aE3b.")
-  seven = Problem("q", "word_sorting", "train", "7c;", "H7c", "H7c.")
-  pool = [_candidate(task, p, text) for p, text in ((seven, "H7c."), (three, "D3aC2b."), (three, "D4aE3b."))]
-  problems, moved = renumber([three, seven], pool)
-  assert [(p.question, p.answer) for p in problems] == [("0b1a;", "A1aB0b"), ("0c;", "A0c")]
-  expected = [("A0c.", "A0c", True), ("A0aJ9b.", "A0aJ9b", False), ("A1aB0b.", "A1aB0b", True)]
-  assert [(c.text, c.answer, c.correct) for c in moved] == expected
-  again = {p.id: p for p in problems}
-  assert [task.grade(again[c.problem_id], c.text).correct for c in moved] == [True, False, True]
+ANSWERS = {
+  (LastLetter, "compact"): {
+    **{"eh": ["DeEh;"], "a": ["Aa;"], "ab": ["IaJb;"]},
+    None: [
+      *("", ";", "DeEh", "DeEh;;", "DeEh; ", "DeEh;\n", " DeEh;", "٣e;", "²e;", "DeFh;", "EeDh;", "JaAb;", "DEEh;")
+    ],
+  },
+  (WordSorting, "compact"): {
+    **{text[:-1]: [text] for text in ("D4dlihE5makeF3mike.", "A4dlihA4dlihJ9a.", "A0a.")},
+    None: [
+      *("", ".", "D3dlih", "D3dlih.\n", "D3dlih..", "D3dlih;", ",D3dlih.", "D3dlih,E4make.", "D3dlihE4.", "D34dlih."),
+      *("D3dlih E4make.", "D3dlih4make.", "3dlih.", "DE3dlih.", "D3Dlih.", "D٣dlih.", "D3mik_.", "K3dlih."),
+    ],
+  },
+  (LastLetter, "natural"): {
+    "eh": [
+      *(f"The answer is {text}" for text in ('"EH".', "e-h", "\ne, h", "xy.\nThe answer is eh. That is all.")),
+      "The answer is eh.\n\nQ: Next?\nA: The answer is no.",
+    ],
+    "e": ["The answer is e"],
+    None: ["The answer is eh because they end so", "The answer is 12.", "The answer is", "eh"],
+  },
+  (WordSorting, "natural"): {
+    "bar foo": [
+      *(f"the answer is {text}" for text in ("**Bar Foo**", '"bar foo".', "1. bar 2. foo", ": bar, foo")),
+      "The answer is bar foo.\n\nQ: Sort these: List: b a\nA: The answer is a b.",
+      "The answer is foo bar. No, wait.\nSo the answer is bar foo.",
+    ],
+    "it&t o'connell shouldn't": ["The answer is\n\nit&t o'connell shouldn't"],
+    None: ["bar foo", "The answer is ...", "Q: the answer is bar", ""],
+  },
+}
 
 
-# The natural style
+@pytest.mark.parametrize(("make", "style"), ANSWERS)
+def test_answers_are_read(make, style):
+  for answer, texts in ANSWERS[make, style].items():
+    assert [make(style=style).extract_answer(text) for text in texts] == [answer] * len(texts), texts
 
 
-@pytest.mark.parametrize(
-  ("text", "solution"),
-  [
-    ("The answer is eh.\n\nQ: Next?\nA: e", "The answer is eh."),
-    ("The answer is eh. Q: what?\n", "The answer is eh. Q: what?"),
-    ("Q: Next?", ""),
-  ],
-)
-def test_a_solution_ends_where_a_base_model_asks_on(text, solution):
-  assert LastLetter().first_solution(text) == WordSorting().first_solution(text) == solution
+@pytest.mark.parametrize("make", TASKS)
+@settings(max_examples=120, deadline=None)
+@given(st.lists(WORD | st.text("abc", min_size=1, max_size=3), min_size=1, max_size=5), st.data())
+def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(make, words, data):
+  task = make(style="natural")
+  problem = task._natural_problem(words, *(("train", 0) if make is LastLetter else ("p", "train")))
+  parts = st.permutations(problem.answer.split()) | st.lists(st.sampled_from(words) | WORD, max_size=6)
+  said = parts.map(" ".join) | st.text("abce", max_size=7) | edited(problem.answer, characters="ab ")
+  solution = data.draw(edited(problem.reference, texts=said.map(lambda answer: f"So the answer is {answer}.")))
+  text, verdict = task.rationale(problem, solution)
+  assert verdict is task.grade(problem, solution).correct
+  assert text.endswith("Wrong.") is not verdict and "Wrong." not in text.removesuffix("Wrong.")
+  # The walk quotes the words of the problem only, and those of the answer.
+  quoted = set(re.findall('"([a-z]+)"', text)) - set("abcdefghijklmnopqrstuvwxyz")
+  assert quoted <= {*words, *(task.extract_answer(solution) or "").split()}
+
+
+def test_a_solution_ends_where_a_base_model_asks_on():
+  for task in (LastLetter(), WordSorting()):
+    for text in ("The answer is eh.", "The answer is eh. Q: what?", ""):
+      assert task.first_solution(f"{text}\n\nQ: Next?\nA: e".lstrip()) == task.first_solution(f"{text}\n") == text
 
 
 @pytest.mark.parametrize("make", TASKS)
@@ -199,15 +238,9 @@ def test_worked_examples_follow_the_template_and_are_right(make):
   for part in parts:
     question, _, solution = part.removeprefix("Q: ").partition("\nA: ")
     problem = Problem("p", task.name, "", question, "")
-    words = re.search('"(.+?)"', question)[1].split() if make is LastLetter else listed_words(problem)
-    right = "".join(w[-1] for w in words) if make is LastLetter else " ".join(sorted(words))
-    assert task.grade(problem, solution).answer == right
+    assert task.grade(problem, solution).answer == _right_answer(make, _words(make, question))
     assert task.rationale(problem, solution)[1]
   with pytest.raises(UserError, match='style "natural" only'):
     make().few_shot("{question}")
-
-
-@pytest.mark.parametrize("make", TASKS)
-def test_a_compact_question_has_no_natural_walk(make):
-  with pytest.raises(UserError, match=r"p: no words (in double quotes|after)"):
-    make(style="natural").rationale(Problem("p", make.name, "eval", "0a1b;", "ab"), "The answer is a b")
+  with pytest.raises(UserError, match=r"p: no words (in double quotes|after)"):  # a compact question
+    task.rationale(Problem("p", make.name, "eval", "0a1b;", "ab"), "The answer is a b")

@@ -17,13 +17,6 @@ from genrm_jax.tasks.math500 import equality
 from genrm_jax.tasks.math500 import problems as math500
 from genrm_jax.tasks.math500.problems import BOXED, EMPTY, NOWHERE, SAID, TOO_LONG, UNBALANCED, read_answer
 
-# Reading.
-
-
-def _braced(parts):
-  return "{" + "".join(parts) + "}"
-
-
 ANSWERS = [
   *((text, "7", BOXED) for text in (r"so \boxed{7}.", r"\boxed{3}, no: \boxed{7}", r"\fbox{7}", r"\boxed {7}")),
   *((text, "5", BOXED) for text in (r"\boxed{x = \boxed{5}}", r"so $\boxed 5$.", r"\boxed 5 it is")),
@@ -56,30 +49,27 @@ def test_an_answer_is_read_from_the_last_box_or_statement(text, answer, where):
 
 
 def test_reading_takes_linear_time():
+  start = time.process_time()
   for text in (
-    r"\boxed{" + "9" * 10_000_000 + "}",
-    "9" * 10_000_000,
-    r"\boxed{" * 300_000,
-    "the answer is " * 300_000,
-    "The answer is " + " " * 1_000_000,
-    r"\boxed " + "\\" * 1_000_000,
+    *(r"\boxed{" + "9" * 5_000_000 + "}", "9" * 5_000_000, r"\boxed{" * 300_000, r"\boxed " + "\\" * 1_000_000),
+    *("the answer is " * 300_000, "The answer is " + " " * 1_000_000),
   ):
-    start = time.process_time()
     read_answer(text)
-    assert time.process_time() - start < 5, text[:20]
+  assert time.process_time() - start < 10
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-  st.recursive(st.text(" 0x+\\,", max_size=4), lambda inner: st.lists(inner, max_size=3).map(_braced), max_leaves=8)
+  st.recursive(
+    st.text(" 0x+\\,", max_size=4),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    max_leaves=8,
+  )
 )
 def test_a_box_gives_back_what_is_put_in(inside):
   inside = inside.replace("\\", r"\pi")
   got, where = read_answer(f"so \\boxed{{{inside}}} and on {{")
   assert (got, where) == ((inside.strip(), BOXED) if equality.plain(inside) else (None, EMPTY))
-
-
-# Comparing.
 
 
 @pytest.fixture(scope="module")
@@ -97,64 +87,42 @@ SAME = [
 OTHER = [("5", "6"), ("x", "y"), ("[1,2)", "(1,2)"), (r"\pi", "3.14"), ("(1,2)", "(2,1)"), (r"\text{odd}", "even")]
 
 
-@pytest.mark.parametrize(
-  ("right", "answer", "outcome"),
-  [*((*pair, equality.EQUAL) for pair in SAME), *((*pair, equality.DIFFERENT) for pair in OTHER)],
-)
-def test_other_forms_are_equal_and_other_answers_are_not(right, answer, outcome, equal):
-  before = equal.counts.copy()
-  assert equal(right, answer) is (outcome == equality.EQUAL)
-  assert equal.counts - before == {outcome: 1}, "found by the library"
+def test_other_forms_are_equal_and_other_answers_are_not(equal):
+  for pairs, outcome in ((SAME, equality.EQUAL), (OTHER, equality.DIFFERENT)):
+    before = equal.counts.copy()
+    assert [equal(*pair) for pair in pairs] == [outcome == equality.EQUAL] * len(pairs)
+    assert equal.counts - before == {outcome: len(pairs)}, "found by the library"
 
 
 def test_the_same_text_needs_no_library():
   pytest.importorskip("math_verify")
+  same = [(r"\dfrac{1}{2}", r"\frac{1}{2}"), (r"\left(1, 2\right)", "(1,2)"), (r"\$5", "5."), (r"1\,000 ", "$1000$")]
   with equality.MathEqual(1.0) as compare:
-    for right, answer in (
-      (r"\dfrac{1}{2}", r"\frac{1}{2}"),
-      (r"\left(1, 2\right)", "(1,2)"),
-      (r"\$5", "5."),
-      (r"1\,000 ", "$1000$"),
-      ("{" * 400, " " + "{" * 400),
-    ):
-      assert compare(right, answer) is True
-    assert compare._worker is None
-    assert compare.counts == {equality.SAME_TEXT: 5}
-
-
-def test_unreadable_answers_differ_and_are_counted(equal):
-  before = equal.counts[equality.UNREADABLE]
-  assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False
-  assert equal.counts[equality.UNREADABLE] == before + 2
+    assert all(compare(*pair) for pair in [*same, ("{" * 400, " " + "{" * 400)])
+    assert compare._worker is None and compare.counts == {equality.SAME_TEXT: 5}
 
 
 def test_a_long_comparison_is_killed_and_counted():
   pytest.importorskip("math_verify")
-  with equality.MathEqual(1.0) as compare:
-    compare("1", "2")
-    first = compare._worker
+  with equality.MathEqual(0.5) as compare:
+    first = compare._start()
     assert compare("2", "9^{9^{9^9}}") is None
     assert first.poll() is not None, "it is gone"
+    hangs = compare._start()
+    os.kill(hangs.pid, signal.SIGSTOP)  # it takes no CPU time
+    assert compare("1", "2") is None and hangs.returncode == -signal.SIGKILL
     assert compare("2", "9" * 1001) is None
-    assert {k: compare.counts[k] for k in equality.FAILED if k != "died"} == {"timed out": 1, "too long": 1}
-
-
-def test_a_worker_that_hangs_is_killed_and_counted():
-  pytest.importorskip("math_verify")
-  with equality.MathEqual(0.1) as compare:
-    worker = compare._start()
-    os.kill(worker.pid, signal.SIGSTOP)  # it takes no CPU time
-    assert compare("1", "2") is None
-    assert compare.counts == {equality.TIMED_OUT: 1} and worker.returncode == -signal.SIGKILL
+    assert compare.counts == {equality.TIMED_OUT: 2, "too long": 1}
 
 
 def test_a_worker_that_dies_is_counted_and_replaced(equal):
-  assert equal("1/2", "0.5") is True
-  first, before = equal._worker, equal.counts[equality.DIED]
+  before = equal.counts.copy()
+  assert equal("5", r"\frac{") is False and equal("5", "\ud800\n\0") is False and equal("1/2", "0.5") is True
+  first = equal._worker
   first.kill()
   first.wait()
   assert equal("1", "2") is None
-  assert equal.counts[equality.DIED] == before + 1
+  assert equal.counts - before == {equality.UNREADABLE: 2, equality.EQUAL: 1, equality.DIED: 1}
   assert equal("1/2", "0.5") is True
   second = equal._worker
   assert second.pid != first.pid
@@ -168,17 +136,16 @@ def test_no_process_is_left_behind():
     worker = compare._worker
   with pytest.raises(ProcessLookupError):
     os.kill(worker.pid, 0)
-  # The end of its input ends the worker, even if the caller has died; and so does its CPU limit.
-  with equality.MathEqual(20.0) as compare:
-    compare("1/2", "0.5")
-    compare._worker.stdin.close()
-    assert compare._worker.wait(timeout=30) == 0
-  command = [sys.executable, "-P", equality._WORKER, "0.1"]
-  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-    worker.stdin.write(b'["2", "9^{9^{9^9}}"]\n')
-    worker.stdin.flush()
-    assert worker.wait(timeout=60) == -signal.SIGPROF
-    assert worker.stdout.read() == b"ready\n"
+  # Even if the caller has died, a worker ends at the end of its input, and at its CPU limit.
+  command = [sys.executable, "-P", equality._WORKER]
+  for limit, line, status in (("20", b"", 0), ("0.1", b'["2", "9^{9^{9^9}}"]\n', -signal.SIGPROF)):
+    with subprocess.Popen([*command, limit], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+      worker.stdin.write(line)
+      worker.stdin.flush()
+      if not line:
+        worker.stdin.close()
+      assert worker.wait(timeout=60) == status
+      assert worker.stdout.read() == b"ready\n"
 
 
 def test_bad_limits_and_a_missing_library(monkeypatch):
@@ -186,11 +153,8 @@ def test_bad_limits_and_a_missing_library(monkeypatch):
     with pytest.raises(UserError, match="more than 0 seconds"):
       equality.MathEqual(seconds)
   monkeypatch.setattr(equality.importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(UserError, match=r"needs math-verify: pip install 'genrm-jax\[math\]'"):
+  with pytest.raises(UserError, match=r"genrm-jax\[math\]"):
     equality.MathEqual(1.0)
-
-
-# Grading.
 
 
 def _solutions(*answers, correct=None):
@@ -205,34 +169,19 @@ def test_equal_answers_vote_together():
 
   def compare(right, answer):
     pairs.append((right, answer))
-    return {"0.5": right == "1/2", "7.0": right == "7"}.get(answer, False)
+    return {"0.5": right == "1/2", "7.0": right == "7", "bad": None}.get(answer, False)
 
-  graded = math500.grade(PROBLEM, [*_solutions("7", "0.5", "7.0", "8", "7", "0.5"), *_solutions("")], compare)
-  assert [g.candidate.answer for g in graded] == ["7", "1/2", "7", "8", "7", "1/2", None]
-  assert [g.candidate.correct for g in graded] == [False, True, False, False, False, True, False]
-  assert [g.equal for g in graded] == [g.candidate.correct for g in graded]
-  assert [g.candidate.index for g in graded] == list(range(7)) and graded[-1].where == EMPTY
-  expected = [("1/2", "7"), ("1/2", "0.5"), ("1/2", "7.0"), ("7", "7.0"), ("1/2", "8"), ("7", "8")]
+  graded = math500.grade(PROBLEM, [*_solutions("7", "0.5", "7.0", "bad", "7", "0.5", "bad"), *_solutions("")], compare)
+  assert [g.candidate.answer for g in graded] == ["7", "1/2", "7", "bad", "7", "1/2", "bad", None]
+  assert [g.equal for g in graded] == [False, True, False, None, False, True, None, False]
+  assert [g.candidate.correct for g in graded] == [g.equal is True for g in graded]
+  assert [g.candidate.index for g in graded] == list(range(8)) and graded[-1].where == EMPTY
+  expected = [("1/2", "7"), ("1/2", "0.5"), ("1/2", "7.0"), ("7", "7.0"), ("1/2", "bad")]
   assert pairs == expected, "each distinct answer once"
-
-
-def test_failed_comparisons_and_labels_in_the_file():
-  pairs = []
-
-  def compare(right, answer):
-    pairs.append((right, answer))
-    return None if answer == "bad" else False
-
-  graded = math500.grade(PROBLEM, _solutions("bad", "7", "bad"), compare)
-  found = [(g.candidate.answer, g.candidate.correct, g.equal) for g in graded]
-  assert found == [("bad", False, None), ("7", False, False), ("bad", False, None)]
-  assert pairs == [("1/2", "bad"), ("1/2", "7")], "compared once"
   labelled = [*_solutions("1/2", correct=False), *_solutions("7", correct=True)]
   graded = math500.grade(PROBLEM, labelled, lambda a, b: a == b)
   assert [(g.candidate.correct, g.equal) for g in graded] == [(False, True), (True, False)]
 
-
-# Files.
 
 ROW = {"problem": "What is $1 + 1$?", "solution": "It is \\boxed{2}.", "answer": "2", "subject": "Sums", "level": 1}
 
@@ -255,46 +204,46 @@ def test_problems_and_solutions_are_read(tmp_path):
     {"problem": other["problem"], "unique_id": "test/sums/2.json", "solution": "c"},
   )
   found = math500.read_solutions(_write(tmp_path / "solutions", *rows), problems)
-  assert {i: [(s.text, s.correct) for s in mine] for i, mine in found.items()} == {
-    "math500/00000": [("b", None)],
-    "test/sums/2.json": [("a", False), ("c", None)],
-  }
+  texts = {name: [(s.text, s.correct) for s in solutions] for name, solutions in found.items()}
+  assert texts == {"math500/00000": [("b", None)], "test/sums/2.json": [("a", False), ("c", None)]}
 
 
 @pytest.mark.parametrize(
   ("rows", "said"),
   [
-    *(([ROW, line], "problems:2: not JSON") for line in ("{", "[" * 100_000, b"\xff".decode("latin-1") + "{")),
-    (["[1]"], "problems:1: expected a JSON object"),
-    ([{"problem": "x"}], r'problems:1: no field "answer"'),
-    ([{**ROW, "anser": "3"}], r'problems:1: unknown field "anser"'),
-    *(([{**ROW, **d}], 'problems:1: field ".*" is .*, expected a string') for d in ({"answer": 2}, {"level": None})),
-    ([{**ROW, "answer": " $ "}], r'problems:1: "answer" is empty'),
-    ([ROW, {**ROW, "answer": "3"}], r"problems:2: the problem of .*problems:1 again \('What is .*'\); remove one"),
-    ([], r"problems: the file holds no problem"),
+    *(([ROW, line], ":2: not JSON") for line in ("{", "[" * 100_000, b"\xff".decode("latin-1") + "{")),
+    (["[1]"], ":1: expected a JSON object"),
+    ([{"problem": "x"}], ':1: no field "answer"'),
+    ([{**ROW, "anser": "3"}], ':1: unknown field "anser"'),
+    *(([{**ROW, **change}], ':1: field ".*" is .*, expected a') for change in ({"answer": 2}, {"level": None})),
+    ([{**ROW, "answer": " $ "}], ':1: "answer" is empty'),
+    ([ROW, {**ROW, "answer": "3"}], ":2: the problem of .*problems:1 again"),
+    ([], ": the file holds no problem"),
   ],
 )
 def test_broken_files_of_problems(rows, said, tmp_path):
-  with pytest.raises(UserError, match=rf"^{tmp_path}/{said}"):
+  with pytest.raises(UserError, match=rf"^{tmp_path}/problems{said}"):
     math500.read_problems(_write(tmp_path / "problems", *rows))
 
 
 @pytest.mark.parametrize(
   ("row", "said"),
   [
-    ({"solution": "x"}, r':2: no field "problem" or "unique_id"'),
-    ({"problem": "p0"}, r':2: no field "solution"'),
-    ({"problem": "p0", "solution": "x", "correct": 1}, r':2: field "correct" is 1, expected true or false'),
-    ({"problem": "none", "solution": "x"}, r":2: a solution to an unknown problem \(problem 'none'\)"),
-    ({"unique_id": "none", "solution": "x"}, r":2: a solution to an unknown problem \(unique_id 'none'\)"),
-    ({"problem": "p0", "unique_id": "1", "solution": "x"}, r':2: "problem" and "unique_id" are of two problems'),
-    ({"problem": "p0", "solution": "x"}, r": no solution to '1' and 1 other problems; add some"),
+    ({}, ':2: no field "problem" or "unique_id"'),
+    ({"problem": "p0", "solution": ...}, ':2: no field "solution"'),
+    ({"problem": "p0", "correct": 1}, ':2: field "correct" is 1'),
+    *(
+      ({name: "none"}, rf":2: a solution to an unknown problem \({name} 'none'\)") for name in ("problem", "unique_id")
+    ),
+    ({"problem": "p0", "unique_id": "1"}, ':2: "problem" and "unique_id" are of two problems'),
+    ({"problem": "p0"}, ": no solution to '1' and 1 other problems"),
   ],
 )
 def test_broken_files_of_solutions(row, said, tmp_path):
   with pytest.raises(UserError, match=f"{tmp_path}/none: could not be read"):
     math500.read_problems(tmp_path / "none")
   problems = [Problem(str(i), "math500", "eval", f"p{i}", "1") for i in range(3)]
+  row = {name: value for name, value in ({"solution": "x"} | row).items() if value is not ...}
   path = _write(tmp_path / "solutions", {"problem": "p0", "solution": "x"}, row)
   with pytest.raises(UserError, match=rf"^{path}{said}"):
     math500.read_solutions(path, problems)

@@ -1,4 +1,4 @@
-"""Prompts are joined part by part and match the released ones to the byte; formats are checked."""
+"""Prompts are joined part by part and match the released ones to the byte; verdicts are read where they stand."""
 
 import dataclasses
 import gzip
@@ -6,39 +6,28 @@ import itertools
 import json
 import zipfile
 
-import gemma_like
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
 from genrm_jax.text.prompts import FORMATS, RELEASED, Prompter, make_format
-from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer, train_sentencepiece
+from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer
+from genrm_jax.text.verdicts import VerdictLocation, read_rationale
 
 CHAR = CharTokenizer()
 CHAT, COMPACT = FORMATS["genrm_chat"], FORMATS["compact"]
-LINES = [
-  f"Q: Ann has {n} cards, 4.{n} and 5. The answer is {n}.\nA: Let's think step by step. {n}\n" for n in range(40)
-]
-QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  return train_sentencepiece(LINES, tmp_path_factory.mktemp("sp") / "tiny.model", vocab_size=320)
-
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["gemma2", "gemma3"])
-def gemma(request, tmp_path_factory):
-  return gemma_like.write(tmp_path_factory.mktemp("gemma") / "gemma.model", request.param)
+# What follows the solution begins with a newline too, and two have a piece of their own in Gemma's tokenizers.
+QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7\n"
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("which", ["char", "trained", "gemma"])
-def test_parts_are_encoded_separately_and_joined(form, which, trained, gemma):
-  tokenizer = {"char": CHAR, "trained": trained, "gemma": gemma}[which]
-  if form.end and which != "gemma":
+def test_parts_are_encoded_separately_and_joined(form, tokenizer):
+  if form.end and "gemma" not in tokenizer.name:
     return  # see test_a_chat_needs_its_markers
+  assert ("gemma" in tokenizer.name) is (len(tokenizer.encode("\n\n")) == 1)
   (end,) = encode_end = tokenizer.encode(form.end) or [tokenizer.eos_id]
   prompter, encode = Prompter(tokenizer, form), tokenizer.encode
   solve = [tokenizer.bos_id, *encode(form.render(form.solve, question=QUESTION))]
@@ -56,38 +45,18 @@ def test_parts_are_encoded_separately_and_joined(form, which, trained, gemma):
     (verdict,) = encode(text)
     assert prompter.rationale("3 + 4 = 7.", correct) == [*encode("3 + 4 = 7."), *conclude, verdict, end]
     assert prompter.verdict_id(correct) == verdict
-  assert (prompter.yes_id, prompter.no_id, prompter.end_id) == (
-    prompter.verdict_id(True),
-    prompter.verdict_id(False),
-    end,
-  )
+  of_verdicts = (prompter.verdict_id(True), prompter.verdict_id(False))
+  assert (prompter.yes_id, prompter.no_id, prompter.end_id) == (*of_verdicts, end)
 
 
-def test_no_token_straddles_two_parts(trained):
-  encode = trained.encode
-  # "step by step" has pieces of its own where it is one text.
-  assert encode("ste") + encode("p by") != encode("step by")
-  texts = dict.fromkeys(("verify", "conclude"), "{verdict_question}")
-  form = dataclasses.replace(RELEASED, **texts, verdict_question="p by", solve="{question}p by", verify_cot="p by")
-  prompter = Prompter(trained, form)
-  pieces = [*encode("ste"), *encode("p by")]
-  assert prompter.direct("q", "ste")[-len(pieces) :] == pieces == prompter.cot("q", "ste")[-len(pieces) :]
-  assert prompter.rationale("ste", True)[:-2] == pieces
-  # The question is part of its template: both are given, and encoded as one text.
-  assert prompter.solve("ste") == [trained.bos_id, *encode("step by")]
-
-
-@pytest.mark.parametrize("question", ["{question}", "{}", "{0} and {x!r:>{y}}", "}{", "a \\1 %s {verdict_question}"])
-def test_braces_in_a_question_stay(question, gemma):
-  for form in FORMATS.values():
-    before, after = form.render(form.solve).split("{question}")
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_braces_in_a_question_stay(form, gemma):
+  before, after = form.render(form.solve).split("{question}")
+  for question in ("{question}", "{}", "{0} and {x!r:>{y}}", "}{", "a \\1 %s {verdict_question}"):
     expected = before + question + after + "{question}" + form.render(form.verify)
     for marker in TURN_MARKERS:
       expected = expected.replace(marker, "")
     assert gemma.decode(Prompter(gemma, form).direct(question, "{question}")) == expected
-
-
-# --- formats
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -105,86 +74,66 @@ def test_a_format_as_settings(form):
   ("changes", "said"),
   [
     ({"solve": "Q: "}, r"'genrm': solve lacks the placeholder \{question\}"),
-    *(
-      ({"grade": RELEASED.grade.replace(s, "")}, f"grade lacks .*{s}")
-      for s in ("{question}", "{solution}", "{reference}")
-    ),
-    ({"verify": "?"}, r"verify lacks the placeholder \{verdict_question\}"),
-    ({"conclude": RELEASED.verdict_question}, r"conclude lacks the placeholder \{verdict_question\}"),
+    *(({"grade": RELEASED.grade.replace(f"{{{s}}}", "")}, f"grade lacks .*{s}") for s in ("solution", "reference")),
+    ({"verify": "?"}, r"verify lacks .*\{verdict_question\}"),
+    ({"conclude": RELEASED.verdict_question}, r"conclude lacks .*\{verdict_question\}"),
     ({"conclude": "{verdict_question} "}, r"conclude must end with \{verdict_question\}"),
     *(({"verdict_question": q}, "verdict_question is .*bare question") for q in ("", "Right? ")),
-    ({"verfy": "?"}, "unknown field 'verfy'; the fields are name, verdict_question"),
-    ({"end": 3}, "field 'end' is 3, expected a string"),
+    ({"verfy": "?"}, "unknown field 'verfy'"),
+    ({"end": 3}, "field 'end' is 3"),
   ],
 )
 def test_settings_that_make_no_format(changes, said):
   with pytest.raises(UserError, match=said):
     make_format(dataclasses.asdict(RELEASED) | changes)
-
-
-def test_unknown_names_and_missing_fields():
   with pytest.raises(UserError, match="'gsm8k'; the formats are genrm, "):
     make_format("gsm8k")
-  with pytest.raises(UserError, match="no field 'solve'; give all of name, "):
+  with pytest.raises(UserError, match="no field 'solve'"):
     make_format({"name": "x", "verdict_question": "Right?"})
 
 
-@pytest.mark.parametrize(
-  ("yes", "no", "message"),
-  [
-    (" yes", " No", r"the verdict ' yes' must be one token, but tokenizer char gives ids \[\d+, \d+, \d+, \d+\]"),
-    (" Yes", "No", r"the verdict 'No' must be one token"),
-    (" Yes", "", r"the verdict '' must be one token, but tokenizer char gives ids \[\]"),
-    (" Yes", " Yes", r"tokenizer char maps both verdicts to id \d+"),
-  ],
-)
-def test_verdicts_must_be_one_token_each(yes, no, message):
-  with pytest.raises(UserError, match=message):
-    Prompter(CHAR, dataclasses.replace(COMPACT, yes=yes, no=no))
+def test_verdicts_must_be_one_token_each():
+  for yes, no, message in (
+    *((" yes", " No", "verdict ' yes' must be one token"), (" Yes", "No", "verdict 'No' must be one token")),
+    *((" Yes", "", "verdict '' must be one token"), (" Yes", " Yes", r"both verdicts to id \d+")),
+  ):
+    with pytest.raises(UserError, match=message):
+      Prompter(CHAR, dataclasses.replace(COMPACT, yes=yes, no=no))
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_a_verdict_that_merges_with_its_question(form, gemma, tmp_path):
-  Prompter(gemma, form)
   path = tmp_path / "merges.model"
   model = sentencepiece_model_pb2.ModelProto.FromString(gemma.file_bytes)
   for piece in (")?▁No", "?▁No"):
     model.pieces.add(piece=piece, score=-1000.0)
   path.write_bytes(model.SerializeToString())
-  merges = SentencePieceTokenizer(path)
+  merges, question = SentencePieceTokenizer(path), form.render(form.verify)
   (no,) = merges.encode(" No")  # alone it is still one piece
   with pytest.raises(UserError, match="merges the verdict ' No'") as error:
     Prompter(merges, form)
-  question = form.render(form.verify)
   for ids in ([*merges.encode(question), no], merges.encode(question + " No")):
     assert str(ids) in str(error.value)
-
-
-# --- chats
 
 
 def test_turns_of_a_chat(gemma):
   prompter = Prompter(gemma, CHAT)
   start, end = (gemma.encode(marker)[0] for marker in TURN_MARKERS)
-
-  def turns(ids):
-    assert ids[0] == gemma.bos_id and gemma.bos_id not in ids[1:]
-    return [i for i in ids if i in (start, end)]
-
-  assert turns(prompter.solve(QUESTION)) == [start, end, start]
-  for prompt in (prompter.direct(QUESTION, SOLUTION), prompter.cot(QUESTION, SOLUTION)):
-    assert turns(prompt) == [start, end, start, end, start, end, start]
-    # The verified solution is written as the solver writes it, and closed by the same mark.
-    written = [*prompter.solve(QUESTION), *prompter.solution(SOLUTION)]
-    assert prompt[: len(written)] == written
   newline, user, model = (gemma.encode(text) for text in ("\n", "user\n", "model\n"))
-  solve = prompter.solve(QUESTION)
+  solve, question = prompter.solve(QUESTION), gemma.encode(CHAT.verdict_question)
+  direct, cot = prompter.direct(QUESTION, SOLUTION), prompter.cot(QUESTION, SOLUTION)
+  for ids, turns in ((solve, [start, end, start]), *((ids, [start, end] * 3 + [start]) for ids in (direct, cot))):
+    assert [i for i in ids if i in (gemma.bos_id, start, end)] == [gemma.bos_id, *turns]
+    # The verified solution is written as the solver writes it, and closed by the same mark.
+    written = [*solve, *prompter.solution(SOLUTION)]
+    assert ids is solve or ids[: len(written)] == written
   assert solve[: 2 + len(user)] == [gemma.bos_id, start, *user]
-  assert solve[-len(model) - 3 :] == [end, *newline, start, *model]
-  assert prompter.cot(QUESTION, SOLUTION)[-len(model) - 1 :] == [start, *model]
-  question = gemma.encode(CHAT.verdict_question)
-  assert prompter.direct(QUESTION, SOLUTION)[-len(model) - len(question) :] == [*model, *question]
-  assert prompter.rationale("1 = 1", True)[-len(question) - 2 :] == [*question, prompter.yes_id, end]
+  concluded = prompter.rationale("1 = 1", True)
+  for ids, ending in (
+    *((solve, [end, *newline, start, *model]), (cot, [start, *model]), (direct, [*model, *question])),
+    (concluded, [*question, prompter.yes_id, end]),
+  ):
+    assert ids[-len(ending) :] == ending
   assert end == prompter.end_id != gemma.eos_id
 
 
@@ -194,9 +143,6 @@ def test_a_chat_needs_its_markers(trained, gemma, tmp_path):
   for tokenizer, marker in ((CHAR, "start"), (trained, "start"), (SentencePieceTokenizer(path), "end")):
     with pytest.raises(UserError, match=f"'<{marker}_of_turn>' of prompt format 'genrm_chat'"):
       Prompter(tokenizer, CHAT)
-
-
-# --- the released data
 
 
 def _released(data_dir, kind):
@@ -209,17 +155,13 @@ def _released(data_dir, kind):
         yield from map(json.loads, archive.read(name).decode().splitlines())
 
 
-def test_direct_prompts_match_the_release(data_dir, trained):
-  prompter = Prompter(trained, RELEASED)
+def test_prompts_match_the_released_sets(data_dir, trained):
+  prompter, conclude = Prompter(trained, RELEASED), RELEASED.render(RELEASED.conclude)
   raw, parsed = list(_released(data_dir, "rm")), list(iter_direct(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 212
   for row, (question, solution, correct, _) in zip(raw, parsed, strict=True):
     assert trained.decode(prompter.direct(question, solution)) == row["inputs"]
     assert trained.decode([prompter.verdict_id(correct)]) == row["targets"]
-
-
-def test_rationale_prompts_match_the_release(data_dir, trained):
-  prompter, conclude = Prompter(trained, RELEASED), RELEASED.render(RELEASED.conclude)
   raw, parsed = list(_released(data_dir, "critiques")), list(iter_critiques(data_dir, "val", BadRows()))
   assert len(raw) == len(parsed) == 259
   rebuilt = 0
@@ -235,14 +177,119 @@ def test_rationale_prompts_match_the_release(data_dir, trained):
   assert rebuilt == 227
 
 
-@pytest.mark.parametrize("label", ["correct", "incorrect"])
-def test_grader_prompts_match_the_release(data_dir, label, trained):
-  path = data_dir / f"genrm-critiques/critiques/data_collection/critique_gen_{label}_solutions_round_0_shard_0.jsonl.gz"
-  if not path.exists():
-    pytest.skip(f"no raw pool: {path}")
-  prompter = Prompter(trained, RELEASED)
-  with gzip.open(path) as lines:
-    for row in map(json.loads, itertools.islice(lines, 500)):
-      reference = row["verifier_prompt"].rpartition("\nExpected Answer: ")[2]
-      ids = prompter.grade(row["question"], row["model_output"], reference)
-      assert trained.decode(ids) == row["verifier_prompt"]
+def test_grader_prompts_match_the_release(data_dir, trained):
+  prompter, folder = Prompter(trained, RELEASED), data_dir / "genrm-critiques/critiques/data_collection"
+  for path in (
+    folder / f"critique_gen_{label}_solutions_round_0_shard_0.jsonl.gz" for label in ("correct", "incorrect")
+  ):
+    if not path.exists():
+      pytest.skip(f"no raw pool: {path}")
+    with gzip.open(path) as lines:
+      for row in map(json.loads, itertools.islice(lines, 300)):
+        reference = row["verifier_prompt"].rpartition("\nExpected Answer: ")[2]
+        ids = prompter.grade(row["question"], row["model_output"], reference)
+        assert trained.decode(ids) == row["verifier_prompt"]
+
+
+# Where the verdict of a rationale is read, and the states of rationales without one
+
+FORM = make_format("genrm")
+ASK, ASKED = FORM.render(FORM.conclude), FORM.verdict_question  # with the empty line before it, and without
+CHAR_TEXT = st.lists(
+  st.sampled_from([*"abz?.(/)V ", "\n", " Yes", " No", "\n\nVerification: Is", ASKED[:-1], ASKED[1:]]), max_size=12
+).map("".join)
+ANY_TEXT = st.lists(
+  st.characters(exclude_categories=["Cs"])
+  | st.sampled_from([" Yes", "\n", "\n\n", "漢", "🙂", "▁", ASKED[:-1], ASK[:9]]),
+  max_size=12,
+).map("".join)
+
+
+@pytest.fixture(params=["char", "sentencepiece", "chat"])
+def prompter(request, trained, gemma):
+  if request.param == "chat":
+    return Prompter(gemma, make_format("genrm_chat"))
+  return Prompter(CHAR if request.param == "char" else trained, FORM)
+
+
+def _check(prompter, text, correct, n):
+  question, conclude = prompter.format.verdict_question, prompter.format.render(prompter.format.conclude)
+  assume(question not in text)
+  # A rationale that training would supervise reads as "ok", at the verdict.
+  ids = prompter.rationale(text, correct)
+  for written in (ids, ids[:-1]):
+    reading = read_rationale(written, prompter, room=0)
+    assert reading == VerdictLocation("ok", verdict_index=len(ids) - 2)
+    assert ids[reading.verdict_index] == prompter.verdict_id(correct)
+  # Cut anywhere before the verdict, it is completed so that it ends with the question, posed once.
+  cut = ids[:-2][:n]
+  reading = read_rationale(cut, prompter, room=1000)
+  assert reading.state == "forced" and reading.verdict_index is None
+  completed = prompter.tokenizer.decode([*cut, *reading.suffix])
+  assert completed.endswith(conclude) and completed.count(question) == 1
+  if n > len(prompter.tokenizer.encode(text)) and not text.endswith("\n"):
+    assert completed == text + conclude
+
+
+@pytest.mark.parametrize("name", ["genrm", "compact"])
+def test_what_training_writes_is_read_at_the_verdict_and_completed_where_it_is_cut(name, trained):
+  with_characters, with_pieces = (Prompter(tokenizer, make_format(name)) for tokenizer in (CHAR, trained))
+
+  @settings(max_examples=150, deadline=None)
+  @given(CHAR_TEXT, ANY_TEXT, st.booleans(), st.integers(0, 60))
+  def check(characters, anything, correct, n):
+    for prompter, text in ((with_characters, characters), (with_pieces, anything)):
+      _check(prompter, text.replace("?", "") if name == "compact" else text, correct, n)
+
+  check()
+
+
+def _read(prompter, text, room=1000):
+  """Reads a text in which a final "$" is the end mark."""
+  ids = prompter.tokenizer.encode(text.removesuffix("$"))
+  return read_rationale([*ids, prompter.end_id] if text.endswith("$") else ids, prompter, room)
+
+
+STATES = {
+  "ok": [
+    *(f"1 + 1 = 2.{ASK} Yes$", f"1 + 1 = 2.{ASK} No", f"a{ASK}$", f"a{ASK} Yes b{ASK} Yes$"),
+    f"{ASKED} No$",  # no empty line before the question
+    f"**Grade:** {ASKED} Maybe$",  # p(Yes) stands there all the same
+    f"a{ASK} No\n{ASKED}",  # the second one is not answered
+  ],
+  "contradictory": [f"a{ASK} Yes b{ASK} No$", f"a{ASK} No\n{ASKED} Yes c"],
+  "forced": [f"a{ASK}", "1 + 1 = 2.", ""],
+  "missing": ["1 + 1 = 2.$", "$", f"a{ASK[:-1]}$", "Is the answer correct (Yes/No)? Yes$"],
+}
+
+
+@pytest.mark.parametrize(("text", "state"), [(text, state) for state, texts in STATES.items() for text in texts])
+def test_states(prompter, text, state):
+  reading = _read(prompter, text)
+  assert reading.state == state
+  assert (reading.verdict_index is not None) == (state == "ok")
+  if state == "ok":
+    before = text[: text.index(ASKED) + len(ASKED)]
+    ids = [*prompter.tokenizer.encode(text.removesuffix("$")), prompter.end_id]
+    assert prompter.tokenizer.decode(ids[: reading.verdict_index]) == before
+    assert prompter.tokenizer.decode(ids[: reading.verdict_index + 1]) != before or text == before + "$"
+  assert bool(reading.suffix) == (state == "forced" and ASKED not in text)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 20, len(ASK) - 1])
+def test_the_suffix_is_the_rest_of_the_question(prompter, cut):
+  rest = tuple(prompter.tokenizer.encode(ASK[cut:]))
+  text = "1 + 1 = 2." + ASK[:cut]
+  assert _read(prompter, text) == VerdictLocation("forced", suffix=rest)
+  assert _read(prompter, text, room=len(rest)) == VerdictLocation("forced", suffix=rest)
+  assert _read(prompter, text, room=len(rest) - 1) == VerdictLocation("truncated")
+  assert _read(prompter, "1 + 1 = 2." + ASK, room=0) == VerdictLocation("forced")
+  if not cut:  # the same tokens as in training
+    assert [*prompter.tokenizer.encode(text), *rest] == prompter.rationale(text, True)[:-2]
+
+
+def test_a_chat_ends_with_its_turn(gemma):
+  chat, other = Prompter(gemma, make_format("genrm_chat")), Prompter(gemma, FORM)
+  assert chat.end_id != other.end_id == gemma.eos_id
+  for prompter, state in ((chat, "missing"), (other, "forced")):
+    assert read_rationale([*gemma.encode("1 + 1 = 2."), chat.end_id], prompter, room=1000).state == state
