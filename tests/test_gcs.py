@@ -61,11 +61,10 @@ def check_weights():
 
 def check_one_tensor():
   tensors = {f"t{i}": np.full((8 * MIB // 4,), i, np.float32) for i in range(4)}
-  folder = epath.Path("gs://bucket/one")
-  with safetensors.new_files(folder) as create:
+  with safetensors.new_files(epath.Path("gs://bucket/one")) as create:
     shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     safetensors.write(create, tensors.items(), shapes, 100 * MIB)
-  path = folder / "model.safetensors"
+  path = epath.Path("gs://bucket/one/model.safetensors")
   np.testing.assert_array_equal(safetensors.read_tensor(path, safetensors.read_index(path)["t2"]), tensors["t2"])
 
 
@@ -93,11 +92,9 @@ def check_checkpoints():
 
 def check_closed_buckets():
   params, config = pretrained.load(GEMMA, sharding.make_mesh(data=-1))
-  for bucket in ("readonly", "none"):
+  for save, bucket in ((hugging_face.save, "readonly"), (hugging_face.save, "none"), (released.save, "readonly")):
     with pytest.raises(UserError, match=f"gs://{bucket}/a"):
-      hugging_face.save(params, config, f"gs://{bucket}/a")
-  with pytest.raises(UserError, match="gs://readonly/b"):
-    released.save(params, config, "gs://readonly/b")
+      save(params, config, f"gs://{bucket}/a")
   with pytest.raises(UserError, match="gs://private/c"):
     genrm_jax.load("gs://private/c")
   for bucket in ("none", "readonly", "private", "closed"):
@@ -119,7 +116,8 @@ def check_workdirs():
     staging.claim_workdir(new.parent, {})
   source, said = pathlib.Path(sys.argv[1]), []
   source.write_text("on a local disk")
-  stage = Stage("copy", lambda: (new / "to/copy").write_text(source.read_text()), (str(source),), ("to", "to/copy"))
+  copy, writes = (lambda: (new / "to/copy").write_text(source.read_text())), ("to", "to/copy")
+  stage = Stage("copy", copy, writes=writes, sources={"data_dir": str(source)})
   for _ in range(2):
     staging.run_stages(new, [stage], [], said.append)
   assert sum("copy: starts" in line for line in said) == 1
@@ -171,7 +169,7 @@ def test_on_gs(check, emulator, tmp_path):
 
 def test_a_tensor_is_read_without_the_rest_of_its_file(emulator, tmp_path):
   run(check_one_tensor, emulator, tmp_path)
-  ranges = [read.range for read in emulator.reads if read.name == "one/model.safetensors"]
+  ranges = [read for name, read in emulator.reads if name == "one/model.safetensors"]
   assert ranges and all(ranges)
   ends = [text.removeprefix("bytes=").split("-") for text in ranges]
   # The tensor and the header; older versions of gcsfs read 5 MiB ahead after each.

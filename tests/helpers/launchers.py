@@ -12,6 +12,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 ODD_WORDS = ("it's", 'a "b"', "$HOME $(id) `id` $$ \\n \\", "", "* ?", "a;b\nc\td", "ä: {b}")
 
+SETTINGS = {
+  "tpu_vm.sh": {"TPU_NAME": "verifier", "TPU_ZONE": "us-west4-a", "TPU_PROJECT": "project", "TPU_TYPE": "v5litepod-8"},
+  "gke.sh": {"GKE_TOPOLOGY": "v5e:4x4", "GKE_IMAGE": "us-docker.pkg.dev/project/images/genrm:1"},
+  "slurm.sh": {"CLUSTER_NODES": "2", "CLUSTER_GPUS": "8", "CLUSTER_TIME": "24:00:00"},
+}
+
 _RECORD = """#!{python} -IS
 import json, os, sys
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]], sys.stdin.read()
@@ -93,6 +99,11 @@ class Bench:
     return subprocess.run(
       words, env=environ, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
+
+
+def bench_of(folder: pathlib.Path, script: str) -> Bench:
+  """A bench with all settings that the launcher needs."""
+  return Bench(folder, {**SETTINGS[script], "TMPDIR": str(folder)})
 
 
 def heredoc(printed: str) -> tuple[list[str], str]:

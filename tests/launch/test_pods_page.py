@@ -1,7 +1,9 @@
 """Every command of docs/pods.md runs, in order, against stubs; modules, configs and flags that they name exist."""
 
+import functools
 import importlib.util
 import json
+import operator
 import os
 import re
 import shlex
@@ -68,7 +70,8 @@ def test_configs_accept_the_settings(commands):
     assert (launchers.ROOT / path).is_file()
     config = gsm8k.get_config(variant)
     given = {name.removeprefix("config."): options.pop(name) for name in list(options) if name.startswith("config.")}
-    config.update_from_flattened_dict({key: type(value_of(config, key))(value) for key, value in given.items()})
+    types = {key: type(functools.reduce(operator.getitem, key.split("."), config)) for key in given}
+    config.update_from_flattened_dict({key: types[key](value) for key, value in given.items()})
     assert set(options) <= RUN_FLAGS
     assert {"data_dir", "model.checkpoint", "tokenizer.path"} <= set(given)
     shards = 64 // config.mesh.tensor if config.mesh.tensor > 1 else 16
@@ -87,9 +90,3 @@ def test_gcloud_accepts_every_flag(calls, tmp_path):
   done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr
   assert [entry["command_string"] for entry in json.loads(done.stdout) if not entry["success"]] == commands[-1:]
-
-
-def value_of(config, key):
-  for name in key.split("."):
-    config = config[name]
-  return config

@@ -36,11 +36,10 @@ def test_make_mesh(mesh):
   ("sizes", "message"),
   [
     ({"data": 2, "tensor": 2}, "4, is not the 8"),
-    ({"fsdp": -1, "tensor": 3}, "3, does not divide the 8"),
-    ({"fsdp": -1, "tensor": 16}, "16, does not divide the 8"),
+    ({"fsdp": -1, "tensor": 3}, "3, does not divide"),
+    ({"fsdp": -1, "tensor": 16}, "16, does not divide"),
     ({"data": -1, "fsdp": -1}, "at most one"),
     ({"data": 0}, "data=0"),
-    ({"data": -2}, "data=-2"),
   ],
 )
 def test_make_mesh_refuses(sizes, message):
@@ -80,9 +79,8 @@ def test_constrain(mesh):
   pinned = jax.jit(lambda x: sharding.constrain(x, axes, DEFAULT_RULES))
   with jax.set_mesh(mesh):
     assert pinned(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
-    free = jax.jit(
-      lambda x: sharding.constrain(pinned(x) * 2, ("activation_batch", None, sharding.FREE), DEFAULT_RULES)
-    )
+    free_axes = "activation_batch", None, sharding.FREE
+    free = jax.jit(lambda x: sharding.constrain(pinned(x) * 2, free_axes, DEFAULT_RULES))
     assert free(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
     other = jax.jit(lambda x: sharding.constrain(x, axes, {**DEFAULT_RULES, "activation_ffw": None}))
     assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
@@ -104,9 +102,8 @@ def test_host_to_global(mesh, rule, shards):
 
 
 def test_rows_that_do_not_divide_are_an_error(mesh):
-  with pytest.raises(UserError, match=r"Batch tokens: shape \(6, 3\).* 4 batch shards .*data x fsdp"):
+  with pytest.raises(UserError, match=r"tokens: shape \(6, 3\).* 4 batch shards"):
     sharding.host_to_global({"tokens": np.zeros((6, 3))}, sharding.batch_sharding(mesh))
-  assert sharding.num_shards(sharding.replicated(mesh)) == 1
 
 
 def test_read_to_global_reads_each_row_once(mesh):
