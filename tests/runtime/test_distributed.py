@@ -137,6 +137,10 @@ learned = {
 distributed.barrier()
 if action == "lose" and process_id == 1:
   distributed.leave(1)
+if action == "leave":
+  time.sleep(process_id)  # process 0 would be gone before, if it did not wait
+  (folder / str(process_id)).touch()
+  distributed.leave(1)
 if action == "stop":
   with distributed.deferred_sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -168,6 +172,11 @@ def test_two_processes_agree(tmp_path):
       "nothing": [],
       "same": None,
     }
+
+
+def test_processes_that_leave_together_all_get_to_report(tmp_path):
+  assert [code for code, *_ in processes.finish(start_two("leave", tmp_path))] == [1, 1]
+  assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_sigterm_ends_a_process_outside_of_training(tmp_path):
