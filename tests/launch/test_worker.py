@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import launchers
@@ -31,9 +30,8 @@ def worker(tmp_path):
   """Calls a copy of worker.sh; kills what still runs afterwards."""
   logs = launchers.install_worker(tmp_path)
 
-  def call(*words: str) -> subprocess.CompletedProcess:
-    command = ["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words]
-    return subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+  def call(*words):
+    return launchers.run(["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words], tmp_path)
 
   call.logs = logs
   yield call
