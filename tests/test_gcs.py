@@ -97,7 +97,7 @@ def check_closed_buckets():
   with pytest.raises(UserError, match="gs://private/c"):
     genrm_jax.load("gs://private/c")
   for bucket in ("none", "readonly", "private", "closed"):
-    with pytest.raises(UserError, match=f"^gs://{bucket}/work [^\n]*$"):
+    with pytest.raises(UserError, match=f"^gs://{bucket}/work[^\n]*$"):
       staging.claim_workdir(epath.Path(f"gs://{bucket}/work"), {})
 
 

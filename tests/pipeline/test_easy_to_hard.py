@@ -158,11 +158,11 @@ def test_a_config_is_plain_and_asks_for_no_more_than_there_is(variant, tmp_path)
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"verifier": ""}, r"give a trained verifier: --config\.verifier=RUN/checkpoints/NAME"),
-    ({"verifier": "{base}"}, r"/checkpoints/base is the base of a run and no verifier"),
+    ({"verifier": ""}, r"set --config\.verifier=RUN/checkpoints/NAME"),
+    ({"verifier": "{base}"}, r"/checkpoints/base is a run's base, not a verifier"),
     ({"verifier": "none"}, r"no checkpoint at .*/none: check the path"),
     ({"verifier": "{problems}"}, r"no checkpoint at .*/problems"),
-    ({"problems": ""}, r"give the file of problems: --config\.problems=FILE"),
+    ({"problems": ""}, r"set --config\.problems=FILE"),
     ({"solutions": "{problems}.gone"}, r".*/problems\.gone: no such file; check --config\.problems"),
   ],
 )
