@@ -205,7 +205,7 @@ def write_rationales(run: Run) -> None:
   jsonl.write_json(run.path("rationales", "ledger.json"), table)
 
 
-def grade(run: Run) -> None:
+def sample_rationales(run: Run) -> None:
   """Samples rationales from a grader model, with reference solutions (paper, section 3.3) or without."""
   c = run.config.grader
   engine, source = run.engine(run.init_params("grader", run.engine_mesh)), c.init_from or run.model.name

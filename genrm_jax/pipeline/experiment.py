@@ -81,7 +81,7 @@ def data_stages_of(run: Run) -> list[Stage]:
     stages.append(
       _stage(
         run,
-        data_stages.grade,
+        data_stages.sample_rationales,
         "grade",
         reads=(*judged, *tokenizer, *reads),
         writes=_RATIONALES,

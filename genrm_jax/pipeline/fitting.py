@@ -81,7 +81,7 @@ def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -
   def write() -> tuple[TargetCounts, str]:
     counts, digests, about = [], {}, {}
     for split, file in files.items():
-      rows, about[split] = pack(f"{name}, {split}", list(examples[split]), run.training(name))
+      rows, about[split] = pack_rows(f"{name}, {split}", list(examples[split]), run.training(name))
       row_file.write(file, rows.num_rows, rows.take)
       counts.append(TargetCounts(rows.max_targets, rows.max_pairs))
       digests[split] = rows.digest
@@ -98,7 +98,9 @@ def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -
   return TrainingRows(RowFile(files["train"]), RowFile(files["val"]), counts, digest)
 
 
-def pack(what: str, examples: list[Example], config: ml_collections.ConfigDict) -> tuple[packing.Rows, dict[str, Any]]:
+def pack_rows(
+  what: str, examples: list[Example], config: ml_collections.ConfigDict
+) -> tuple[packing.Rows, dict[str, Any]]:
   """Packed rows and statistics of the examples. With `drop_long`, those longer than a row are dropped and counted."""
   lengths = [len(e.tokens) for e in examples]
   fitting = [e for e, n in zip(examples, lengths, strict=True) if n <= config.row_length or not config.drop_long]

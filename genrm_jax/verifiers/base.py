@@ -282,10 +282,10 @@ def solve_example(prompter: Prompter, problem: Problem, solution: str) -> Exampl
 def sft_loss(model: ModelConfig, max_targets: int, solve_weight: float, remat: gemma.Remat = "none") -> losses.LossFn:
   """L_SFT(verify) + lambda L_SFT(solve) (paper, equations 4 and 5)."""
 
-  def loss(params, batch, counts=None):
+  def loss(params, batch, counts_of_batch=None):
     logits_BMV, at = logits_at_targets(params, model, batch, max_targets, remat)
     nll_BM = losses.cross_entropy(logits_BMV, at.targets)
-    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts)
+    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts_of_batch)
 
   return loss
 

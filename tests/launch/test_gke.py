@@ -8,11 +8,6 @@ import pytest
 import yaml
 
 
-@pytest.fixture
-def bench(tmp_path):
-  return launchers.bench_of(tmp_path, "gke.sh")
-
-
 def manifest_of(bench, *options, **settings):
   """The JobSet, the specs of its job and pod, and the pod's container."""
   _, text = launchers.heredoc(bench.dry_run("gke.sh", "run", "gemma-2b", *options, "--", "true", **settings))

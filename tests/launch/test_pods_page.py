@@ -16,11 +16,11 @@ from absl import flags
 
 from experiments.configs import gsm8k
 from genrm_jax import export  # noqa: F401
+from genrm_jax.pipeline import cli  # noqa: F401
 
 PAGE = (launchers.ROOT / "docs" / "pods.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 STUBS = ("git", "pip", "hf", "ssh-add", "docker", "kubectl", "sbatch", "scontrol", "scancel", "mkdir", "python3.12")
-RUN_FLAGS = {"workdir", "stages", "distributed", "coordinator", "num_processes", "process_id"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_commands_name_what_exists(calls, commands):
     given = {name.removeprefix("config."): options.pop(name) for name in list(options) if name.startswith("config.")}
     types = {key: type(functools.reduce(operator.getitem, key.split("."), config)) for key in given}
     config.update_from_flattened_dict({key: types[key](value) for key, value in given.items()})
-    assert set(options) <= RUN_FLAGS
+    assert set(options) <= set(flags.FLAGS)
     assert {"data_dir", "model.checkpoint", "tokenizer.path"} <= set(given)
     shards = 64 // config.mesh.tensor if config.mesh.tensor > 1 else 16
     assert all(v.loop.batch_size % shards == 0 for v in config.verifiers.values() if "loop" in v)

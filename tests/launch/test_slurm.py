@@ -7,14 +7,8 @@ import launchers
 import pytest
 
 
-@pytest.fixture
-def bench(tmp_path):
-  return launchers.bench_of(tmp_path, "slurm.sh")
-
-
 def script_of(bench, *options, command=("python", "-m", "a b")):
-  sbatch, text = launchers.heredoc(bench.dry_run("slurm.sh", "run", "r", *options, "--", *command))
-  assert sbatch == ["sbatch"]
+  _, text = launchers.heredoc(bench.dry_run("slurm.sh", "run", "r", *options, "--", *command))
   return text
 
 

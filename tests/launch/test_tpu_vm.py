@@ -7,11 +7,6 @@ import launchers
 import pytest
 
 
-@pytest.fixture
-def bench(tmp_path):
-  return launchers.bench_of(tmp_path, "tpu_vm.sh")
-
-
 def printed(bench, *words, **settings):
   return [shlex.split(line) for line in bench.dry_run("tpu_vm.sh", *words, **settings).splitlines()]
 
@@ -22,11 +17,8 @@ def printed(bench, *words, **settings):
     (("create",), "tpu-vm create verifier", {"--version=v2-alpha-tpuv5-lite"}),
     (("create", "--spot", "--type=v5p-16"), "tpu-vm create verifier", {"--spot", "--version=v2-alpha-tpuv5"}),
     (("create", "--type=v4-32", "--runtime=other"), "tpu-vm create verifier", {"--version=other"}),
-    (
-      ("create", "--queued", "--spot", "--", "--network=n"),
-      "queued-resources create verifier",
-      {"--runtime-version=v2-alpha-tpuv5-lite", "--node-id=verifier", "--spot", "--network=n"},
-    ),
+    (("create", "--queued"), "queued-resources create verifier", {"--runtime-version=v2-alpha-tpuv5-lite"}),
+    (("create", "--queued", "--", "--tags=n"), "queued-resources create verifier", {"--node-id=verifier", "--tags=n"}),
     (("delete", "--name=other", "--zone=z"), "tpu-vm delete other", {"--zone=z"}),  # options beat the environment
     (("delete", "--queued"), "queued-resources delete verifier", {"--force"}),
   ],

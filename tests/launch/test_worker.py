@@ -81,11 +81,6 @@ def test_run_that_ignores_sigterm(worker):
   assert stopped.returncode == 1 and "running" in stopped.stdout and "kill -KILL" in stopped.stderr
 
 
-@pytest.mark.parametrize("words", [("start", "a"), ("stop",), ("log",), ("mount",)])
-def test_missing_arguments(words, worker):
-  launchers.error_of(worker(*words))
-
-
 def test_tpu_launcher_starts_and_stops_two_workers(tmp_path):
   bench = launchers.bench_of(tmp_path, "tpu_vm.sh")
   logs = [folder / "r.log" for folder in bench.workers()]

@@ -310,7 +310,7 @@ def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
   monkeypatch.setattr(Run, "tokenizer", CharTokenizer())
   data_stages.read_release(run)
   assert not run.path("rationales").exists(), "the released ones are not used"
-  data_stages.grade(run)
+  data_stages.sample_rationales(run)
   written: list[Rationale] = list(run.rationales("train"))
   label = {(c.problem_id, c.index): c.correct for c in run.candidates("train")}
   assert {r.source for r in written} == {f"base/{way}"} and {r.text for r in written} == {"It adds up."}
