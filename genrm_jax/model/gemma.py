@@ -137,7 +137,7 @@ def forward(
   decode are the same call, with T the width of the prompts or 1:
 
       cache.length 0 3      segments 1 1 1 1      entries written 0 1 2 3      length after 4 5
-                                     1 1 0 0                    3 4 - -
+                                     1 1 0 0                      3 4 - -
 
   Args:
     params: as `param_specs` declares them, in any float dtype; cast to `config.dtype` where they are used. They may

@@ -1,6 +1,7 @@
 """A run is opened with its path alone, on any devices, and gives the scores that the model gives."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
     run = saved_runs.run_of(tmp_path / str(alone), verifiers__genrm__lora__save_frozen=not alone, **ADAPTERS)
     base = saved_runs.save(run, "generator")
     paths[alone] = saved_runs.save(run, "genrm")
-  size = {alone: sum(f.stat().st_size for f in (p / "4" / "state").rglob("*")) for alone, p in paths.items()}
+  size = {alone: sum(f.stat().st_size for f in pathlib.Path(p, "4/state").rglob("*")) for alone, p in paths.items()}
   assert size[True] < 0.7 * size[False]
   whole = genrm_jax.load(paths[False], mesh=_one_device())
   assert "lora" not in whole.engine.params
