@@ -1,10 +1,9 @@
-"""A base for the list tasks: a small Gemma from scratch on generic string tasks, where no pretrained one is at hand.
+"""Trains a base model for the list tasks: a small Gemma from scratch on generic string tasks, in place of pretraining.
 
     python -m experiments.base --config=experiments/configs/base.py:medium --workdir=DIR
 
-Stage `base` trains it (tasks/string_base.py: never a task of the paper), stage `export` writes DIR/asset, a folder in
-Hugging Face's layout. Those in experiments/assets were made this way; a list task starts from one by
-`--config.model.checkpoint`.
+Stage `base` trains it on tasks/string_base.py, which contains no task of the paper. Stage `export` writes DIR/asset in
+Hugging Face's layout. The bases in experiments/assets were made this way; set `--config.model.checkpoint` to use one.
 """
 
 import dataclasses
@@ -30,19 +29,19 @@ def examples(run: Run) -> Iterator[Example]:
   for i in range(c.num_examples):
     prompt, completion = string_base.example(rng)
     example = sft_example(f"base example {i}", [bos, *encode(prompt)], [*encode(completion), eos], KIND_SOLVE)
-    # An answer of one character would hardly count among lists of forty.
+    # Without a weight, one-character answers would hardly count beside lists of forty characters.
     weight = c.short_answer_weight if len(completion) <= 2 else 1.0
     yield dataclasses.replace(example, weights=example.weights * weight)
 
 
 def train_base(run: Run) -> None:
-  """The stand-in for pretraining."""
+  """Trains the base model."""
   rows = fitting.write_rows(run, "base", fitting.held_out(run, "base", fitting.with_gaps(run, examples(run))))
   fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
 
 
 def make_stages(run: Run) -> list[Stage]:
-  """Training, and the folder that other runs start from."""
+  """The stages: training, and export to the folder that other runs start from."""
   trained = "checkpoints/base"
   return [
     Stage("base", lambda: train_base(run), writes=(trained,), uses_devices=True),

@@ -1,10 +1,10 @@
-r"""Easy to hard: verifiers that were trained on easier problems (GSM8K) choose among solutions to harder ones.
+r"""Easy-to-hard generalization: verifiers trained on GSM8K select among solutions to harder problems.
 
     python -m experiments.math500 --config=experiments/configs/math500.py:tiny --workdir=DIR \
       --config.verifier=RUN/checkpoints/genrm_cot --config.problems=FILE --config.solutions=FILE
 
-Nothing is trained. Candidates are graded by their boxed answers, and every verifier scores them as its own run would,
-with the votes that this config says.
+Nothing is trained. Candidates are graded by their boxed answers, and each verifier scores them with the number of votes
+and the sampling settings of this config.
 """
 
 import collections
@@ -36,7 +36,7 @@ _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl"
 
 
 class Given(NamedTuple):
-  """A verifier of the config: its name in the report, where it is, and what its checkpoint says of itself."""
+  """A verifier of the config: its name in the report, the path of its checkpoint, and the manifest there."""
 
   name: str
   path: str
@@ -44,18 +44,20 @@ class Given(NamedTuple):
 
 
 def given_verifiers(run: Run) -> list[Given]:
-  """The verifiers that the config names. Several of one name are numbered.
+  """The verifiers that the config names; verifiers of equal name are numbered.
 
   Raises:
-    UserError: none is named, or there is no checkpoint of a verifier.
+    UserError: none is named, or a path is not the checkpoint of a verifier.
   """
-  paths = [_place(path.strip()) for path in run.config.verifier.split(",") if path.strip()]
+  paths = [_absolute(path.strip()) for path in run.config.verifier.split(",") if path.strip()]
   if not paths:
-    raise UserError("give a trained verifier: --config.verifier=RUN/checkpoints/NAME (several with commas between)")
+    raise UserError(
+      "set --config.verifier=RUN/checkpoints/NAME to a trained verifier (or several, separated by commas)"
+    )
   manifests = [saved.first_whole(saved.find(path), saved.read_manifest)[0] for path in paths]
   for path, manifest in zip(paths, manifests, strict=True):
     if manifest["verifier"] is None:
-      raise UserError(f"{path} is the {manifest['run']} of a run and no verifier; give the path of a verifier")
+      raise UserError(f"{path} is a run's {manifest['run']}, not a verifier; give the path of a verifier")
   names = [m["verifier"]["name"] for m in manifests]
   out = []
   for i, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
@@ -64,36 +66,36 @@ def given_verifiers(run: Run) -> list[Given]:
   return out
 
 
-def _place(path: str) -> str:
-  """Absolute, so that a run that is started again elsewhere finds the same; or of a remote store."""
+def _absolute(path: str) -> str:
+  """Makes a local path absolute, so that a run resumed from another folder reads the same file."""
   return path if "://" in path else str(pathlib.Path(path).expanduser().absolute())
 
 
 def source_files(run: Run) -> tuple[str, str]:
-  """Paths of the problems and of the solutions. The smoke variant has its own, in the workdir."""
+  """Paths of problems and solutions; the smoke variant has its own in the workdir."""
   if run.config.variant == "smoke":
     return str(run.path("data", "problems.jsonl")), str(run.path("data", "solutions.jsonl"))
   for key in ("problems", "solutions"):
     if not run.config[key]:
-      raise UserError(f"give the file of {key}: --config.{key}=FILE")
-  return _place(run.config.problems), _place(run.config.solutions)
+      raise UserError(f"set --config.{key}=FILE, the file of {key}")
+  return _absolute(run.config.problems), _absolute(run.config.solutions)
 
 
 def write_sums(problems: jsonl.PathLike, solutions: jsonl.PathLike) -> None:
-  """A few sums with boxed answers, each with a right and a wrong solution."""
+  """Writes a few sums with boxed answers, each with a correct and an incorrect solution."""
   sums = [(a, a + 3) for a in range(4, 8)]
-  asked = [f"Find ${a} + {b}$." for a, b in sums]
-  written = [f"${a} + {b} = {a + b}$, so the answer is $\\boxed{{{a + b}}}$." for a, b in sums]
+  questions = [f"Find ${a} + {b}$." for a, b in sums]
+  right = [f"${a} + {b} = {a + b}$, so the answer is $\\boxed{{{a + b}}}$." for a, b in sums]
   wrong = [f"We count on from {b}: $\\boxed{{{b + 1}}}$." for _, b in sums]
   jsonl.write_bytes(
     problems,
     _lines(
       {"problem": q, "solution": y, "answer": str(a + b), "subject": "Sums", "level": 1, "unique_id": f"sum/{a}.json"}
-      for (a, b), q, y in zip(sums, asked, written, strict=True)
+      for (a, b), q, y in zip(sums, questions, right, strict=True)
     ),
   )
   jsonl.write_bytes(
-    solutions, _lines({"problem": q, "solution": y} for q, y in zip(asked * 2, written + wrong, strict=True))
+    solutions, _lines({"problem": q, "solution": y} for q, y in zip(questions * 2, right + wrong, strict=True))
   )
 
 
@@ -102,7 +104,7 @@ def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def read_problems(run: Run) -> None:
-  """The problems of the file."""
+  """Reads the problems from their file into the workdir."""
   problems, solutions = source_files(run)
   if run.config.variant == "smoke":
     write_sums(problems, solutions)
@@ -110,39 +112,39 @@ def read_problems(run: Run) -> None:
 
 
 def grade_solutions(run: Run) -> None:
-  """Candidates with their answers read and compared, and a ledger of how that went."""
+  """Extracts and grades the answers of the solutions; writes candidates and a ledger."""
   c = run.config.task
   problems = run.problems("eval")
   solutions = math500.read_solutions(source_files(run)[1], problems)
   graded: list[math500.Graded] = []
-  told: dict[tuple[str, int], bool] = {}
+  labels: dict[tuple[str, int], bool] = {}
   with equality.MathEqual(c.comparison_seconds) as equal, progress("grade", len(problems)) as advance:
     for problem in problems:
-      mine = solutions[problem.id][: c.num_candidates]
-      graded += math500.grade(problem, mine, equal)
-      told |= {(problem.id, i): s.correct for i, s in enumerate(mine) if s.correct is not None}
+      chosen = solutions[problem.id][: c.num_candidates]
+      graded += math500.grade(problem, chosen, equal)
+      labels |= {(problem.id, i): s.correct for i, s in enumerate(chosen) if s.correct is not None}
       advance()
-  largest = max(len(mine) for mine in candidates.by_problem([g.candidate for g in graded]).values())
+  largest = max(len(pool) for pool in candidates.by_problem([g.candidate for g in graded]).values())
   if max(run.config.report.ns) > largest:
     raise UserError(
-      f"report.ns asks for {max(run.config.report.ns)} candidates, but no problem of {source_files(run)[1]} has more "
+      f"report.ns needs {max(run.config.report.ns)} candidates, but no problem of {source_files(run)[1]} has more "
       f"than {largest}; give more solutions, or lower --config.report.ns"
     )
   jsonl.write_records(run.path(_CANDIDATES), [g.candidate for g in graded])
-  jsonl.write_json(run.path(_LEDGER), _ledger(graded, told, equal.counts, sum(map(len, solutions.values()))))
+  jsonl.write_json(run.path(_LEDGER), _ledger(graded, labels, equal.counts, sum(map(len, solutions.values()))))
   say(f"pass@1 {sum(g.candidate.correct for g in graded) / len(graded):.3f} over {len(graded)} solutions")
 
 
 def _ledger(
-  graded: Sequence[math500.Graded], told: dict[tuple[str, int], bool], comparisons: dict[str, int], in_file: int
+  graded: Sequence[math500.Graded], labels: dict[tuple[str, int], bool], comparisons: dict[str, int], in_file: int
 ) -> dict[str, Any]:
-  """What was read, compared and not used."""
+  """Counts of extracted answers, comparisons and unused solutions; `labels` are those in the file."""
 
   def names(chosen: Iterable[Candidate]) -> list[dict[str, Any]]:
     return [{"problem_id": c.problem_id, "index": c.index} for c in chosen]
 
-  def is_told_otherwise(g: math500.Graded) -> bool:
-    return told.get((g.candidate.problem_id, g.candidate.index), bool(g.equal)) != bool(g.equal)
+  def disagrees(g: math500.Graded) -> bool:
+    return labels.get((g.candidate.problem_id, g.candidate.index), bool(g.equal)) != bool(g.equal)
 
   return {
     "library": equality.version(),
@@ -150,13 +152,13 @@ def _ledger(
     "answers": dict(collections.Counter(g.where for g in graded)),
     "comparisons": dict(comparisons),
     "not_compared": names(g.candidate for g in graded if g.equal is None),
-    "labelled_by_file": len(told),
-    "labelled_otherwise": names(g.candidate for g in graded if is_told_otherwise(g)),
+    "labelled_by_file": len(labels),
+    "labelled_otherwise": names(g.candidate for g in graded if disagrees(g)),
   }
 
 
 def score(run: Run, given: Given) -> None:
-  """Scores every candidate, with the votes that this config says."""
+  """Scores all candidates with one verifier and the votes of this config."""
   c = run.config
   trained = genrm_jax.load(given.path, mesh=run.engine_mesh, rows_per_batch=c.engine.rows_per_batch)
   named = {**given.manifest, "verifier": {**given.manifest["verifier"], "name": given.name}}
@@ -171,11 +173,11 @@ def score(run: Run, given: Given) -> None:
     file = run.scores_file(given.name, "eval")
     verifier_stages.write_scores(run, trained, file, run.problems("eval"), run.candidates("eval"))
   except UserError as e:
-    raise UserError(f"{given.path} cannot read these problems: {e}") from e
+    raise UserError(f"{given.path} cannot score these problems: {e}") from e
 
 
 def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) -> None:
-  """report/: report.md, index.html, results.json and figures."""
+  """Writes report/: report.md, index.html, results.json and figures."""
   config = run.config
   problems, pool = run.problems("eval"), run.candidates("eval")
   scores = {g.name: jsonl.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
@@ -225,7 +227,7 @@ def _grading_notes(ledger: dict[str, Any]) -> list[str]:
     )
   if ledger["labelled_by_file"]:
     notes.append(
-      f"The labels of {ledger['labelled_by_file']:,} solutions are those of the file; a comparison says otherwise of "
+      f"The file has labels for {ledger['labelled_by_file']:,} solutions, which are used; the comparison disagrees on "
       f"{len(ledger['labelled_otherwise']):,}, which candidates/ledger.json names."
     )
   if ledger["not_used"]:
@@ -271,7 +273,7 @@ def make_stages(run: Run) -> list[Stage]:
 
 
 def _local(setting: str, path: str) -> dict[str, str]:
-  """A local source of a stage, whose content is compared when the run is resumed; remote ones are not."""
+  """Stage.sources of a local path. Remote ones are not compared when the run resumes."""
   return {} if "://" in path else {setting: path}
 
 

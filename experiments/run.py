@@ -1,4 +1,4 @@
-"""Any config, of a task of your own too.
+"""Runs any config, including one of your own task.
 
 python -m experiments.run --config=my_config.py --workdir=DIR
 """

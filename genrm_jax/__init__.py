@@ -1,4 +1,4 @@
-"""Generative verifiers: reward modelling as next-token prediction (arXiv 2408.15240), in JAX.
+"""Generative verifiers in JAX: reward modeling as next-token prediction (arXiv 2408.15240).
 
     verifiers = genrm_jax.train("last_letter:smoke", "runs/smoke")
     scores = genrm_jax.score("last_letter:smoke", "runs/smoke")

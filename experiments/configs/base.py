@@ -1,8 +1,8 @@
 """The base models of the list tasks; see experiments/base.py.
 
-medium  0.6M parameters: what the tasks' :tiny variants start from
-small, mini   for the curve over model sizes
-smoke   for tests
+medium       0.6M parameters; the tasks' :tiny variants start from it
+small, mini  for the study of model sizes
+smoke        for tests
 """
 
 import ml_collections

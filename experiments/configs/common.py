@@ -1,4 +1,4 @@
-"""Pieces that the configs share. A config is plain, locked and complete."""
+"""Building blocks of the configs."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ from genrm_jax.model.config import get_config
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import make_format
 
-# The most positions left out at random after these characters, in training only: see data/packing.with_gaps.
+# Maximum random position gap after each of these characters, in training only; see data/packing.with_gaps.
 LIST_GAPS = {"0123456789": 10, "=;!?": 40}
 
 
 def locked(values: dict[str, Any]) -> ml_collections.ConfigDict:
-  """A ConfigDict that takes no new keys."""
+  """A ConfigDict that accepts no new keys."""
   return ml_collections.ConfigDict(values).lock()
 
 
@@ -25,7 +25,7 @@ def check_variant(variant: str, known: tuple[str, ...]) -> None:
 
 
 def start(init_from: str = "") -> dict[str, Any]:
-  """What a model starts from, and the low-rank adapters on it (rank 0: none)."""
+  """Initialization of a model, and its low-rank adapters (rank 0: none)."""
   return dict(init_from=init_from, lora=dict(rank=0, alpha=16.0, targets=("q", "k", "v", "attn_out"), save_frozen=True))
 
 
@@ -49,17 +49,22 @@ def training(
 ) -> dict[str, Any]:
   """How one model is trained.
 
-  The rows of a batch go through the model in `num_micro_batches` parts, one after another. Each step is that of the
-  whole batch; memory is that of a part. `remat` (none, dots or layer) is what the backward pass recomputes.
-
-  It is evaluated on at most `max_eval_rows` held-out rows (0: all) every `eval_every` steps and saved every
-  `save_every` (0: as often as suits `num_steps` of a small model). The saved step with the least `best_by` ("loss",
-  "loss_verify" or "loss_solve", on held-out rows) is the one that is used; training ends where that is not above
-  `stop_at_loss`.
-
-  `init_from` names the training whose best parameters it starts from ("": `model.checkpoint`, or random numbers). An
-  example longer than a row is an error, or with `drop_long` left out and counted. With `lora.rank` above 0 only
-  low-rank adapters are trained.
+  Args:
+    num_steps: optimizer steps.
+    learning_rate: peak; warmup and decay follow from `num_steps`.
+    batch_size: packed rows per step.
+    row_length: tokens per packed row.
+    init_from: the model of this run whose best step training starts from; "" means `model.checkpoint` or random.
+    drop_long: drop and count examples longer than a row; otherwise they are an error.
+    weight_decay: AdamW; norm scales are not decayed.
+    num_micro_batches: parts of a batch that are processed in turn, which saves memory; a step is still one update.
+    remat: what the backward pass recomputes: "none", "dots" or "layer".
+    eval_every: steps between evaluations on held-out rows; 0 chooses a value for small models.
+    save_every: steps between checkpoints, a multiple of `eval_every`; 0 means `eval_every`.
+    max_eval_rows: held-out rows per evaluation; 0 means all.
+    best_by: the step with the lowest of this held-out metric is used: "loss", "loss_verify" or "loss_solve".
+    stop_at_loss: training ends once that metric is at most this value.
+    smoke: evaluate and save every two steps.
   """
   eval_every = 2 if smoke else eval_every or (100 if num_steps >= 200 else 20)
   save_every = 2 if smoke else save_every or eval_every
@@ -100,9 +105,15 @@ def verifier(
   solve_weight: float = 0.0,
   **train: Any,
 ) -> dict[str, Any]:
-  """How one verifier is trained: the paper's 16 + 16 solutions a problem, balanced; `solve_weight` is its lambda.
+  """How one verifier is trained: on 16 correct and 16 incorrect solutions per problem, as in the paper.
 
-  `max_problems` keeps that many of the first problems (0: all).
+  Args:
+    max_problems: train on the first `max_problems` problems; 0 means all.
+    max_per_label: solutions per problem and label.
+    balanced: as many correct as incorrect solutions.
+    max_rationales: rationales per solution (GenRM-CoT); 0 means to train on solutions only.
+    solve_weight: the paper's lambda.
+    **train: arguments of `training`.
   """
   return dict(
     max_problems=max_problems,
@@ -115,12 +126,12 @@ def verifier(
 
 
 def dpo(*, max_pairs: int = 8, beta: float = 0.1, **train: Any) -> dict[str, Any]:
-  """How the DPO verifier is trained: at most `max_pairs` of a correct and an incorrect solution a problem."""
+  """How the DPO verifier is trained: on up to `max_pairs` pairs of a correct and an incorrect solution per problem."""
   return dict(max_problems=0, max_pairs=max_pairs, beta=beta, **training(**train))
 
 
 def judge(max_new_tokens: int) -> dict[str, Any]:
-  """LLM-as-a-Judge is not trained; it has not learnt to end either, so its rationales have a limit of their own."""
+  """LLM-as-a-Judge: not trained. Untrained models rarely end a rationale, hence a limit of its own."""
   return dict(max_new_tokens=max_new_tokens, **start())
 
 
@@ -129,18 +140,20 @@ def sampling(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:
 
 
 def engine(*, rows_per_batch: int, max_tokens: int, tensor: int = 1) -> dict[str, Any]:
-  """How models are sampled from and score: each process by itself, on its own devices."""
+  """Inference settings; each process samples and scores on its local devices."""
   return dict(rows_per_batch=rows_per_batch, max_tokens=max_tokens, mesh=dict(data=-1, fsdp=1, tensor=tensor))
 
 
 def model(
   *, size: str, dtype: str = "float32", checkpoint: str = "", overrides: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-  """A Gemma of a size of genrm_jax/model/config.py, `overrides` in place of its fields.
+  """A Gemma.
 
-  Where `checkpoint` names the folder of a Gemma checkpoint (released or Hugging Face), the model is that one, and
-  `size` and `overrides` do not count. Activations are of `dtype`; parameters that are trained must be float32.
-  `sharding` lays logical axes on mesh axes, activations' axes included.
+  Args:
+    size: a name in genrm_jax/model/config.py; it also sets the default sharding rules.
+    dtype: of activations. Parameters are float32, which training requires.
+    checkpoint: folder of a Gemma checkpoint (released or Hugging Face); then `size` and `overrides` have no effect.
+    overrides: fields of the model config to change.
   """
   rules = dict(get_config(size).rules)
   return dict(
@@ -149,11 +162,11 @@ def model(
 
 
 def tiny_model(smoke: bool, checkpoint: str = "") -> dict[str, Any]:
-  """A tiny Gemma from scratch, or one that compiles and runs in no time."""
+  """A tiny Gemma from scratch; even smaller for smoke tests."""
   widths = dict(num_layers=1, embed_dim=32, ffw_dim=64) if smoke else dict(num_layers=4, embed_dim=128, ffw_dim=256)
   return model(size="tiny_gemma1", checkpoint=checkpoint, overrides=widths)
 
 
 def prompts(name: str) -> dict[str, str]:
-  """Every template of a named format; each may be changed, as in --config.prompts.verify=TEXT."""
+  """All templates of a named format; each can be overridden, as in --config.prompts.verify=TEXT."""
   return dataclasses.asdict(make_format(name))

@@ -1,7 +1,7 @@
 """Last Letter Concatenation: the variants of experiments/configs/list_tasks.py, and two more ablations.
 
-given_first   the walk writes the solution's letter before the true one
-no_stop       the walk goes on after an error
+given_first  rationales write the letter in the solution before the true one
+no_stop      rationales continue after the first error
 """
 
 import ml_collections

@@ -1,19 +1,19 @@
-"""The configs of the list tasks. `task` gives their numbers: see experiments/configs/last_letter.py.
+"""Configs of the two list tasks; experiments/configs/last_letter.py and word_sorting.py hold their numbers.
 
-tiny   minutes on 2 CPU cores, from the small base of experiments/assets
+tiny   minutes on 2 CPU cores, from the small base model in experiments/assets
 tour   three minutes on 2 CPU cores, with the smallest verifiers that learn something; for docs/tour.ipynb
-smoke  the same stages in a minute with models that learn nothing; for tests
-paper  Gemma 2B as generator (prompted with worked examples) and as verifier, for a TPU; it needs
+smoke  the same stages in a minute, with models that learn nothing; for tests
+paper  Gemma 2B as generator (few-shot) and verifier, on a TPU; needs
        --config.model.checkpoint=GEMMA_2B --config.tokenizer.path=tokenizer.model
 
-A study is tiny with one thing changed, on the problems and solutions of a tiny run: --config.bank=WORKDIR.
+A study changes one thing in tiny, and reuses problems and solutions of a tiny run: --config.bank=WORKDIR.
 
-train_N      verifiers are trained on the first N problems
-steps_N      ORM and GenRM are trained for N steps
-size_NAME    the verifier has another size (experiments/configs/base.py)
-lambda_X     GenRM-CoT is trained to solve as well, weighted by X (paper, equation 5); lambda_only: to solve alone
-no_shift     training lists are numbered from 0 on
-no_gaps      the positions of training rows have no gaps
+train_N      trains verifiers on the first N problems
+steps_N      trains ORM and GenRM for N steps
+size_NAME    a verifier of another size (experiments/configs/base.py)
+lambda_X     also trains GenRM-CoT to solve, with weight X (paper, equation 5); lambda_only: to solve only
+no_shift     training lists are numbered from 0
+no_gaps      no gaps in the positions of training rows
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from genrm_jax.runtime.errors import UserError
 
 ASSETS = "experiments/assets"
 _STUDIES = ("train_N", "steps_N", "size_NAME", "lambda_X", "lambda_only", "no_shift", "no_gaps")
-_STUDY_VOTES = 8  # of 32, to save time; they are compared with as many of the main run
+_STUDY_VOTES = 8  # of 32, to save time; compared with 8 votes of the main run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Numbers:
   name: str
   train_words: tuple[int, int]
   eval_words: int
-  walk: dict[str, Any]  # of the compact rationale
-  walks: dict[str, dict[str, Any]]  # further studies: other walks
+  walk: dict[str, Any]  # style of compact rationales
+  walks: dict[str, dict[str, Any]]  # further studies: other styles
   # tiny
   num_problems: int
-  num_solutions: int  # to each of them, for training
-  generator: dict[str, Any]  # it is stopped where it still errs in many ways
+  num_solutions: int  # per training problem
+  generator: dict[str, Any]  # stopped early, while its errors are still diverse
   solution_tokens: int
   rationale_tokens: int
   row_length: int
@@ -108,7 +108,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     tokenizer=dict(type="char"),
     prompts=common.prompts("compact"),
     model=common.tiny_model(smoke, "" if smoke else f"{ASSETS}/medium"),
-    cpu_devices=1,  # counts where there is no accelerator
+    cpu_devices=1,  # has no effect on accelerators
     mesh=dict(data=-1, fsdp=1, tensor=1),
     gaps=common.LIST_GAPS,
     generator=dict(
@@ -118,7 +118,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     candidates=dict(
       num_train=task.num_solutions,
       num_eval=4 if smoke else 32,
-      add_reference=smoke,  # a model that has learned nothing finds no correct solution
+      add_reference=smoke,  # an untrained model finds no correct solution
       sample=common.sampling(max_new_tokens=task.solution_tokens, temperature=1.0),
     ),
     verifiers=dict(judge=common.judge(max_new_tokens=8 if smoke else 24), **trained),
@@ -184,22 +184,22 @@ def _number(variant: str, text: str, kind: Any) -> Any:
   except ValueError:
     number = 0
   if not number > 0:
-    raise UserError(f"config variant {variant!r}: {text!r} is no positive number")
+    raise UserError(f"config variant {variant!r}: {text!r} is not a positive number")
   return number
 
 
 def _paper(task: Numbers) -> dict[str, Any]:
-  """The paper's setting where it is known (appendices A and B), else our choice, marked so."""
+  """The paper's setting where known (appendices A and B); our own choices are marked."""
 
   def training(learning_rate: float) -> dict[str, Any]:
     return dict(
-      num_steps=20_000,  # ours; the step with the least loss on held-out problems is used
+      num_steps=20_000,  # ours; the step with the lowest held-out loss is used
       learning_rate=learning_rate,
       remat="dots",
       batch_size=64,
       row_length=1024,  # ours
       weight_decay=1e-2,
-      eval_every=250,  # ours, as are the next two: a checkpoint of 2B parameters with moments is 30 GB
+      eval_every=250,  # ours, as are the next two: a checkpoint of 2B parameters with Adam moments takes 30 GB
       save_every=1000,
       max_eval_rows=256,
     )
@@ -210,7 +210,7 @@ def _paper(task: Numbers) -> dict[str, Any]:
     bank="",
     task=_task(task, "natural", (task.paper_problems, 128, 200, 200), {}),
     tokenizer=dict(type="sentencepiece", path=""),
-    prompts=common.prompts("genrm_short"),  # ours: the frame of the released GSM8K data without its instruction
+    prompts=common.prompts("genrm_short"),  # ours: the format of the released GSM8K data without its instruction
     model=common.model(size="gemma_2b", dtype="bfloat16"),
     cpu_devices=1,
     mesh=dict(data=1, fsdp=-1, tensor=1),

@@ -28,7 +28,7 @@ NUMBERS = list_tasks.Numbers(
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-  """The config of a variant; `paper` is evaluated on BIG-Bench Hard with --config.task.eval.bbh=WORD_SORTING_JSON."""
+  """The config of a variant. --config.task.eval.bbh=WORD_SORTING_JSON evaluates `paper` on BIG-Bench Hard."""
   config = list_tasks.get_config(NUMBERS, variant)
   if variant == "paper":
     with config.unlocked():

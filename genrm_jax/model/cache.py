@@ -1,8 +1,8 @@
 """The KV cache: created empty, appended to by `gemma.forward`, and its rows overwritten by copies of other rows.
 
-    slot       0 1 2 3 4 5 6 7          S = 8
-    row 0      a b c d . . . .          length 4, the next token goes to slot 4
-    row 1      e f . . . . . .          length 2, the next token goes to slot 2
+    entry      0 1 2 3 4 5 6 7          S = 8
+    row 0      a b c d . . . .          length 4, the next token goes to entry 4
+    row 1      e f . . . . . .          length 2, the next token goes to entry 2
 
 Each row has its own length. Slots at `length` and beyond are never attended to.
 """
@@ -46,7 +46,7 @@ def replace_rows(cache: KVCache, prefixes: KVCache, source_B: jax.Array, rules: 
       prefixes  p  q            cache  a b c d    ->    a q c q
       source_B  -1  1 -1  1
 
-  Each copy then grows on its own. `prefixes` has at most as many slots as the cache. Every device may need any of its
+  Each copy then grows on its own. `prefixes` has at most as many entries as the cache. Every device may need any of its
   rows, so they are gathered.
   """
   new_B, T = source_B >= 0, prefixes.positions.shape[1]
@@ -54,9 +54,9 @@ def replace_rows(cache: KVCache, prefixes: KVCache, source_B: jax.Array, rules: 
   def replace(old: jax.Array, prefix: jax.Array, axis: int) -> jax.Array:
     prefix = constrain(prefix, [FREE if a > axis + 1 else None for a in range(prefix.ndim)], rules)
     new = jnp.take(prefix, source_B, axis=axis, mode="clip")
-    slots = (slice(None),) * (axis + 1) + (slice(T),)
+    block = (slice(None),) * (axis + 1) + (slice(T),)
     mask = jnp.expand_dims(new_B, [a for a in range(prefix.ndim) if a != axis])
-    return old.at[slots].set(jnp.where(mask, new, old[slots]))
+    return old.at[block].set(jnp.where(mask, new, old[block]))
 
   return pin(
     KVCache(
@@ -86,22 +86,22 @@ def copy_rows(cache: KVCache, source_B: jax.Array, num_shards: int, rules: Rules
   return pin(copied, rules)
 
 
-def slots(cache: KVCache, segments_BT: jax.Array) -> jax.Array:
-  """The slot of every new token, i32[B, T]: length[b], length[b] + 1, ...; S for padding, which is not written."""
+def entries(cache: KVCache, segments_BT: jax.Array) -> jax.Array:
+  """The cache entry of each new token, i32[B, T]: length[b], length[b] + 1, ...; S for padding (not written)."""
   index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
   return jnp.where(segments_BT > 0, cache.length[:, None] + index_T, cache.positions.shape[1])
 
 
-def write(buffer_LBSKH: jax.Array, new_BTKH: jax.Array, layer: jax.Array, slots_BT: jax.Array) -> jax.Array:
-  """Writes one layer's keys or values to [layer, b, slots[b, t]]; slots >= S are dropped.
+def write(buffer_LBSKH: jax.Array, new_BTKH: jax.Array, layer: jax.Array, entries_BT: jax.Array) -> jax.Array:
+  """Writes one layer's keys or values to [layer, b, entries[b, t]]; entries >= S are dropped.
 
-  Only B * T slots of the buffer are touched, so a loop that carries the buffer updates it in place.
+  Only B * T entries of the buffer are touched, so a loop that carries the buffer updates it in place.
   """
-  rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-  return buffer_LBSKH.at[layer, rows_B1, slots_BT].set(new_BTKH.astype(buffer_LBSKH.dtype), mode="drop")
+  rows_B1 = jnp.arange(entries_BT.shape[0])[:, None]
+  return buffer_LBSKH.at[layer, rows_B1, entries_BT].set(new_BTKH.astype(buffer_LBSKH.dtype), mode="drop")
 
 
-def write_positions(positions_BS: jax.Array, new_BT: jax.Array, slots_BT: jax.Array) -> jax.Array:
-  """Writes the new tokens' positions to [b, slots[b, t]]; slots >= S are dropped."""
-  rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-  return positions_BS.at[rows_B1, slots_BT].set(new_BT, mode="drop")
+def write_positions(positions_BS: jax.Array, new_BT: jax.Array, entries_BT: jax.Array) -> jax.Array:
+  """Writes the new tokens' positions to [b, entries[b, t]]; entries >= S are dropped."""
+  rows_B1 = jnp.arange(entries_BT.shape[0])[:, None]
+  return positions_BS.at[rows_B1, entries_BT].set(new_BT, mode="drop")

@@ -136,8 +136,8 @@ def forward(
   one sequence: new tokens are appended at `cache.length[b]` and attend to the whole row up to themselves. Prefill and
   decode are the same call, with T the width of the prompts or 1:
 
-      cache.length 0 3      segments 1 1 1 1      slots written 0 1 2 3      length after 4 5
-                                     1 1 0 0                    3 4 - -
+      cache.length 0 3      segments 1 1 1 1      entries written 0 1 2 3      length after 4 5
+                                     1 1 0 0                      3 4 - -
 
   Args:
     params: as `param_specs` declares them, in any float dtype; cast to `config.dtype` where they are used. They may
@@ -158,12 +158,12 @@ def forward(
   kinds = tuple(kind for kind in LAYER_KINDS if kind in config.layer_kinds)
   windows = tuple(config.window if kind == "local" else None for kind in kinds)
   if cache is None:
-    slots_BT = None
+    entries_BT = None
     masks = [layers.packed_mask(positions_BT, segments_BT, window) for window in windows]
   else:
-    slots_BT = kv_cache.slots(cache, segments_BT)
-    key_positions_BS = kv_cache.write_positions(cache.positions, positions_BT, slots_BT)
-    masks = [layers.cached_mask(slots_BT, positions_BT, key_positions_BS, window) for window in windows]
+    entries_BT = kv_cache.entries(cache, segments_BT)
+    key_positions_BS = kv_cache.write_positions(cache.positions, positions_BT, entries_BT)
+    masks = [layers.cached_mask(entries_BT, positions_BT, key_positions_BS, window) for window in windows]
   angles = [_angles(config, kind, positions_BT) for kind in kinds]
   # One mask and one set of angles per kind of layer; each layer indexes them by its kind.
   masks_ABTS, cos_ABTH, sin_ABTH = jnp.stack(masks), jnp.cos(jnp.stack(angles)), jnp.sin(jnp.stack(angles))
@@ -174,10 +174,10 @@ def forward(
     rope = functools.partial(layers.apply_rope, cos_BTH=cos_ABTH[kind], sin_BTH=sin_ABTH[kind])
     h_BTD = layers.rms_norm(x_BTD, weights["pre_attention_norm"])
     q_BTNH, k_BSKH, v_BSKH = _qkv(weights, config, h_BTD, rope)
-    if slots_BT is not None:
+    if entries_BT is not None:
       # The cache is part of the carry: as scanned inputs and outputs it would be copied at every step.
-      k_buffer = kv_cache.write(k_buffer, k_BSKH, index, slots_BT)
-      v_buffer = kv_cache.write(v_buffer, v_BSKH, index, slots_BT)
+      k_buffer = kv_cache.write(k_buffer, k_BSKH, index, entries_BT)
+      v_buffer = kv_cache.write(v_buffer, v_BSKH, index, entries_BT)
       k_BSKH, v_BSKH = k_buffer[index], v_buffer[index]
       attended_BTNH = layers.attention(q_BTNH, k_BSKH, v_BSKH, masks_ABTS[kind], config.attn_softcap)
     else:

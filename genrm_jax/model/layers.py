@@ -67,21 +67,21 @@ def packed_mask(positions_BT: jax.Array, segments_BT: jax.Array, window: int | N
 
 
 def cached_mask(
-  slots_BT: jax.Array, positions_BT: jax.Array, key_positions_BS: jax.Array, window: int | None
+  entries_BT: jax.Array, positions_BT: jax.Array, key_positions_BS: jax.Array, window: int | None
 ) -> jax.Array:
-  """Which cache slots a query may attend to, bool[B, T, S]: those up to its own, within the window.
+  """Which cache entries a query may attend to, bool[B, T, S]: those up to its own, within the window.
 
-  A row's tokens fill its slots from 0 without holes, so every slot before a token's own holds a token. A padding query
-  has a slot >= S and sees every slot; its result is never used.
+  A row's tokens fill its entries from 0 without holes, so every entry before a token's own holds a token. A padding
+  query has an entry >= S and sees all entries; its result is never used.
 
   Args:
-    slots_BT: i32[B, T], the slot that holds the query's own key.
+    entries_BT: i32[B, T], the entry that holds the query's own key.
     positions_BT: i32[B, T] of the queries.
     key_positions_BS: i32[B, S] of the cached keys.
     window: None for a global layer.
   """
   index_S = jnp.arange(key_positions_BS.shape[1])
-  return (index_S <= slots_BT[:, :, None]) & _within(positions_BT, key_positions_BS, window)
+  return (index_S <= entries_BT[:, :, None]) & _within(positions_BT, key_positions_BS, window)
 
 
 def attention(

@@ -1,13 +1,13 @@
-"""The library in functions: what the commands do, from a script or a notebook.
+"""The library in functions: train, score and evaluate from a script or a notebook.
 
     import genrm_jax
 
     verifiers = genrm_jax.train("last_letter:smoke", "runs/smoke")      # {"orm": TrainedVerifier, ...}
     scores = genrm_jax.score("last_letter:smoke", "runs/smoke")         # {"orm": [Score, ...], ...}
-    results = genrm_jax.evaluate("last_letter:smoke", "runs/smoke")     # what report/results.json holds
+    results = genrm_jax.evaluate("last_letter:smoke", "runs/smoke")     # the contents of report/results.json
 
-Each runs the stages up to its result and skips those that are done, so the order of calls does not matter and a stopped
-call resumes. Settings are changed on a config: `config = genrm_jax.get_config("last_letter:smoke"); config.seed = 1`.
+Each runs the stages that its result needs and skips finished ones, so calls may come in any order, and an interrupted
+call resumes. To change settings, edit a config: `config = genrm_jax.get_config("last_letter:smoke"); config.seed = 1`.
 """
 
 import importlib.util
@@ -35,10 +35,10 @@ Config: TypeAlias = str | Any  # a name, or a ConfigDict
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:
-  """A config by "NAME:VARIANT" (of the installed experiments.configs) or "FILE.py:VARIANT".
+  """The config "NAME:VARIANT" of the installed experiments.configs, or "FILE.py:VARIANT".
 
   Raises:
-    UserError: no such file, or no `get_config` in it.
+    UserError: the file does not exist or defines no `get_config`.
   """
   path, _, variant = locate.config_path(name).rpartition(".py")
   file = pathlib.Path(f"{path}.py")
@@ -52,18 +52,18 @@ def get_config(name: str) -> ml_collections.ConfigDict:
 
 
 def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, TrainedVerifier]:
-  """Trains verifiers, and all that they need before (problems, candidates, rationales, a generator).
+  """Trains verifiers, after making what they need: problems, a generator, candidates, rationales.
 
   Args:
     config: "NAME:VARIANT", "FILE.py:VARIANT" or a ConfigDict.
-    workdir: where everything is kept; local or gs://.
-    verifiers: which of the config's; all if empty. Those that are not trained are opened as they start.
+    workdir: folder for all files of the run; local or gs://.
+    verifiers: names in `config.verifiers`; all if empty. The judge, which is not trained, is included.
 
   Returns:
     The verifiers by name, ready to score.
 
   Raises:
-    UserError: a setting, an input or a workdir that cannot be used.
+    UserError: a setting, an input or the workdir cannot be used.
   """
   run = open_run(config, workdir)
   names = _chosen(run, verifiers)
@@ -72,10 +72,10 @@ def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
 
 
 def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, list[Score]]:
-  """Scores the candidates of the evaluation split, after `train`; arguments as there.
+  """Trains if necessary, then scores the candidates of the evaluation split; arguments and errors as for `train`.
 
   Returns:
-    For each verifier a score per candidate, as in scores/<verifier>.jsonl.
+    One score per candidate for each verifier, as in scores/<verifier>.jsonl.
   """
   run = open_run(config, workdir)
   names = _chosen(run, verifiers)
@@ -84,10 +84,10 @@ def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
 
 
 def evaluate(config: Config, workdir: Any) -> dict[str, Any]:
-  """Compares all verifiers of the config, after `train` and `score`; arguments as there.
+  """Trains and scores if necessary, then compares all verifiers; arguments and errors as for `train`.
 
   Returns:
-    What report/results.json holds: Best-of-N, verification accuracy and more, with intervals. report/ has the plots.
+    The contents of report/results.json: Best-of-N, verification accuracy and more, with intervals. Plots: report/.
   """
   run = open_run(config, workdir)
   run_up_to(run, ["report"])
@@ -95,7 +95,7 @@ def evaluate(config: Config, workdir: Any) -> dict[str, Any]:
 
 
 def open_run(config: Config, workdir: Any) -> Run:
-  """The run of a config in a workdir; the settings are checked, the workdir is claimed."""
+  """Checks the settings, claims the workdir and returns the run. Raises UserError as `train`."""
   if isinstance(config, str):
     config = get_config(config)
   use_cpu_devices(config.cpu_devices)
@@ -108,7 +108,7 @@ def open_run(config: Config, workdir: Any) -> Run:
 
 
 def run_up_to(run: Run, last: Sequence[str], make: Callable[[Run], list[Stage]] = make_stages) -> None:
-  """Runs the named stages, and before them, in order, those whose files they need."""
+  """Runs the stages named in `last`, preceded by those whose files they need."""
   every = make(run)
   needed: set[str] = set()
   chosen = []
@@ -120,9 +120,9 @@ def run_up_to(run: Run, last: Sequence[str], make: Callable[[Run], list[Stage]] 
 
 
 def use_cpu_devices(number: int) -> None:
-  """Splits a CPU into so many devices, if JAX runs on one, has not started yet, and XLA_FLAGS does not say otherwise.
+  """Splits the CPU into `number` devices unless XLA_FLAGS sets a number already. Call it before JAX starts.
 
-  A small model keeps two cores busy as two devices, each with half of the batch, and hardly as one.
+  Two devices with half of the batch each keep two cores busy on a small model; a single device hardly does.
   """
   if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return
@@ -130,7 +130,7 @@ def use_cpu_devices(number: int) -> None:
     jax.config.update("jax_num_cpu_devices", number)
   except RuntimeError:  # in a notebook JAX may have started
     if jax.default_backend() == "cpu" and jax.local_device_count() != number:
-      say(f"JAX has started with {jax.local_device_count()} CPU devices; the config asks for {number}")
+      say(f"JAX has started with {jax.local_device_count()} CPU devices; config.cpu_devices={number} has no effect")
 
 
 def _chosen(run: Run, verifiers: Sequence[str]) -> list[str]:

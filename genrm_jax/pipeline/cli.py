@@ -21,37 +21,35 @@ from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.runtime.progress import say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT, or NAME:VARIANT.")
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where everything that the run makes is kept: a folder, or gs://BUCKET/PATH."
-)
-_STAGES = flags.DEFINE_list("stages", [], "Stages to run, by name; all if empty.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all files of the run, local or gs://BUCKET/PATH.")
+_STAGES = flags.DEFINE_list("stages", [], "Names of stages to run; all if empty.")
 _DISTRIBUTED = flags.DEFINE_enum(
-  "distributed", "", ["", "auto"], "auto: the processes of a TPU pod, of SLURM, Open MPI or GKE find each other."
+  "distributed", "", ["", "auto"], "auto: detect the processes of a TPU pod, SLURM, Open MPI or GKE."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where processes are numbered by hand.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes the run has.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, if processes are numbered by hand.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes in the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
 _TIMEOUT = flags.DEFINE_integer("distributed_timeout_s", 300, "Seconds to wait for all processes.")
 
 
 def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> None:
-  """Runs an experiment's stages. A user's mistake ends in one message and exit code 1.
+  """Runs the stages of an experiment. A UserError ends in one message and exit code 1.
 
   Args:
-    task: the name that `config.task.name` must have; "" for any.
-    make: the stages of a run.
+    task: required value of `config.task.name`; "" accepts any.
+    make: builds the stages of a run.
   """
 
   def run_main(argv: list[str]) -> None:
     del argv
-    logging.set_verbosity(logging.WARNING)  # Orbax logs its every step
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of its own
     with one_message(leave=distributed.leave):
       api.use_cpu_devices(_CONFIG.value.cpu_devices)
       distributed.start(_distributed_settings())
       memory.keep_freed_memory()
       if task and _CONFIG.value.task.name != task:
         raise UserError(
-          f"the config is of task {_CONFIG.value.task.name!r}, not of {task!r}; run it by experiments.run"
+          f"the config is for task {_CONFIG.value.task.name!r}, not {task!r}; run it with python -m experiments.run"
         )
       run = api.open_run(_CONFIG.value, _WORKDIR.value)
       stages.run_stages(run.workdir, make(run), _STAGES.value, say)
@@ -61,7 +59,7 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax TASK ...`: runs experiments.TASK; the current folder can be imported from."""
+  """The command `genrm-jax TASK ...`: runs experiments.TASK with the current folder on the import path."""
   folder = str(locate.experiments_folder())
   names = sorted(m.name for m in pkgutil.iter_modules([folder]) if m.name not in ("configs", "studies"))
   name = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -79,13 +77,13 @@ def _distributed_settings() -> distributed.Settings:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """The command line, parsed by absl, with one message for a config file or a key that does not exist."""
+  """Parses the command line with absl; raises one UserError for a config file or key that does not exist."""
   overrides = [a.split("=")[0] for a in argv if a.startswith("--config.")]
   with one_message():
     argv = [f"--config={locate.config_path(a[9:])}" if a.startswith("--config=") else a for a in argv]
     try:
       rest = app.parse_flags_with_usage(argv)
-      _CONFIG.value.to_dict()  # a file that could not be loaded shows itself only here
+      _CONFIG.value.to_dict()  # a file that failed to load raises only now
     except OSError as e:
       raise UserError(f"cannot load the config: {str(e).splitlines()[-1].strip()}") from e
     except (AttributeError, KeyError) as e:

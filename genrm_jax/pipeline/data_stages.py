@@ -1,4 +1,4 @@
-"""The stages before the verifiers: problems, tokenizer, generator, candidates, rationales, base model."""
+"""Stages that prepare data for the verifiers: problems, tokenizer, generator, candidates, rationales, base model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,35 +29,35 @@ def rationales_from(run: Run) -> str:
   """Where training rationales come from, one of WAYS."""
   way = run.config.grader.way if "grader" in run.config else "program"
   if way not in WAYS:
-    raise UserError(f"config.grader.way is {way!r}; it is {', '.join(WAYS)}")
+    raise UserError(f"config.grader.way is {way!r}; choose one of {', '.join(WAYS)}")
   return way
 
 
 def method(run: Run, name: str) -> Callable[..., Any]:
-  """An optional method of the task; UserError where a stage needs it and the task has none."""
+  """An optional method of the task. Raises UserError if the task does not define it."""
   found = optional_method(run.task, name)
   if found is None:
     raise UserError(f"task {run.task.name} has no method `{name}`, which this config needs; see docs/extending.md")
   return found
 
 
-# Problems, and what a task brings along.
+# Problems and released data.
 
 
 def make_problems(run: Run) -> None:
-  """The problems of every split; a question that an earlier split holds is left out of a later one."""
+  """Writes the problems of every split; questions that an earlier split contains are left out of later ones."""
   seen: set[str] = set()
   for split in run.splits:
     made = checked_problems(run.task, split, run.rng(split))
     problems = [p for p in made if p.question not in seen]
     if len(problems) < len(made):
-      say(f"{split}: left out {len(made) - len(problems)} problems that an earlier split holds")
+      say(f"{split}: left out {len(made) - len(problems)} problems that an earlier split contains")
     seen |= {p.question for p in problems}
     jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems)
 
 
 def read_release(run: Run) -> None:
-  """Problems, candidates and, where the config says so, raw rationales that come with the task."""
+  """Writes the problems, candidates and, if configured, filtered rationales that come with the task."""
   released: Released = method(run, "released")(run.config.seed)
   problems, pools = dict(released.problems), dict(released.candidates)
   own = run.config.task.get("candidates", "")
@@ -78,14 +78,14 @@ def read_release(run: Run) -> None:
 
 
 def copy_bank(run: Run) -> None:
-  """Problems and candidates of another run of this task, so that verifiers are compared on the same ones."""
+  """Copies problems and candidates from another run of this task, so that verifiers are compared on equal data."""
   bank = saved.absolute(run.config.bank)
   for split in run.splits:
     for kind in ("problems", "candidates"):
       path = bank / kind / f"{split}.jsonl"
       if not path.is_file():
         raise UserError(f"no {path}; config.bank must be the workdir of a run of {run.task.name}")
-      # A broken line is named now, not after hours of training.
+      # Report a malformed line now, not after hours of training.
       _ = jsonl.read_records(path, Problem) if kind == "problems" else jsonl.read_records(path, Candidate)
       jsonl.write_bytes(run.path(kind, path.name), path.read_bytes())
     if split in ("train", "val") and not run.config.task.get("index_shift", True):
@@ -98,7 +98,7 @@ def copy_bank(run: Run) -> None:
 
 
 def make_tokenizer(run: Run) -> None:
-  """The SentencePiece file that the config names, or one learnt from training problems, solutions and rationales."""
+  """Copies the SentencePiece model that the config names, or trains one on problems, solutions and rationales."""
   c = run.config.tokenizer
   if c.path:
     jsonl.write_bytes(run.path("tokenizer.model"), SentencePieceTokenizer(c.path).file_bytes)
@@ -113,7 +113,7 @@ def make_tokenizer(run: Run) -> None:
 
 
 def first_rationales(run: Run, split: str) -> dict[tuple[str, int], Rationale]:
-  """The first kept released rationale of each candidate; none where rationales are written later."""
+  """The first kept rationale of each candidate, by (problem id, index); empty unless rationales are released."""
   first: dict[tuple[str, int], Rationale] = {}
   if rationales_from(run) == "released":
     for r in run.rationales(split):
@@ -126,7 +126,7 @@ def first_rationales(run: Run, split: str) -> dict[tuple[str, int], Rationale]:
 
 
 def train_generator(run: Run) -> None:
-  """A generator on the task's own "generator" problems, which no verifier sees; stopped early, so that it errs."""
+  """Trains a generator on "generator" problems, which no verifier sees; stopped early, so that it makes errors."""
   rows = fitting.write_rows(
     run, "generator", fitting.held_out(run, "generator", fitting.with_gaps(run, _solutions(run)))
   )
@@ -139,7 +139,7 @@ def _solutions(run: Run) -> Iterator[Example]:
 
 
 def make_candidates(run: Run) -> None:
-  """The generator's solutions to the problems of every split, graded."""
+  """Samples and grades the generator's solutions to the problems of every split."""
   is_trained = "generator" in run.config
   if is_trained:
     params, step = run.load_params("generator", run.engine_mesh)
@@ -160,7 +160,7 @@ def make_candidates(run: Run) -> None:
 def sample_solutions(
   run: Run, engine: Engine, source: str, problems: Sequence[Problem], num: int, few_shot: bool
 ) -> list[Candidate]:
-  """`num` graded solutions per problem; `few_shot` puts the task's worked examples before each prompt."""
+  """Samples and grades `num` solutions per problem; `few_shot` puts the task's worked examples before each prompt."""
   settings = run.sample_config("candidates")
   shots = run.tokenizer.encode(method(run, "few_shot")(run.prompter.template("solve"))) if few_shot else []
 
@@ -195,7 +195,7 @@ def _candidate(run: Run, problem: Problem, index: int, text: str, source: str) -
 
 
 def write_rationales(run: Run) -> None:
-  """The program's rationales for the solutions on which verifiers are trained."""
+  """Writes rationales for the training and validation solutions with the task's program."""
   table = {}
   for split in ("train", "val"):
     pool = candidates.distinct(run.candidates(split))
@@ -205,8 +205,8 @@ def write_rationales(run: Run) -> None:
   jsonl.write_json(run.path("rationales", "ledger.json"), table)
 
 
-def grade(run: Run) -> None:
-  """Rationales sampled here, by a model that sees a reference solution (paper, section 3.3) or does not."""
+def sample_rationales(run: Run) -> None:
+  """Samples rationales from a grader model, with reference solutions (paper, section 3.3) or without."""
   c = run.config.grader
   engine, source = run.engine(run.init_params("grader", run.engine_mesh)), c.init_from or run.model.name
   pools: dict[str, list[Candidate]] = {}
@@ -215,13 +215,13 @@ def grade(run: Run) -> None:
     pools[split] = run.candidates(split)
     problem_of = {p.id: p for p in run.problems(split)}
     chosen = candidates.choose_for_training(pools[split], c.max_per_label, False, run.config.seed)
-    prompts = _grader_prompts(run, problem_of, pools[split])
+    prompt_of = _grader_prompts(run, problem_of, pools[split])
 
-    def work(part: Sequence[Candidate], prompts=prompts) -> list[list[Rationale]]:
+    def work(part: Sequence[Candidate], prompt_of=prompt_of) -> list[list[Rationale]]:
       names = [f"{g.problem_id}/{g.index}" for g in part]
       keys: jax.Array = sample_keys(run.config.seed, "grader", names, c.num_rationales)
-      asked = [prompts(g, draw) for g in part for draw in range(c.num_rationales)]
-      rollouts = engine.generate(asked, keys.reshape(-1, 1), run.sample_config("grader"), (), "grade")
+      prompts = [prompt_of(g, draw) for g in part for draw in range(c.num_rationales)]
+      rollouts = engine.generate(prompts, keys.reshape(-1, 1), run.sample_config("grader"), (), "grade")
       texts = [run.tokenizer.decode(rollout.ids) for (rollout,) in rollouts]
       repeated = [g for g in part for _ in range(c.num_rationales)]
       records = iter(grading.as_rationales(repeated, texts, source, c.way))
@@ -233,7 +233,7 @@ def grade(run: Run) -> None:
 
 
 def _grader_prompts(run: Run, problem_of: Mapping[str, Problem], pool: Sequence[Candidate]):
-  """(candidate, draw) -> what the grader reads; with a reference, that of the draw."""
+  """A function (candidate, draw) -> token ids of the grader's prompt. Each draw has its own reference solution."""
   if run.config.grader.way == "plain":
     return lambda g, draw: run.prompter.cot(problem_of[g.problem_id].question, g.text)
   reference = {
@@ -252,10 +252,9 @@ def _grader_prompts(run: Run, problem_of: Mapping[str, Problem], pool: Sequence[
 
 
 def write_filtered(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Sequence[Candidate]]) -> None:
-  """rationales/: what the filter makes of raw rationales for training and validation, and the ledger of it.
+  """Filters raw rationales, and writes those for training and validation with a ledger of what was dropped and why.
 
-  They pass one at a time. A grader that has seen the reference has no place in a test: those of evaluation problems are
-  left out.
+  Streams `raw`. Rationales for other splits are skipped: a grader that saw the reference must not enter an evaluation.
   """
   keep = rationales.Filter(run.config.grader.reading, run.config.grader.drop_leaks)
   label = {split: {(c.problem_id, c.index): c.correct for c in pools[split]} for split in ("train", "val")}
@@ -285,15 +284,15 @@ def write_filtered(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Seque
 
 
 def train_base(run: Run) -> None:
-  """A language model of the training texts, from scratch: it stands in for pretraining."""
+  """Trains a language model from scratch on the training texts, in place of pretraining."""
   rows = fitting.write_rows(run, "base", {split: _base_examples(run, split) for split in ("train", "val")})
   fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
 
 
 def _base_examples(run: Run, split: str) -> Iterator[Example]:
-  """Every token that a verifier reads or writes is a target: problem, solution, rationale, verdict question.
+  """All tokens that a verifier reads or writes are targets: problem, solution, rationale, verdict question.
 
-  The verdict itself is left out: the base does not learn which solutions are correct.
+  The verdict is left out, so the base does not learn which solutions are correct.
   """
   question_of = {p.id: p.question for p in run.problems(split)}
   rationale_of, prompter = first_rationales(run, split), run.prompter

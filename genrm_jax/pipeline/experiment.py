@@ -1,4 +1,4 @@
-"""From a config to the stages of a run, for any task and any verifiers."""
+"""Builds the stages of a run from its config, for any task and verifiers."""
 
 import functools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def make_stages(run: Run) -> list[Stage]:
   """All stages, in order.
 
   Raises:
-    UserError: the config does not name something that a stage needs.
+    UserError: a setting that a stage needs is missing.
   """
   _check_sources(run)
   before = [*data_stages_of(run)]
@@ -29,7 +29,7 @@ def files(run: Run, *kinds: str, splits: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def data_stages_of(run: Run) -> list[Stage]:
-  """Problems, tokenizer, candidates and rationales, as far as the config says that they are made here."""
+  """The stages for problems, tokenizer, candidates and rationales; which of them depends on task and config."""
   c, way = run.config, data_stages.rationales_from(run)
   stages: list[Stage] = []
   tokenizer = ("tokenizer.model",) if c.tokenizer.type == "sentencepiece" else ()
@@ -49,7 +49,7 @@ def data_stages_of(run: Run) -> list[Stage]:
     sampled = True
   if tokenizer:
     given = c.tokenizer.path
-    # A tokenizer that is learnt here needs training texts; one that is given comes first.
+    # A given tokenizer comes first; one trained here needs the training texts.
     stage = _stage(
       run,
       data_stages.make_tokenizer,
@@ -81,7 +81,7 @@ def data_stages_of(run: Run) -> list[Stage]:
     stages.append(
       _stage(
         run,
-        data_stages.grade,
+        data_stages.sample_rationales,
         "grade",
         reads=(*judged, *tokenizer, *reads),
         writes=_RATIONALES,
@@ -93,7 +93,7 @@ def data_stages_of(run: Run) -> list[Stage]:
 
 
 def verifier_stages_of(run: Run) -> list[Stage]:
-  """Train (where it is trained), score and, where it learnt to solve, sample solutions, for each verifier."""
+  """For each verifier: train it, score with it, and sample its own solutions if it was trained to solve."""
   tokenizer = ("tokenizer.model",) if run.config.tokenizer.type == "sentencepiece" else ()
   training_data = files(run, "problems", "candidates", splits=["train", "val"])
   evaluated = files(run, "problems", "candidates", splits=run.eval_splits)
@@ -119,7 +119,7 @@ def verifier_stages_of(run: Run) -> list[Stage]:
 
 
 def _report_stage(run: Run, before: Sequence[Stage]) -> Stage:
-  """The last stage: it reads what is scored, all scores, and what verifiers have solved."""
+  """The last stage: reads the evaluated candidates, all scores, and solutions sampled from verifiers."""
   solved = tuple(path for stage in before for path in stage.writes if path.startswith("candidates/by_"))
   scores = tuple(run.scores_file(name, split) for split in run.eval_splits for name in run.verifier_names)
   writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
@@ -134,7 +134,7 @@ def _stage(run: Run, work, name: str, reads=(), writes=(), sources=None, devices
 
 
 def _start(run: Run, name: str) -> tuple[tuple[str, ...], dict[str, str]]:
-  """What a model starts from: a folder of this run, or the checkpoint that the config names."""
+  """What training starts from, as (reads, sources): a checkpoint of this run, or `config.model.checkpoint`."""
   source = run.training(name).init_from
   return ((f"checkpoints/{source}",), {}) if source else ((), _checkpoint(run))
 
@@ -151,27 +151,29 @@ def _bank(run: Run) -> dict[str, str]:
 def _check_sources(run: Run) -> None:
   c = run.config
   if c.tokenizer.type == "sentencepiece" and not c.tokenizer.path and "vocab_size" not in c.tokenizer:
-    raise UserError("give a Gemma and its tokenizer: --config.model.checkpoint=DIR --config.tokenizer.path=FILE")
+    raise UserError("no model: set --config.model.checkpoint=DIR and --config.tokenizer.path=FILE of a Gemma")
   started = [name for name, v in c.verifiers.items() if v.get("init_from") == "generator"]
   if c.get("bank") and started:
-    raise UserError(f"{', '.join(started)}: init_from is the generator, but with config.bank none is trained here")
+    raise UserError(
+      f"{', '.join(started)}: init_from='generator', but with config.bank none is trained; set another init_from"
+    )
   for name in run.verifier_names:
     has_program = data_stages.rationales_from(run) != "program" or optional_method(run.task, "rationale")
     if run.verifier_type(name).needs_rationales and not has_program:
       raise UserError(
-        f"verifier {name} learns from rationales, but task {run.task.name} has no method `rationale`; write one, set "
-        "config.grader.way, or leave the verifier out"
+        f"verifier {name} needs rationales, but task {run.task.name} has no method `rationale`; write one, "
+        "set config.grader.way, or remove the verifier"
       )
 
 
 def _notes(run: Run) -> list[str]:
-  """What a reader of the report must know of this run."""
+  """Notes at the top of the report."""
   c, notes = run.config, list(getattr(run.task, "notes", ()))
   if "base" in c:
     notes.insert(
       0,
-      "No pretrained model: a small Gemma trained from scratch on the training texts stands in for one; its figures "
-      "show that the code works, not how well a pretrained verifier does.",
+      "No pretrained model: a small Gemma trained from scratch on the training texts stands in for one. The figures "
+      "show that the code works, not how well a pretrained verifier performs.",
     )
   elif c.tokenizer.type == "char" and c.model.checkpoint:
     notes.insert(0, "No pretrained model: a small base trained from scratch on generic string tasks stands in for one.")

@@ -1,6 +1,6 @@
-"""Training one model of a run: examples to packed rows, rows to fitted parameters.
+"""Trains one model of a run: packs examples into rows, then fits parameters to them.
 
-rows = write_rows(run, name, examples)          rows_<name>/, packed once, read by every process
+rows = write_rows(run, name, examples)          rows_<name>/: written once, read by every process
 loss = verifier.loss(model, rows.counts, ...)
 fit(run, name, loss, rows)                      checkpoints/<name>/ and metrics/<name>.jsonl
 """
@@ -25,16 +25,16 @@ from genrm_jax.verifiers.base import TargetCounts, Verifier
 
 
 class TrainingRows(NamedTuple):
-  """The packed rows of one training, in files that every process reads its own share of."""
+  """Packed rows for one model, in files from which each process reads its own share."""
 
   train: RowFile
   val: RowFile
   counts: TargetCounts
-  digest: str  # of the training rows: the data's identity in a checkpoint
+  digest: str  # of the training rows; identifies the data in the checkpoint manifest
 
 
 def train_verifier(run: Run, name: str) -> None:
-  """Trains one verifier, after the gate on its verdict tokens."""
+  """Trains one verifier, after the gate has checked its verdict tokens."""
   verifier, settings = run.verifier(name), run.config.verifiers[name]
   examples = {split: _verifier_examples(run, verifier, split) for split in ("train", "val")}
   examples["train"] = with_gaps(run, examples["train"])
@@ -44,12 +44,12 @@ def train_verifier(run: Run, name: str) -> None:
 
 
 def _verifier_examples(run: Run, verifier: Verifier, split: str) -> Iterator[Example]:
-  """Reads records only when the first example is asked for, which process 0 alone does."""
+  """Reads the records lazily: only process 0 consumes the examples."""
   yield from verifier.examples(run.labelled(split, verifier.settings.get("max_problems", 0)))
 
 
 def with_gaps(run: Run, examples: Iterable[Example]) -> Iterator[Example]:
-  """Random gaps in the positions after the characters that `config.gaps` names, if it names any."""
+  """Adds random position gaps after the characters in `config.gaps`, if any; see packing.with_gaps."""
   gaps = run.config.get("gaps", {})
   limits = {run.tokenizer.encode(char)[0]: gap for chars, gap in gaps.items() for char in chars}
   rng = run.rng("gaps")
@@ -58,7 +58,7 @@ def with_gaps(run: Run, examples: Iterable[Example]) -> Iterator[Example]:
 
 
 def held_out(run: Run, name: str, examples: Iterable[Example]) -> dict[str, Iterable[Example]]:
-  """The first `num_eval_examples` as "val", which is filled while "train" is read."""
+  """Splits off the first `num_eval_examples` as "val"; consume "train" first, which fills "val"."""
   first: list[Example] = []
 
   def rest() -> Iterator[Example]:
@@ -72,16 +72,16 @@ def held_out(run: Run, name: str, examples: Iterable[Example]) -> dict[str, Iter
 
 
 def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -> TrainingRows:
-  """Packs the examples of "train" and "val" into rows_<name>/; process 0 makes and packs them.
+  """Packs the examples of "train" and "val" into rows_<name>/ on process 0.
 
-  Leaves metrics/<name>.examples.json: how many examples of how many tokens there are, and how many were left out.
+  Also writes metrics/<name>.examples.json: number of examples, quantiles of their lengths in tokens, number left out.
   """
   files = {split: run.path(f"rows_{name}", f"{split}.npy") for split in ("train", "val")}
 
   def write() -> tuple[TargetCounts, str]:
     counts, digests, about = [], {}, {}
     for split, file in files.items():
-      rows, about[split] = pack(f"{name}, {split}", list(examples[split]), run.training(name))
+      rows, about[split] = pack_rows(f"{name}, {split}", list(examples[split]), run.training(name))
       row_file.write(file, rows.num_rows, rows.take)
       counts.append(TargetCounts(rows.max_targets, rows.max_pairs))
       digests[split] = rows.digest
@@ -98,8 +98,10 @@ def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -
   return TrainingRows(RowFile(files["train"]), RowFile(files["val"]), counts, digest)
 
 
-def pack(what: str, examples: list[Example], config: ml_collections.ConfigDict) -> tuple[packing.Rows, dict[str, Any]]:
-  """Rows of the examples, and their statistics; with `drop_long` those that exceed a row are left out and counted."""
+def pack_rows(
+  what: str, examples: list[Example], config: ml_collections.ConfigDict
+) -> tuple[packing.Rows, dict[str, Any]]:
+  """Packed rows and statistics of the examples. With `drop_long`, those longer than a row are dropped and counted."""
   lengths = [len(e.tokens) for e in examples]
   fitting = [e for e, n in zip(examples, lengths, strict=True) if n <= config.row_length or not config.drop_long]
   about = {
@@ -114,7 +116,7 @@ def pack(what: str, examples: list[Example], config: ml_collections.ConfigDict) 
 
 
 def fit(run: Run, name: str, loss: LossFn, rows: TrainingRows, verifier: Verifier | None = None) -> None:
-  """Trains `name` on packed rows, then removes them."""
+  """Trains the model `name` on packed rows, then deletes the row files."""
   config, mesh, adapters = run.train_config(name), run.mesh, run.adapters(name)
   start = [run.init_params(name, mesh)]
   train_rows, val_rows = rows.train, rows.val
@@ -126,7 +128,7 @@ def fit(run: Run, name: str, loss: LossFn, rows: TrainingRows, verifier: Verifie
   loop.fit(
     name,
     loss,
-    start.pop(),  # so that nothing here keeps what training started from in memory
+    start.pop(),  # leaves no reference here, so that the initial parameters can be freed
     trained.param_shardings(run.model, adapters, mesh),
     train_rows,
     val_rows,

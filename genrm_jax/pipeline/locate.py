@@ -1,4 +1,4 @@
-"""Finds configs and assets of the installed `experiments` package, whatever the current folder is."""
+"""Finds configs and assets of the installed `experiments` package from any current folder."""
 
 import ast
 import importlib.util
@@ -14,11 +14,11 @@ def config_path(text: str) -> str:
   """Resolves `--config` to FILE.py:VARIANT.
 
   Args:
-    text: FILE.py:VARIANT or NAME:VARIANT; the variant is optional. An existing FILE.py is used as it is. Otherwise
-      NAME, or experiments/configs/NAME.py, stands for a config of the installed package.
+    text: FILE.py:VARIANT or NAME:VARIANT; the variant is optional. An existing FILE.py takes precedence. Otherwise
+      NAME or experiments/configs/NAME.py means a config of the installed package.
 
   Raises:
-    UserError: there is no such file, or no config of that name.
+    UserError: neither a file nor a config has that name.
   """
   name, colon, variant = text.partition(":")
   if pathlib.Path(name).is_file():
@@ -31,7 +31,7 @@ def config_path(text: str) -> str:
 
 
 def asset_path(text: str) -> str:
-  """Resolves experiments/assets/... to the installed package unless it exists here; returns other paths unchanged."""
+  """Resolves experiments/assets/... to the installed package unless it exists locally; other paths are unchanged."""
   if not text.startswith(_ASSETS) or pathlib.Path(text).exists():
     return text
   packaged = experiments_folder() / text.removeprefix("experiments/")
@@ -47,7 +47,7 @@ def experiments_folder() -> pathlib.Path:
 
 
 def _packaged_configs() -> dict[str, pathlib.Path]:
-  """Files that define `get_config(variant)`, by name; helpers next to them are left out."""
+  """Config files by name: those that define `get_config(variant)`."""
   return {path.stem: path for path in (experiments_folder() / "configs").glob("*.py") if _is_config(path)}
 
 

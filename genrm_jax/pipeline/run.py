@@ -1,4 +1,4 @@
-"""A run: one workdir and its config, and the objects that its stages share."""
+"""A run: one workdir, its config, and the objects that its stages share."""
 
 import dataclasses
 import functools
@@ -30,13 +30,13 @@ from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Toke
 from genrm_jax.training import loop, optim
 from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, VoteConfig, make_verifier, verifier_class
 
-# Each purpose draws from a stream of its own, so that changing one leaves the others as they were.
+# Each purpose has a random stream of its own, so that changing one leaves the others unchanged.
 _STREAMS = {"train": 1, "val": 2, "eval": 3, "in_distribution": 4, "generator": 5, "gaps": 6}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One workdir and its config. What stages share is built when it is first needed."""
+  """One workdir and its config; shared objects are built on first use."""
 
   config: ml_collections.FrozenConfigDict
   workdir: epath.Path
@@ -45,7 +45,7 @@ class Run:
     return self.workdir.joinpath(*parts)
 
   def rng(self, purpose: str) -> np.random.Generator:
-    """The random stream of a split's problems, or of another purpose, on the host."""
+    """The host random stream of a split or another purpose in `_STREAMS`."""
     return np.random.default_rng([self.config.seed, _STREAMS[purpose]])
 
   # The task and its records.
@@ -59,17 +59,17 @@ class Run:
 
   @property
   def task_name(self) -> str:
-    """As it stands in records and reports."""
+    """The task's name in records and reports."""
     return self.task.name if ":" in self.config.task.name else self.config.task.name
 
   @property
   def eval_splits(self) -> list[str]:
-    """The splits whose candidates are scored: "eval" and, where the task has it, "in_distribution"."""
+    """The splits whose candidates are scored: "eval" and, if the task has it, "in_distribution"."""
     return [split for split in ("eval", "in_distribution") if split == "eval" or split in self.task.splits]
 
   @property
   def splits(self) -> list[str]:
-    """The splits that have candidates."""
+    """The splits with candidates: train, val and the evaluated ones."""
     return ["train", "val", *self.eval_splits]
 
   def problems(self, split: str) -> list[Problem]:
@@ -79,11 +79,11 @@ class Run:
     return jsonl.read_records(self.path("candidates", f"{split}.jsonl"), Candidate)
 
   def rationales(self, split: str) -> Iterator[Rationale]:
-    """One at a time: there may be more than fit into memory."""
+    """Iterates over the rationales of a split, which may not fit into memory."""
     return jsonl.iter_records(self.path("rationales", f"{split}.jsonl"), Rationale)
 
   def labelled(self, split: str, max_problems: int = 0) -> LabelledData:
-    """A split's labelled solutions and rationales; of training, those of the first `max_problems` problems (0: all)."""
+    """Labelled solutions and rationales of a split; of "train", only the first `max_problems` problems (0: all)."""
     problems, pool = self.problems(split), self.candidates(split)
     if max_problems and split == "train":
       kept = {p.id for p in problems[:max_problems]}
@@ -91,14 +91,14 @@ class Run:
     return LabelledData(problems, pool, self.rationales(split), self.config.seed)
 
   def scores_file(self, name: str, split: str) -> str:
-    """Where a verifier's scores of a split are, relative to the workdir."""
+    """Path of a verifier's scores on a split, relative to the workdir."""
     return f"scores/{name}.jsonl" if split == "eval" else f"scores/{split}/{name}.jsonl"
 
   # Text.
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    """The built-in one, or the SentencePiece file in the workdir (stage tokenizer)."""
+    """The character tokenizer, or the SentencePiece model in the workdir (written by stage `tokenizer`)."""
     if self.config.tokenizer.type == "char":
       return CharTokenizer()
     return SentencePieceTokenizer(self.path("tokenizer.model"))
@@ -111,7 +111,7 @@ class Run:
 
   @functools.cached_property
   def verifier_names(self) -> list[str]:
-    """Those of the config: the paper's in the order of its tables, then the user's own."""
+    """Names in the config: first the built-in verifiers in the order of VERIFIERS, then custom ones."""
     names = list(self.config.verifiers)
     return [*(n for n in VERIFIERS if n in names), *(n for n in names if n not in VERIFIERS)]
 
@@ -125,18 +125,18 @@ class Run:
 
   @property
   def checkpoint_path(self) -> str:
-    """The Gemma checkpoint that the config names, "" for a model from scratch."""
+    """Path of the Gemma checkpoint in the config; "" for a model from scratch."""
     path = self.config.model.checkpoint
     return locate.asset_path(path) if path else ""
 
   @functools.cached_property
   def pretrained(self) -> CheckpointReader | None:
-    """That checkpoint, its index read and checked; no tensor is read."""
+    """A reader of the checkpoint at `checkpoint_path`; reads its index but no tensors."""
     return pretrained.open_checkpoint(self.checkpoint_path) if self.checkpoint_path else None
 
   @functools.cached_property
   def model(self) -> ModelConfig:
-    """The checkpoint's model; or one of the config's size with the tokenizer's vocabulary."""
+    """The model of the checkpoint, or one of the configured size with the tokenizer's vocabulary."""
     c = self.config.model
     ours = {"dtype": c.dtype, "param_dtype": c.param_dtype, "sharding": c.sharding.to_dict()}
     if self.pretrained:
@@ -146,16 +146,16 @@ class Run:
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
-    """The devices of all processes, for training."""
+    """All devices of all processes, for training."""
     return sharding.make_mesh(**self.config.mesh.to_dict())
 
   @functools.cached_property
   def engine_mesh(self) -> jax.sharding.Mesh:
-    """The devices of this process, for sampling and scoring."""
+    """The local devices, for sampling and scoring."""
     return sharding.make_mesh(**self.config.engine.mesh.to_dict(), devices=jax.local_devices())
 
   def training(self, name: str) -> ml_collections.FrozenConfigDict:
-    """How the base, the generator, the grader or a verifier is trained or started."""
+    """The settings of a model: base, generator, candidates, grader or a verifier."""
     return self.config.verifiers[name] if name in self.config.verifiers else self.config[name]
 
   def train_config(self, name: str) -> loop.TrainConfig:
@@ -164,16 +164,16 @@ class Run:
     return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **c.loop.to_dict())
 
   def adapters(self, name: str) -> lora.LoraConfig | None:
-    """Low-rank adapters; None where all parameters are trained (rank 0)."""
+    """Low-rank adapters; None if all parameters are trained (rank 0)."""
     c = self.training(name).lora
     return lora.LoraConfig(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
 
   def sample_config(self, name: str) -> SampleConfig:
-    """How candidates, votes or the grader's rationales are sampled."""
+    """Sampling settings of "candidates", "votes" or the "grader"."""
     return SampleConfig(**self.config[name].sample.to_dict())
 
   def init_params(self, name: str, mesh: jax.sharding.Mesh) -> gemma.Params:
-    """What `name` starts from: another training's best step, the Gemma checkpoint, or random numbers."""
+    """Initial parameters of `name`: the best step of `init_from`, the Gemma checkpoint, or random; plus adapters."""
     source, adapters = self.training(name).init_from, self.adapters(name)
     if source:
       params, _ = self.load_params(source, mesh)
@@ -192,28 +192,28 @@ class Run:
     return {**params, **make(jax.random.key(self.config.seed))}
 
   def load_params(self, name: str, mesh: jax.sharding.Mesh) -> tuple[gemma.Params, int]:
-    """The best parameters of a finished training, on a mesh, and their step."""
+    """Parameters of the best step of `name` on a mesh, adapters merged, and that step."""
     path, rules = self.path("checkpoints", name), self.model.rules
     step = trained.open_step(path, self._base_of(name), mesh, self.identity(), rules)
     return step.params, step.manifest["step"]
 
   def engine(self, params: gemma.Params) -> trained.Engine:
-    """Samples and scores on this process's devices. Donates `params`, which lie on `engine_mesh`."""
+    """An engine on the local devices. Donates `params`, which must be on `engine_mesh`."""
     c = self.config.engine
     return trained.make_engine(
       params, self.model, self.engine_mesh, self.prompter.end_id, c.rows_per_batch, c.max_tokens
     )
 
   def trained_verifier(self, name: str) -> TrainedVerifier:
-    """The verifier as its training left it; one that is not trained, as it starts."""
+    """The verifier with the parameters of its best step; untrained ones have their initial parameters."""
     verifier, mesh = self.verifier(name), self.engine_mesh
     params, step = self.load_params(name, mesh) if verifier.is_trained else (self.init_params(name, mesh), 0)
     return TrainedVerifier(verifier, self.engine(params), self.vote_config(name), step, self.manifest(name))
 
-  # What a checkpoint says of itself.
+  # Manifests of checkpoints.
 
   def identity(self) -> dict[str, Any]:
-    """What trainings that build on each other share: parameters mean the same, verdicts are asked for the same way."""
+    """Manifest entries that must agree if one model is initialized from another: model, prompts, ids, tokenizer."""
     return {
       "model": self.model.to_dict(),
       "prompts": dataclasses.asdict(self.prompter.format),
@@ -222,12 +222,12 @@ class Run:
     }
 
   def vote_config(self, name: str) -> VoteConfig:
-    """How a verifier votes."""
+    """The votes of a verifier: number, seed and sampling settings."""
     votes = self.config.votes
     return self.verifier(name).vote_config(VoteConfig(votes.num_votes, self.config.seed, self.sample_config("votes")))
 
   def manifest(self, name: str) -> dict[str, Any]:
-    """What a checkpoint of `name` says of itself. It names content, never a location: files may move."""
+    """The manifest of checkpoints of `name`. It identifies content, not locations, since files may move."""
     tokenizer = self.tokenizer.spec()
     if "path" in tokenizer:
       tokenizer["path"] = epath.Path(tokenizer["path"]).name
@@ -256,17 +256,17 @@ class Run:
     return f"{self.pretrained.config.name}, files {fingerprint(epath.Path(self.checkpoint_path))[:12]}"
 
   def _base_of(self, name: str) -> Any:
-    """The path of what a training starts from; None for random numbers."""
+    """The path that `name` is initialized from; None if at random."""
     source = self.training(name).init_from
     return self.path("checkpoints", source) if source else self.checkpoint_path or None
 
   def check_settings(self) -> None:
-    """Checks before the first stage what would otherwise be refused only when a later stage begins.
+    """Checks settings before the first stage that would otherwise fail only in a later one.
 
     Raises:
-      UserError: a setting that is out of range, or that does not go with another.
+      UserError: a setting is out of range, or contradicts another.
     """
-    if "verifiers" not in self.config:  # nothing is trained
+    if "verifiers" not in self.config:  # experiments that train nothing
       return
     for name in self.verifier_names:
       self.verifier_type(name)
@@ -281,7 +281,7 @@ class Run:
         frozen_is_saved = self.training(name).lora.save_frozen or self.training(name).init_from or self.checkpoint_path
         if self.adapters(name) and not frozen_is_saved:
           raise UserError(
-            f"{name}: lora.save_frozen is false, but it starts from random numbers, which nothing saves; set it true"
+            f"{name}: lora.save_frozen is false, but its frozen parameters are random and not saved elsewhere; set true"
           )
     for name in ("grader", "candidates", "votes"):
       if name in self.config:

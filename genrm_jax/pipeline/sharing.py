@@ -1,4 +1,4 @@
-"""Sharing sampling and scoring out over the processes of a run: each writes its own part, and the parts are merged."""
+"""Splits sampling and scoring over the processes of a run: each writes a part, and the parts are merged."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -19,16 +19,19 @@ def map_records(
   work: Callable[[Sequence[Item]], Sequence[Sequence[Record]]],
   record: type[Record],
 ) -> list[list[Record]]:
-  """The records of every item, in order, on every process; each item is worked on by one process.
+  """Maps items to records in parallel; returns the records of each item, in order, on every process.
 
-  Of n processes, process i takes the items i, i + n, ... and leaves their records in `<path>.part-i-of-n`; all read all
-  parts, and process 0 removes them.
+  Of n processes, process i handles items i, i + n, ... and writes their records to `<path>.part-i-of-n`. Every process
+  reads all parts, then process 0 deletes them.
 
   Args:
-    path: a file that all processes see; the parts lie beside it.
-    items: the same on all processes.
-    work: gives the records of each of the items that fall to this process.
-    record: their class.
+    path: a file that all processes can see; the parts are written beside it.
+    items: equal on all processes.
+    work: maps the items of this process to a list of records each.
+    record: class of the records.
+
+  Raises:
+    RuntimeError: a part does not have the records that its process wrote.
   """
   n, i = distributed.num_processes(), distributed.process_index()
   if n == 1:
@@ -42,7 +45,7 @@ def map_records(
   for k, part in enumerate(parts):
     records = jsonl.read_records(part, record)
     if len(records) != sum(counts[k]):
-      raise RuntimeError(f"{part} has {len(records)} records, process {k} wrote {sum(counts[k])}")
+      raise RuntimeError(f"{part} has {len(records)} records, but process {k} wrote {sum(counts[k])}")
     start = 0
     for place, count in zip(range(k, len(items), n), counts[k], strict=True):
       out[place] = records[start : start + count]

@@ -1,10 +1,10 @@
-"""Stages: finished work is skipped, and two runs are never mixed.
+"""Stages: finished ones are skipped, and a workdir never mixes two configs.
 
     DIR/config.json          the resolved config and its hash
-    DIR/stages/<name>.json   written when a stage is done: its seconds, and a fingerprint of what it read and wrote
+    DIR/stages/<name>.json   written when a stage finishes: its seconds, and fingerprints of what it read and wrote
 
-DIR may be on gs://. Of many processes, which all see it, the first decides which stages run, and alone runs those that
-need no devices.
+DIR may be on gs://, and all processes must see it. Process 0 decides which stages run; stages that need no devices run
+on process 0 only.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from genrm_jax.data import jsonl
 from genrm_jax.runtime import distributed
 from genrm_jax.runtime.errors import UserError
 
-# Settings that say where something lies and not what it is, by their dotted key. They may change between two starts:
-# the stages that read such a place compare its content with what they read before.
+# Settings (dotted keys) that name locations. They may change between two starts: stages compare the content that they
+# read there with what they read before.
 LOCATIONS = (
   *("data_dir", "bank", "verifier", "problems", "solutions"),
   *("model.checkpoint", "tokenizer.path", "task.candidates", "task.eval.bbh"),
 )
-_DEVICES = ("mesh", "sharding", "cpu_devices")  # how devices are laid out may change when a run is resumed
+_DEVICES = ("mesh", "sharding", "cpu_devices")  # the device layout may change when a run is resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Stage:
   Attributes:
     name: unique in a run.
     run: does the work.
-    reads: files and folders in the workdir.
-    writes: the same.
-    sources: what it reads elsewhere, by the setting that names it: {"tokenizer.path": "/data/tokenizer.model"}.
-    uses_devices: whether all processes run it.
+    reads: files and folders that it reads, relative to the workdir.
+    writes: files and folders that it writes, relative to the workdir.
+    sources: paths that it reads elsewhere, by setting: {"tokenizer.path": "/data/tokenizer.model"}.
+    uses_devices: whether all processes run it; otherwise only process 0 does.
   """
 
   name: str
@@ -53,22 +53,23 @@ class Stage:
 
 
 def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
-  """Writes DIR/config.json, or checks that it is this config's. A folder that holds nothing yet takes any config.
+  """Writes DIR/config.json, or checks that it matches. A workdir without results accepts any config.
 
   Raises:
-    UserError: the folder belongs to another config (the differing keys are named) or holds something else.
+    UserError: the folder belongs to another config (the message names the differing keys), holds files that are not a
+      run's, or cannot be written.
   """
   path = workdir / "config.json"
   config_hash = hash_of(config)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    # An object that marks a folder of a bucket is listed in it, as if it were a file of the same name.
+    # A bucket lists the object that marks a folder as a file of that name in the folder.
     in_use = any(p != path and p.exists() for p in workdir.iterdir())
   except FileNotFoundError:  # a bucket has no empty folders
     in_use = False
   except ImportError:
     raise
-  except Exception as e:  # gcsfs has errors of its own for who may not enter
+  except Exception as e:  # gcsfs raises errors of its own if access is denied
     raise UserError(f"{workdir} cannot be the workdir: {' '.join(str(e).splitlines())}") from e
   if path.exists():
     found = jsonl.read_json(path)
@@ -80,12 +81,12 @@ def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
         f"{workdir} was made by another config; different: {', '.join(keys[:8])}. Use another --workdir, or that config"
       )
   elif in_use:
-    raise UserError(f"{workdir} is not empty and holds no config.json, so it is not a run's; use another --workdir")
+    raise UserError(f"{workdir} is not empty but has no config.json, so no run made it; use another --workdir")
   jsonl.write_json(path, {"hash": config_hash, "config": config})
 
 
 def hash_of(config: dict[str, Any]) -> str:
-  """The identity of a run: the digest of its config, without the layout of devices and without locations."""
+  """The identity of a run: a digest of its config, ignoring device layout and locations."""
   return jsonl.digest_of(_identity(config))
 
 
@@ -105,10 +106,10 @@ def _changed(a: Any, b: Any, key: str = "") -> set[str]:
 def run_stages(
   workdir: epath.Path, stages: Sequence[Stage], selected: Sequence[str], say: Callable[[str], None]
 ) -> None:
-  """Runs the selected stages (all if none is named) in order; a finished one is skipped.
+  """Runs the selected stages (all if none is named) in order; skips finished ones.
 
   Raises:
-    UserError: an unknown stage; a missing input; a finished stage whose files have changed since.
+    UserError: a stage is unknown, an input is missing, or files of a finished stage have changed since.
   """
   names = [s.name for s in stages]
   unknown = [name for name in selected if name not in names]
@@ -140,11 +141,7 @@ def run_stages(
 
 
 def _begin(workdir: epath.Path, stage: Stage, stages: Sequence[Stage]) -> dict[str, str] | None:
-  """Fingerprints of what the stage is about to read; None where it was done before.
-
-  Raises:
-    UserError: as `run_stages`.
-  """
+  """Fingerprints of the stage's inputs; None if it has finished. Raises UserError as `run_stages` does."""
   places = {name: workdir / name for name in stage.reads} | {k: epath.Path(path) for k, path in stage.sources.items()}
   missing = [name for name, path in places.items() if not path.exists()]
   if missing:
@@ -171,13 +168,13 @@ def _check_unchanged(marker: dict[str, Any], stage: Stage, reads: dict[str, str]
 
 
 def seconds_of(workdir: epath.Path, stages: Sequence[Stage]) -> dict[str, float]:
-  """Wall time of every finished stage."""
+  """Wall time in seconds of every finished stage."""
   markers = {s.name: workdir / "stages" / f"{s.name}.json" for s in stages}
   return {name: jsonl.read_json(path)["seconds"] for name, path in markers.items() if path.exists()}
 
 
 def fingerprint(path: epath.Path) -> str:
-  """The digest of a file; of a folder (a checkpoint, which may be large) that of the names and sizes in it."""
+  """A digest of a file's content; of a folder (a checkpoint may be large), of the names and sizes in it."""
   if path.is_file():
     return jsonl.file_digest(path)
   h = hashlib.sha256()

@@ -1,8 +1,8 @@
-"""Opening what was trained, with nothing but its path.
+"""Opens trained verifiers and parameters by path alone.
 
 verifier = genrm_jax.load("runs/last_letter/checkpoints/genrm_cot")
-verifier.score(question, solution)        # mean p(Yes) over the votes that the run was configured for
-verifier.rationales(question, solution)   # what it wrote, vote by vote
+verifier.score(question, solution)        # mean p(Yes) over the configured number of votes
+verifier.rationales(question, solution)   # the votes, each with its rationale
 
 params, manifest = genrm_jax.load_params("runs/last_letter/checkpoints/genrm_cot")     # NumPy, for analysis
 """
@@ -37,11 +37,11 @@ class TrainedVerifier:
   """A verifier with its model, ready to score.
 
   Attributes:
-    verifier: what it asks and how it votes.
-    engine: its model on devices.
-    how: number of votes, seed and sampling, where a call does not say otherwise.
-    step: of the checkpoint; 0 for a model that was not trained.
-    manifest: all that the checkpoint says of itself.
+    verifier: prompts and votes.
+    engine: the model on devices.
+    how: default number of votes, seed and sampling settings.
+    step: of the checkpoint; 0 if the model was not trained.
+    manifest: the checkpoint's manifest.
   """
 
   verifier: Verifier
@@ -53,32 +53,31 @@ class TrainedVerifier:
   def score(
     self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None
   ) -> float | None:
-    """How good the solution is, in [0, 1]; None where no vote could be read, or the texts exceed the context.
+    """The score in [0, 1]; None if no vote could be read, or if the texts exceed the context.
 
-    Of a DPO verifier it is the likelihood of the solution, which ranks solutions to one problem and says no more.
+    The score of a DPO verifier is the likelihood of the solution; it only ranks solutions to one problem.
+
+    Raises:
+      UserError: the tokenizer cannot encode a text.
     """
     return self.score_many([(question, solution)], num_votes=num_votes, seed=seed)[0]
 
   def score_many(
     self, pairs: Sequence[tuple[str, str]], *, num_votes: int | None = None, seed: int | None = None
   ) -> list[float | None]:
-    """The scores of (question, solution) pairs, each as `score` gives it, whatever else is scored.
-
-    Raises:
-      UserError: the tokenizer cannot express a text.
-    """
+    """The scores of (question, solution) pairs; equal to those of `score`, whatever the batch."""
     return [self.verifier.value(votes) for votes in self._votes(pairs, num_votes, seed)]
 
   def rationales(
     self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None
   ) -> list[Vote]:
-    """The votes behind `score`: text, state and p(Yes) of each. UserError if the verifier writes no rationales."""
+    """The votes behind `score`, each with text, state and p(Yes). Raises UserError if it writes no rationales."""
     if not self.verifier.samples_rationales:
-      raise UserError(f"{self.verifier.name} writes no rationale; use score")
+      raise UserError(f"{self.verifier.name} writes no rationales; use score")
     return self._votes([(question, solution)], num_votes, seed)[0]
 
   def score_candidates(self, problems: Sequence[Problem], candidates: Sequence[Candidate]) -> list[Score]:
-    """A score with all its votes for each candidate, as a run writes them to scores/; `problems` hold the questions."""
+    """One score with all its votes per candidate, as in scores/; `problems` must include the candidates' problems."""
     return scoring.score_candidates(self.verifier, self.engine, problems, candidates, self.how, self.step)
 
   def _votes(self, pairs: Sequence[tuple[str, str]], num_votes: int | None, seed: int | None) -> list[list[Vote]]:
@@ -91,7 +90,7 @@ class TrainedVerifier:
 
 
 class LoadedStep(NamedTuple):
-  """A whole step of a training: what it says of itself, its tokenizer and templates, its model, its parameters."""
+  """One intact step: path, manifest, prompter (tokenizer and templates), model config and parameters."""
 
   step: epath.Path
   manifest: dict[str, Any]
@@ -106,22 +105,22 @@ def load(
   """Opens a trained verifier.
 
   Args:
-    path: of a training (WORKDIR/checkpoints/NAME; its best step is taken) or of one step; local or gs://.
-    base: for adapters that were saved alone: what they were trained on, a training of ours or a Gemma checkpoint.
-    mesh: where to put it; all devices, each with all parameters, if None.
-    dtype: of parameters and activations, "float32" or "bfloat16"; the training's own if None.
-    rows_per_batch: rows that go through the model at a time, votes included.
+    path: WORKDIR/checkpoints/NAME, of which the best step is loaded, or the folder of one step; local or gs://.
+    base: what adapters saved without frozen parameters were trained on: a checkpoint of a run, or of Gemma.
+    mesh: devices; if None, all devices, with replicated parameters.
+    dtype: of parameters and activations, "float32" or "bfloat16"; if None, as in training.
+    rows_per_batch: sequences in the model at a time; each vote is one.
 
   Raises:
-    UserError: no such checkpoint; an unfinished, damaged or foreign one, or one that is no verifier's; its own module
-      does not import; or too little memory for its parameters.
+    UserError: the checkpoint does not exist, is unfinished or damaged, or is not a verifier; the verifier's module does
+      not import; or memory does not suffice for the parameters.
   """
   mesh = sharding.make_mesh(data=-1) if mesh is None else mesh
   loaded = open_step(path, base, mesh)
   manifest, config, params = loaded.manifest, loaded.config, loaded.params
   if manifest["verifier"] is None:
     raise UserError(
-      f"{loaded.step} is the {manifest['run']} of a run and no verifier; open its parameters with genrm_jax.load_params"
+      f"{loaded.step} is a run's {manifest['run']}, not a verifier; load its parameters with genrm_jax.load_params"
     )
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
@@ -137,17 +136,16 @@ def load(
 
 
 def load_params(path: Any, *, base: Any = None) -> tuple[gemma.Params, dict[str, Any]]:
-  """Parameters of any training as NumPy arrays, adapters merged, and the manifest; no optimiser, no mesh.
+  """Parameters as NumPy arrays (adapters merged, no optimizer state) and the manifest of any checkpoint of a run.
 
-  Raises:
-    UserError: as `load`.
+  Arguments and errors are those of `load`.
   """
   loaded = open_step(path, base, None)
   return loaded.params, loaded.manifest
 
 
 def verifier_of(manifest: Mapping[str, Any], prompter: Prompter) -> Verifier:
-  """The verifier that a checkpoint's manifest describes."""
+  """Constructs the verifier that a manifest describes."""
   about = manifest["verifier"]
   return make_verifier(about["name"], prompter, {**about["settings"], "kind": about["kind"]})
 
@@ -155,7 +153,7 @@ def verifier_of(manifest: Mapping[str, Any], prompter: Prompter) -> Verifier:
 def make_engine(
   params: gemma.Params, config: ModelConfig, mesh: Mesh, end_id: int, rows_per_batch: int, max_tokens: int
 ) -> Engine:
-  """An engine whose parameters are cast once to the dtypes that they are used in. Donates `params`."""
+  """An engine with parameters cast to the dtypes that the forward pass uses. Donates `params`."""
   return Engine(gemma.as_used(params, config), config, mesh, end_id, rows_per_batch, max_tokens)
 
 
@@ -166,14 +164,17 @@ def open_step(
   expected: Mapping[str, Any] | None = None,
   rules: sharding.Rules | None = None,
 ) -> LoadedStep:
-  """The best whole step of a training, on a mesh, or as NumPy arrays if that is None. Adapters are merged.
+  """Loads the best intact step, adapters merged.
 
   Args:
     path: as for `load`.
     base: as for `load`.
-    mesh: the devices.
+    mesh: where to put the parameters; NumPy arrays on the host if None.
     expected: entries that the manifest must have.
-    rules: sharding rules; those of the model's family if None.
+    rules: sharding rules; the defaults of the model's family if None.
+
+  Raises:
+    UserError: as for `load`, or if the manifest differs from `expected`.
   """
 
   def read(step: epath.Path) -> LoadedStep:
@@ -197,7 +198,7 @@ def open_step(
 
 
 def param_shardings(config: ModelConfig, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
-  """The sharding of every parameter of a model, and of its adapters if it has any."""
+  """The sharding of every parameter of a model, including adapters if any."""
   specs = gemma.param_specs(config) | (lora.param_specs(config, adapters) if adapters else {})
   return sharding.param_shardings(specs, mesh, config.rules)
 
@@ -227,11 +228,11 @@ def _base(
   config: ModelConfig,
   mesh: Mesh | None,
 ) -> gemma.Params:
-  """The frozen parameters that were not saved with a step's adapters, from where the user says that they are."""
+  """Loads from `base` the frozen parameters that were not saved with the adapters of a step."""
   if base is None:
     raise UserError(
-      f"{step} holds adapters alone (lora.save_frozen was false); give base=, the {manifest['init_from']} that they "
-      "were trained on"
+      f"{step} holds only adapters (lora.save_frozen was false); pass base=, the path of the "
+      f"{manifest['init_from']} that they were trained on"
     )
   if pretrained.is_checkpoint(base):
     on = mesh or sharding.make_mesh(devices=jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""The stages of the verifiers: scores, a verifier's own solutions, the report."""
+"""Stages that use verifiers: scoring, sampling solutions from a verifier, and the report."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from genrm_jax.verifiers import scoring
 
 
 def score_verifier(run: Run, name: str) -> None:
-  """Scores every candidate of the evaluated splits."""
+  """Scores all candidates of the evaluated splits."""
   trained = run.trained_verifier(name)
   for split in run.eval_splits:
     write_scores(run, trained, run.scores_file(name, split), run.problems(split), run.candidates(split))
@@ -30,10 +30,10 @@ def score_verifier(run: Run, name: str) -> None:
 def write_scores(
   run: Run, trained: TrainedVerifier, file: str, problems: Sequence[Problem], pool: Sequence[Candidate]
 ) -> None:
-  """Scores a pool into a file; each process scores its share of the distinct solutions.
+  """Scores the candidates of a pool and writes `file`; each process scores a share of the distinct solutions.
 
   Raises:
-    UserError: no solution fits into the context.
+    UserError: not a single solution fits into the context.
   """
   distinct = candidates.distinct(pool)
 
@@ -50,16 +50,16 @@ def write_scores(
 
 
 def solve_again(run: Run, name: str) -> None:
-  """A verifier's own solutions (paper, section 4.3: unified training)."""
+  """Samples and grades solutions from a verifier (paper, section 4.3: unified training)."""
   params, step = run.load_params(name, run.engine_mesh)
   engine, num = run.engine(params), run.config.candidates.num_eval
   pool = data_stages.sample_solutions(run, engine, f"{name}/{step}", run.problems("eval"), num, few_shot=False)
   jsonl.write_records(run.path("candidates", f"by_{name}.jsonl"), pool)
-  say(f"{name}: pass@1 {np.mean([c.correct for c in pool]):.3f} over {len(pool)} solutions of its own")
+  say(f"{name}: pass@1 {np.mean([c.correct for c in pool]):.3f} over {len(pool)} of its own solutions")
 
 
 def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) -> None:
-  """report/: report.md, index.html, results.json and figures."""
+  """Writes report/: report.md, index.html, results.json and figures."""
   config = run.config
   by_split = {}
   for split in run.eval_splits:
@@ -110,7 +110,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
 
 
 def _left_out(run: Run) -> list[str]:
-  """A line for each verifier whose training examples did not all fit into a row."""
+  """One note for each verifier whose longest training examples were dropped."""
   lines = []
   for name in run.verifier_names:
     path = run.path("metrics", f"{name}.examples.json")
@@ -124,7 +124,7 @@ def _left_out(run: Run) -> list[str]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-  """What a report says first of its run: code, task, config, and a digest of what was evaluated."""
+  """Metadata that identifies a run in its report: code, task, config, and a digest of what was evaluated."""
   config = run.config
   evaluated = [jsonl.file_digest(run.path(kind, "eval.jsonl")) for kind in ("problems", "candidates")]
   return {
@@ -139,9 +139,9 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def token_costs(run: Run, problems: Sequence[Problem], pool: Sequence[Candidate]) -> Costs:
-  """How many tokens each method reads and samples, as this run's tokenizer counts them.
+  """Numbers of tokens that each method reads and samples, with this run's tokenizer.
 
-  The generator's size is known where its solutions were sampled here.
+  The size of the generator is known only if this run sampled the solutions.
   """
   question = {p.id: p.question for p in problems}
   num_params = sum(gemma.num_params(run.model))

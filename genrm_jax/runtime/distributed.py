@@ -26,6 +26,7 @@ from genrm_jax.runtime.errors import UserError
 T = TypeVar("T")
 _HEARTBEAT_S = 100  # a process that stays silent for longer counts as lost, and the others exit
 _LONG_MS = 7 * 24 * 3600 * 1000
+_LEAVE_MS = 10_000
 _CHUNK_BYTES = 1 << 20
 _names = (f"genrm_jax/{i}" for i in itertools.count())
 
@@ -194,12 +195,19 @@ def check_same(what: str, value: str) -> None:
 
 
 def leave(code: int) -> None:
-  """Exits. In a run of many processes it does not wait for the others; the coordination service tells them."""
-  if num_processes() == 1:
-    sys.exit(code)
-  sys.stderr.flush()
-  sys.stdout.flush()
-  os._exit(code)
+  """Exits. Processes that leave together, on an error that all of them know, all get to print it.
+
+  Process 0 must not exit first: the others abort as soon as they lose the coordination service. A process that leaves
+  alone exits after `_LEAVE_MS`, and the service tells the others.
+  """
+  if num_processes() > 1:
+    sys.stderr.flush()
+    sys.stdout.flush()
+    try:
+      _client().wait_at_barrier("genrm_jax/leave", _LEAVE_MS)
+    except jax.errors.JaxRuntimeError:  # the others stay
+      os._exit(code)
+  sys.exit(code)
 
 
 def _client() -> Any:

@@ -1,1 +1,1 @@
-"""Verifiers: how each one asks, what it is trained on, its loss and its votes. See base.py; one file per verifier."""
+"""Verifiers: prompts, training examples, losses and votes. One file per verifier; base.py holds the interface."""

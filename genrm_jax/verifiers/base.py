@@ -1,17 +1,17 @@
 """The Verifier interface, the registry of the paper's verifiers, and the gate on verdict tokens.
 
-              asks                                     target                                 score r(x, y)
-  judge       solve(x) y verify_cot                    none: it is not trained                mean over K of p(Yes)
-  dpo         solve(x)                                 y correct, rather than y incorrect     p(y | x)
-  orm         solve(x) y verify                        label, at the class token's logit      sigmoid(z_cls)
-  genrm       solve(x) y verify                        " Yes" / " No"                         p(Yes)
-  genrm_cot   solve(x) y verify_cot                    rationale, question, " Yes" / " No"    mean over K of p(Yes)
+              prompt                   target                                 score r(x, y)
+  judge       solve(x) y verify_cot    none (not trained)                     mean over K votes of p(Yes)
+  dpo         solve(x)                 correct y preferred to incorrect y     p(y | x)
+  orm         solve(x) y verify        label, on the class token's logit      sigmoid(z_cls)
+  genrm       solve(x) y verify        " Yes" / " No"                         p(Yes)
+  genrm_cot   solve(x) y verify_cot    rationale, question, " Yes" / " No"    mean over K votes of p(Yes)
 
-A verifier of your own is a subclass in a module of your own. A config names it by its import path:
+To add a verifier, subclass Verifier in a module of your own and name it in the config by its import path:
 
     config.verifiers.two_prompts = dict(kind="my_verifiers:TwoPrompts", **common.verifier(...))
 
-docs/extending.md walks through one.
+docs/extending.md has an example.
 """
 
 import abc
@@ -44,11 +44,11 @@ VERIFIERS: Mapping[str, str] = {
   "genrm": "genrm_jax.verifiers.genrm:GenRM",
   "genrm_cot": "genrm_jax.verifiers.genrm_cot:GenRMCoT",
 }
-_GATE_SAMPLE = 64  # training items of each label whose verdict tokens the gate checks
+_GATE_SAMPLE = 64  # training items per label that the gate checks
 
 
 class LabelledData(NamedTuple):
-  """One split of training data. `rationales` may be an iterator: it is read once, and only where it is needed."""
+  """One split of training data. `rationales` may be an iterator; it is consumed once, by verifiers that need it."""
 
   problems: Sequence[Problem]
   candidates: Sequence[Candidate]
@@ -57,7 +57,7 @@ class LabelledData(NamedTuple):
 
 
 class Item(NamedTuple):
-  """What one training example is made of: a labelled solution, and a rationale where the verifier learns from one."""
+  """The source of one training example: a labelled solution, with a rationale if the verifier is trained on one."""
 
   problem: Problem
   candidate: Candidate
@@ -69,7 +69,7 @@ class Item(NamedTuple):
 
 
 class Scored(NamedTuple):
-  """The ids in front of a verdict as scoring reads them, and the target there: a token id, or the ORM's label."""
+  """Token ids that precede a verdict during scoring, and the target that follows: a token id, or a label (ORM)."""
 
   name: str
   context: list[int]
@@ -78,7 +78,7 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class VoteConfig:
-  """How votes are taken: K, the seed of the sampled rationales, and how they are sampled."""
+  """Number of votes K, seed of the sampled rationales, and their sampling settings."""
 
   num_votes: int
   seed: int
@@ -90,29 +90,28 @@ class VoteConfig:
 
 
 class TargetCounts(NamedTuple):
-  """The most targets and the most pairs of a packed row: a loss computes logits for so many and no more."""
+  """The largest numbers of targets and of pairs in a packed row; the loss computes logits for that many positions."""
 
   max_targets: int
   max_pairs: int
 
 
 class Verifier(abc.ABC):
-  """One way to score a solution. Instances hold no parameters: these live in the engine or the train state.
+  """One way to score a solution. Instances hold no parameters: those live in the engine or the train state.
 
-  A subclass must say what it asks (`prompt`) and how it votes (`votes`); a trained one also how a labelled solution
-  becomes an example (`example`). The rest has defaults.
+  A subclass must define `prompt` and `votes`, and `example` if it is trained. Everything else has a default.
 
   Attributes:
-    name: as it stands in score files and in the report, the key of `config.verifiers`.
-    prompter: token ids of prompts and targets.
-    settings: its entry of `config.verifiers`.
+    name: the key in `config.verifiers`, used in score files and reports.
+    prompter: builds the token ids of prompts and targets.
+    settings: the entry in `config.verifiers`.
   """
 
   is_trained: ClassVar[bool] = True
-  needs_rationales: ClassVar[bool] = False  # training reads rationales/
-  samples_rationales: ClassVar[bool] = False  # a score has K votes, each with a sampled rationale; else one vote
-  is_likelihood: ClassVar[bool] = False  # scores rank solutions and are no probabilities of being correct
-  # Its own solutions are compared with the generator's even at lambda 0, one end of the paper's sweep (section 4.3).
+  needs_rationales: ClassVar[bool] = False  # whether training reads rationales/
+  samples_rationales: ClassVar[bool] = False  # K votes per score, each from a sampled rationale; otherwise one vote
+  is_likelihood: ClassVar[bool] = False  # scores rank solutions but are not probabilities of correctness
+  # Its own solutions are evaluated even at lambda = 0, one end of the paper's sweep (section 4.3).
   compared_as_solver: ClassVar[bool] = False
 
   def __init__(self, name: str, prompter: Prompter, settings: Mapping[str, Any]):
@@ -126,24 +125,24 @@ class Verifier(abc.ABC):
     return self.settings.get("solve_weight", 0.0)
 
   def select(self, data: LabelledData) -> list[Any]:
-    """A split's training items: at most `max_per_label` solutions of each label per problem (paper, appendix A)."""
+    """The training items of a split: at most `max_per_label` solutions per label and problem (paper, appendix A)."""
     problem_of = {p.id: p for p in data.problems}
     return [Item(problem_of[c.problem_id], c) for c in self._chosen(data.candidates, data.seed)]
 
   def has_verdict(self, item: Any) -> bool:
-    """Whether an item gives a verification example, and not only a solution to learn."""
+    """Whether an item yields a verification example. One without a verdict yields only a solution to imitate."""
     del item
     return True
 
   def example(self, item: Any) -> Example:
     """The training example of one item of `select`."""
-    raise NotImplementedError(f"verifier {self.name} defines no training example")
+    raise NotImplementedError(f"verifier {self.name} does not define `example`")
 
   def examples(self, data: LabelledData) -> Iterator[Example]:
-    """The training examples of a split, with correct solutions where `solve_weight` > 0.
+    """The training examples of a split, including correct solutions if `solve_weight` > 0.
 
     Raises:
-      UserError: the gate finds that scoring would read a verdict where none was trained.
+      UserError: the gate found that scoring would read a verdict at a position that is not supervised.
     """
     items = self.select(data)
     supervised = [item for item in items if self.has_verdict(item)]
@@ -158,13 +157,13 @@ class Verifier(abc.ABC):
       yield from (solve_example(self.prompter, i.problem, i.candidate.text) for i in solved.values())
 
   def loss(self, model: ModelConfig, counts: TargetCounts, remat: gemma.Remat) -> losses.LossFn:
-    """L_SFT(verify) + lambda L_SFT(solve)."""
+    """L_SFT(verify) + lambda L_SFT(solve) (paper, equation 5); `counts` are static sizes of the packed rows."""
     return sft_loss(model, counts.max_targets, self.solve_weight, remat)
 
   def with_reference(
     self, rows: RowFile, counts: TargetCounts, params: Any, model: ModelConfig, mesh: jax.sharding.Mesh, batch_size: int
   ) -> RowFile:
-    """The rows as the loss reads them; `params` are those that training starts from. Only DPO adds to them."""
+    """Adds what the loss needs from the initial `params` to the rows; only DPO does. Returns rows for training."""
     del counts, params, model, mesh, batch_size
     return rows
 
@@ -175,53 +174,56 @@ class Verifier(abc.ABC):
 
   @abc.abstractmethod
   def prompt(self, question: str, solution: str) -> list[int]:
-    """The ids in front of a verdict, or in front of a rationale."""
+    """Token ids that precede the verdict, or the rationale if the verifier writes one."""
 
   @abc.abstractmethod
   def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
-    """The votes on (question, solution) pairs; each fits into the engine's context.
+    """The votes on n distinct (question, solution) pairs, each of which fits into the engine's context.
 
     Args:
-      engine: runs the verifier's model.
-      pairs: distinct.
-      how: number of rationales, seed and sampling, for a verifier that samples them.
-      label: of the progress bar.
+      engine: the verifier's model.
+      pairs: n pairs.
+      how: number of votes, seed and sampling settings; unused by verifiers that do not sample.
+      label: shown on the progress bar.
+
+    Returns:
+      n lists of `num_votes(how.num_votes)` votes.
     """
 
   def value(self, votes: Sequence[Vote]) -> float | None:
-    """The score in [0, 1]: mean p(Yes) of the votes that give a number, None where none does."""
+    """The score in [0, 1]: mean p(Yes) over the votes that have one; None if none has."""
     return voting.mean_p_yes(votes)
 
   def num_votes(self, configured: int) -> int:
-    """How many votes a score has, where so many are configured."""
+    """The number of votes per score, given the configured number."""
     return configured if self.samples_rationales else 1
 
   def vote_config(self, configured: VoteConfig) -> VoteConfig:
-    """How this verifier votes; `max_new_tokens` of its own settings takes precedence over the run's."""
+    """The configured votes with this verifier's own number of votes and, if set, its own `max_new_tokens`."""
     limit = self.settings.get("max_new_tokens", configured.sample.max_new_tokens)
     sample = dataclasses.replace(configured.sample, max_new_tokens=limit)
     return VoteConfig(self.num_votes(configured.num_votes), configured.seed, sample)
 
   def tokens_needed(self, question: str, solution: str, max_new_tokens: int) -> int:
-    """How many tokens of context scoring takes: the prompt, and what is sampled after it."""
+    """Context length in tokens that scoring takes: the prompt and what is sampled after it."""
     return len(self.prompt(question, solution)) + (max_new_tokens if self.samples_rationales else 0)
 
   # The gate.
 
   def scored(self, item: Any) -> list[Scored]:
-    """Where scoring would read the verdicts that `example(item)` supervises."""
+    """The positions at which scoring reads the verdicts that `example(item)` supervises."""
     context = self.prompt(item.problem.question, item.candidate.text)
     return [Scored(item.name, context, self.prompter.verdict_id(item.candidate.correct))]
 
   def supervised(self, rows: Rows) -> dict[tuple[int, ...], int]:
-    """Context -> target of every verification target in packed rows that is a verdict token."""
+    """Maps the context of each supervised verdict token in packed rows to that token."""
     return supervised_targets(rows, (self.prompter.yes_id, self.prompter.no_id))
 
   def check_gate(self, items: Sequence[Any]) -> None:
-    """Proves on a sample of each label that scoring reads verdicts with the token ids that training supervises.
+    """Checks on a sample of each label that scoring reads verdicts at the token ids that training supervises.
 
     Raises:
-      UserError: shows both id sequences.
+      UserError: they differ; the message shows both id sequences.
     """
     sample = gate_sample(items)
     if not sample:
@@ -233,19 +235,19 @@ class Verifier(abc.ABC):
       if found != scored.target:
         near = max(supervised, key=lambda ids: _common_prefix(ids, scored.context), default=())
         raise UserError(
-          f"{self.name}, {scored.name}: the verdict is not scored where it was trained.\n"
+          f"{self.name}, {scored.name}: the verdict is not scored where it is trained.\n"
           f"  scored:  {scored.context} -> {scored.target}\n  trained: {list(near)} -> {supervised.get(near)}"
         )
 
   # Export.
 
   def how_to_score(self, num_votes: int) -> str:
-    """A sentence for a model card: how other programs compute the score."""
+    """A sentence for the model card on how to compute the score."""
     del num_votes
-    return "A verifier of the user's own; its module says how a score is computed."
+    return "A custom verifier; its module defines how a score is computed."
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(the text asked after a solution, Python that computes the score with transformers); None if there is none."""
+    """The text that follows a solution in the prompt, and Python that computes the score with transformers, if any."""
     del scoring
     return None
 
@@ -264,14 +266,17 @@ def check_votes(verifier: Verifier, votes: Any, num_pairs: int, num_votes: int) 
 
 
 def verifier_class(kind: str) -> type[Verifier]:
-  """The class of a kind: one of VERIFIERS, or an import path "package.module:Class".
+  """The class of a verifier.
+
+  Args:
+    kind: a key of VERIFIERS, or an import path "package.module:Class".
 
   Raises:
-    UserError: the kind is unknown, does not import, or is no Verifier.
+    UserError: the kind is unknown, cannot be imported, or is not a complete Verifier.
   """
   cls = plugins.load_class(kind, VERIFIERS, "verifier")
   if not issubclass(cls, Verifier):
-    raise UserError(f"verifier {kind!r}: {cls.__name__} is no subclass of genrm_jax.verifiers.base.Verifier")
+    raise UserError(f"verifier {kind!r}: {cls.__name__} is not a subclass of genrm_jax.verifiers.base.Verifier")
   missing = sorted(getattr(cls, "__abstractmethods__", ()))
   if cls.is_trained and cls.example is Verifier.example and cls.examples is Verifier.examples:
     missing.append("example")
@@ -281,36 +286,36 @@ def verifier_class(kind: str) -> type[Verifier]:
 
 
 def make_verifier(name: str, prompter: Prompter, settings: Mapping[str, Any]) -> Verifier:
-  """The verifier called `name`, of the kind that its settings give (its name, if they give none)."""
+  """Constructs the verifier `name`; its class is `settings["kind"]`, by default its name."""
   return verifier_class(settings.get("kind", name))(name, prompter, settings)
 
 
 def solve_example(prompter: Prompter, problem: Problem, solution: str) -> Example:
-  """The training example for generating a (correct) solution."""
+  """An SFT example whose target is a solution."""
   ids = prompter.solve(problem.question), prompter.solution(solution)
-  return packing.sft_example(f"a solution of {problem.id}", *ids, KIND_SOLVE)
+  return packing.sft_example(f"a solution to {problem.id}", *ids, KIND_SOLVE)
 
 
 def sft_loss(model: ModelConfig, max_targets: int, solve_weight: float, remat: gemma.Remat = "none") -> losses.LossFn:
   """L_SFT(verify) + lambda L_SFT(solve) (paper, equations 4 and 5)."""
 
-  def loss(params, batch, counts=None):
+  def loss(params, batch, counts_of_batch=None):
     logits_BMV, at = logits_at_targets(params, model, batch, max_targets, remat)
     nll_BM = losses.cross_entropy(logits_BMV, at.targets)
-    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts)
+    return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), solve_weight, counts_of_batch)
 
   return loss
 
 
 def logits_at_targets(params, model: ModelConfig, batch, max_targets: int, remat: gemma.Remat = "none", ids=None):
-  """Logits f32[B, M, V] at the targets of each row (with `ids`: of those tokens only), and the batch there."""
+  """Logits f32[B, M, V] at the targets of each row (of the tokens `ids` only, if given), and the targets."""
   x_BTD, _ = gemma.forward(params, model, batch.tokens, batch.positions, batch.segments, remat=remat)
   x_BMD, at = losses.gather_targets(x_BTD, batch, max_targets)
   return gemma.unembed(params, model, x_BMD, ids), at
 
 
 def supervised_targets(rows: Rows, ids: tuple[int, ...] = ()) -> dict[tuple[int, ...], int]:
-  """Context -> target of every verification target in packed rows, or of those that are among `ids`."""
+  """Maps the context of each verification target in packed rows to the target; only targets in `ids`, if given."""
   data, out = rows.data, {}
   wanted = np.isin(data.targets, ids) if ids else True
   for r, t in np.argwhere((data.weights > 0) & (data.kind == KIND_VERIFY) & wanted):
@@ -320,7 +325,7 @@ def supervised_targets(rows: Rows, ids: tuple[int, ...] = ()) -> dict[tuple[int,
 
 
 def gate_sample(items: Sequence[Any]) -> list[Any]:
-  """Up to `_GATE_SAMPLE` items of each label, spread evenly over the data."""
+  """About `_GATE_SAMPLE` items of each label, evenly spaced in the data."""
   by_label: dict[Any, list[Any]] = {}
   for item in items:
     by_label.setdefault(item.candidate.correct if isinstance(item, Item) else None, []).append(item)

@@ -1,4 +1,4 @@
-"""DPO verifier: that of V-STaR (Hosseini et al. 2024); its reference is the model that its training starts from."""
+"""DPO verifier, as in V-STaR (Hosseini et al. 2024). The reference is the model that training starts from."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +35,12 @@ class Pair(NamedTuple):
 
 
 class DPO(Verifier):
-  """Score: the likelihood p(y | x) of a solution, which ranks the solutions to one problem and says no more."""
+  """Score: the likelihood p(y | x). It ranks solutions to one problem; it is not a probability of correctness."""
 
   is_likelihood = True
 
   def prompt(self, question: str, solution: str) -> list[int]:
-    del solution  # the continuation whose likelihood is the score
+    del solution  # the continuation, whose likelihood is the score
     return self.prompter.solve(question)
 
   def tokens_needed(self, question: str, solution: str, max_new_tokens: int) -> int:
@@ -60,14 +60,14 @@ class DPO(Verifier):
 
   def examples(self, data: LabelledData) -> Iterator[Example]:
     if self.solve_weight:
-      raise UserError(f"{self.name} learns from pairs: solve_weight must be 0, not {self.solve_weight}")
+      raise UserError(f"{self.name} is trained on pairs: solve_weight must be 0, not {self.solve_weight}")
     yield from super().examples(data)
 
   def loss(self, model: ModelConfig, counts: TargetCounts, remat: gemma.Remat) -> losses.LossFn:
-    """-log sigmoid of beta times the margin over the reference (Rafailov et al. 2023, equation 7)."""
+    """-log sigmoid(beta * margin over the reference) (Rafailov et al. 2023, equation 7)."""
     beta = self.settings["beta"]
     if not beta > 0:
-      raise UserError(f"{self.name}: beta must be more than 0, not {beta}")
+      raise UserError(f"{self.name}: beta must be positive, not {beta}")
 
     def loss(params, batch, counts_of_batch=None):
       if not isinstance(batch, PairBatch):
@@ -81,14 +81,14 @@ class DPO(Verifier):
   def with_reference(
     self, rows: RowFile, counts: TargetCounts, params: Any, model: ModelConfig, mesh: Mesh, batch_size: int
   ) -> RowFile:
-    """The rows with log p of every target under `params`, the reference: one pass, so that training needs none."""
+    """Adds log p of every target under the reference `params`, so that training runs no reference model."""
     batch_sharding = sharding.batch_sharding(mesh, model.rules)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def log_probs(params, batch):
       logits_BMV, at = logits_at_targets(params, model, batch, counts.max_targets)
       is_target_BT = batch.weights > 0
-      slot_BT = jnp.cumsum(is_target_BT, axis=1) - 1  # the targets of a row stand first, in their order
+      slot_BT = jnp.cumsum(is_target_BT, axis=1) - 1  # gather_targets puts the targets of a row first, in order
       logp_BT = jnp.take_along_axis(-losses.cross_entropy(logits_BMV, at.targets), slot_BT, axis=1)
       return jnp.where(is_target_BT, logp_BT, 0.0)
 
@@ -107,7 +107,7 @@ class DPO(Verifier):
     return voting.likelihood_votes(engine, [self.prompt(*p) for p in pairs], solutions, label)
 
   def check_gate(self, items: Sequence[Pair]) -> None:
-    """Proves on a sample that each solution, as scoring reads it, is the right half of a pair, target by target."""
+    """Checks on a sample that scoring reads each solution with the tokens that training supervises."""
     sample = gate_sample(items)
     if not sample:
       return
@@ -119,14 +119,14 @@ class DPO(Verifier):
         context = (*self.prompt(item.problem.question, candidate.text), *solution)
         if halves.get(context) != (candidate.correct, len(solution)):
           raise UserError(
-            f"{self.name}, candidate {candidate.index} of {item.problem.id}: the solution is not scored where it was "
+            f"{self.name}, candidate {candidate.index} of {item.problem.id}: the solution is not scored where it is "
             f"trained.\n  scored:  {list(context)}, the last {len(solution)} tokens\n  trained: {halves.get(context)}"
           )
 
   def how_to_score(self, num_votes: int) -> str:
     return (
-      "A DPO verifier: the score of a solution is its likelihood after `solve`, with its end mark. It ranks solutions "
-      "to one problem."
+      "A DPO verifier: the score of a solution is its likelihood after `solve`, including the end token. It ranks "
+      "solutions to one problem."
     )
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
@@ -134,7 +134,7 @@ class DPO(Verifier):
 
 
 def _supervised_halves(rows: Rows) -> dict[tuple[int, ...], tuple[bool, int]]:
-  """Prompt and solution -> (whether it is the chosen half, number of targets), for every half of the packed pairs."""
+  """Maps prompt + solution of each half of the packed pairs to (is it the chosen half, number of targets)."""
   out, data = {}, rows.data
   for r in range(rows.num_rows):
     for segment in range(1, int(data.segments[r].max()) + 1):

@@ -27,7 +27,7 @@ class GenRM(Verifier):
     return voting.direct_votes(engine, self.prompter, [self.prompt(*pair) for pair in pairs], label)
 
   def how_to_score(self, num_votes: int) -> str:
-    return "A generative verifier: the score is p(yes), over the full vocabulary, after `solve`, solution, `verify`."
+    return "A generative verifier: the score is p(yes) over the full vocabulary, after `solve`, solution, `verify`."
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
     return self.prompter.template("verify"), snippets.READ_LOGITS.format(

@@ -1,4 +1,4 @@
-"""GenRM-CoT: a rationale, then the verdict (paper, section 3.2)."""
+"""GenRM-CoT: writes a rationale, then the verdict (paper, section 3.2)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from genrm_jax.verifiers.base import Item, LabelledData, Scored, Verifier, VoteC
 
 
 class CoTVotes(Verifier):
-  """Score: p(Yes) averaged over K sampled rationales (paper, equation 6)."""
+  """Score: mean p(Yes) over K sampled rationales (paper, equation 6)."""
 
   samples_rationales = True
 
@@ -30,7 +30,7 @@ class CoTVotes(Verifier):
   def how_to_score(self, num_votes: int) -> str:
     return (
       "A generative verifier: after `solve`, solution, `verify_cot` it writes a rationale that ends with `conclude` "
-      "and the verdict. The score is p(yes) there, over the full vocabulary, averaged over "
+      "and the verdict. The score is p(yes) over the full vocabulary at the verdict, averaged over "
       f"{num_votes} sampled rationales."
     )
 
@@ -42,32 +42,32 @@ class CoTVotes(Verifier):
       max_new_tokens=sample["max_new_tokens"],
       do_sample=sample["temperature"] > 0,
       sampling=how if sample["temperature"] > 0 else "",
-      asked=self.prompter.format.verdict_question,
+      question=self.prompter.format.verdict_question,
       yes=self.prompter.yes_id,
     )
 
 
 class GenRMCoT(CoTVotes):
-  """SFT on rationale, verdict question and verdict."""
+  """Trained by SFT on rationale, verdict question and verdict."""
 
   needs_rationales = True
   compared_as_solver = True
 
   def select(self, data: LabelledData) -> list[Item]:
-    """One item per kept rationale, at most `max_rationales` per solution. 0: none, to train on solutions alone."""
-    written: dict[tuple[str, int], list[Rationale]] = {}
+    """One item per kept rationale, at most `max_rationales` per solution; 0 trains on solutions only."""
+    rationales: dict[tuple[str, int], list[Rationale]] = {}
     pool, limit = data.candidates, self.settings["max_rationales"]
     if limit:
       for r in data.rationales:
-        kept = written.setdefault((r.problem_id, r.candidate_index), []) if r.kept else []
+        kept = rationales.setdefault((r.problem_id, r.candidate_index), []) if r.kept else []
         if len(kept) < limit:
           kept.append(r)
-      pool = [c for c in pool if (c.problem_id, c.index) in written]
+      pool = [c for c in pool if (c.problem_id, c.index) in rationales]
     problem_of = {p.id: p for p in data.problems}
     return [
       Item(problem_of[c.problem_id], c, rationale)
       for c in self._chosen(pool, data.seed)
-      for rationale in (written[c.problem_id, c.index] if limit else [None])
+      for rationale in (rationales[c.problem_id, c.index] if limit else [None])
     ]
 
   def has_verdict(self, item: Item) -> bool:
@@ -79,7 +79,11 @@ class GenRMCoT(CoTVotes):
     return sft_example(item.name, prompt, self.prompter.rationale(rationale.text, item.candidate.correct), KIND_VERIFY)
 
   def scored(self, item: Item) -> list[Scored]:
-    """The context after the rationale; a forced verdict must be asked for with the same tokens as a sampled one."""
+    """The context after the rationale. A forced verdict must follow the same tokens as a sampled one.
+
+    Raises:
+      UserError: the rationale cannot be read back, or the two contexts differ.
+    """
     rationale, prompter = item.rationale, self.prompter
     assert rationale is not None
     written = prompter.rationale(rationale.text, item.candidate.correct)
@@ -91,7 +95,7 @@ class GenRMCoT(CoTVotes):
     forced = [*cut, *read_rationale(cut, prompter, room=len(written)).suffix]
     if forced != sampled:
       raise UserError(
-        f"{item.name}: a forced verdict would be asked for with other tokens than a sampled one.\n"
+        f"{item.name}: a forced verdict would follow other tokens than a sampled one.\n"
         f"  sampled: {sampled}\n  forced:  {forced}"
       )
     (direct,) = super().scored(item)

@@ -1,9 +1,9 @@
-"""LLM-as-a-Judge: asked like GenRM-CoT, of a model that was not trained for it (paper, section 4)."""
+"""LLM-as-a-Judge: the prompt of GenRM-CoT on a model that was not trained to verify (paper, section 4)."""
 
 from genrm_jax.verifiers.genrm_cot import CoTVotes
 
 
 class Judge(CoTVotes):
-  """It has not learnt to end a rationale either, so `settings["max_new_tokens"]` limits it."""
+  """Untrained models rarely end a rationale, so `settings["max_new_tokens"]` sets a limit of its own."""
 
   is_trained = False

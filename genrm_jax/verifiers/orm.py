@@ -24,7 +24,7 @@ from genrm_jax.verifiers.base import (
 
 
 class ORM(Verifier):
-  """Score: sigmoid(z_cls) at the last token of the prompt (paper, equation 1). Only that logit is computed."""
+  """Score: sigmoid(z_cls) at the last token of the prompt (paper, equation 1). Computes only that logit."""
 
   def prompt(self, question: str, solution: str) -> list[int]:
     return self.prompter.direct(question, solution)

@@ -1,4 +1,4 @@
-"""The one scoring path: equal texts are scored once, and a solution that is too long gets truncated votes."""
+"""Scores candidates: equal texts are scored once; solutions that exceed the context get `truncated` votes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ def score_pairs(
   pairs: Sequence[tuple[str, str]],
   how: VoteConfig,
 ) -> list[list[Vote]]:
-  """The votes on (question, solution) pairs, in their order.
+  """The votes on (question, solution) pairs, in order.
 
-  Votes are a function of the texts, the seed and the settings: not of the order, of what else is scored, or of how
-  often a pair occurs. Where prompt and rationale do not fit into the context, all votes are `truncated`.
+  Votes depend only on the texts, the seed and the settings, not on order, batch or repetitions. If prompt and rationale
+  do not fit into the context, all votes are `truncated`.
 
   Args:
-    verifier: what asks and reads.
-    engine: runs its model.
-    pairs: any number, repeated or not.
-    how: number of votes, seed and sampling.
+    verifier: builds prompts and reads votes.
+    engine: its model.
+    pairs: may repeat.
+    how: number of votes, seed and sampling settings.
   """
   distinct = list(dict.fromkeys(pairs))
   room = engine.max_tokens
@@ -47,7 +47,7 @@ def score_candidates(
   how: VoteConfig,
   step: int,
 ) -> list[Score]:
-  """A score for each candidate (arguments as of `score_pairs`); `step` is the checkpoint's, for the record."""
+  """One score per candidate; see `score_pairs`. `step`, of the checkpoint, is recorded in each score."""
   question = {p.id: p.question for p in problems}
   pairs = [(question[c.problem_id], c.text) for c in candidates]
   votes = score_pairs(verifier, engine, pairs, how)
@@ -58,6 +58,6 @@ def score_candidates(
 
 
 def for_equal_texts(scores: Sequence[Score], scored: Sequence[Candidate], pool: Sequence[Candidate]) -> list[Score]:
-  """Scores of a whole pool, from those of its distinct solutions."""
+  """Expands the scores of distinct solutions to all candidates of a pool."""
   of_text = {(c.problem_id, c.text): score for c, score in zip(scored, scores, strict=True)}
   return [dataclasses.replace(of_text[c.problem_id, c.text], candidate_index=c.index) for c in pool]

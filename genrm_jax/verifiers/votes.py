@@ -1,4 +1,4 @@
-"""From prompts to votes: p(Yes) in one forward pass, or K sampled rationales with p(Yes) read in each."""
+"""Votes from prompts: p(Yes) in one forward pass, or p(Yes) at the end of each of K sampled rationales."""
 
 from collections.abc import Sequence
 
@@ -30,16 +30,15 @@ def classifier_votes(
 def likelihood_votes(
   engine: Engine, prompts: Sequence[Sequence[int]], solutions: Sequence[Sequence[int]], label: str
 ) -> list[list[Vote]]:
-  """DPO: p(y | x), one vote per prompt, as V-STaR ranks solutions (Hosseini et al. 2024, section 3.1).
+  """DPO: p(y | x), one vote per prompt, as in V-STaR (Hosseini et al. 2024, section 3.1).
 
-  A float64 tells likelihoods apart down to log p = -708, and below -745 all are 0: solutions less likely than that,
-  hundreds of tokens of a model that is unsure of each, come out equal.
+  float64 underflows to 0 below log p = -745, so less likely solutions (hundreds of tokens, each of them uncertain) tie.
   """
   return [[Vote("ok", p, None, 0)] for p in np.exp(engine.log_likelihood(prompts, solutions, label)).tolist()]
 
 
 def vote_keys(seed: int, pairs: Sequence[tuple[str, str]], num_votes: int) -> jax.Array:
-  """One key per vote on each (question, solution) pair, key[n, K]: a function of seed and texts, of nothing else."""
+  """One key per vote on each (question, solution) pair, key[n, K]; depends only on the seed and the texts."""
   return sample_keys(seed, "vote", [f"{question}\n\n{solution}" for question, solution in pairs], num_votes)
 
 
@@ -51,18 +50,18 @@ def rationale_votes(
   settings: SampleConfig,
   label: str,
 ) -> list[list[Vote]]:
-  """GenRM-CoT: K rationales per prompt, p(Yes) read where each poses the verdict question (paper, equation 6).
+  """GenRM-CoT: samples K rationales per prompt and reads p(Yes) after the verdict question (paper, equation 6).
 
   Args:
-    engine: runs the verifier's model.
-    prompter: templates.
-    prompts: n prompts, each ending where a rationale begins.
+    engine: the verifier's model.
+    prompter: templates and verdict ids.
+    prompts: token ids of n prompts, each ending where a rationale begins.
     keys: key[n, K].
-    settings: how rationales are sampled.
-    label: of the progress bar.
+    settings: sampling settings of the rationales.
+    label: shown on the progress bar.
 
   Returns:
-    K votes for each prompt; text/verdicts.py defines their states.
+    K votes per prompt; text/verdicts.py defines their states.
   """
   verdict_ids = (prompter.yes_id, prompter.no_id)
   rollouts = engine.generate(prompts, keys, settings, verdict_ids, label)
@@ -84,7 +83,7 @@ def rationale_votes(
 
 
 def _vote(location: VerdictLocation, rollout: Rollout, prompter: Prompter) -> Vote | None:
-  """The vote of a rollout; None for a forced one, whose p(Yes) takes another pass."""
+  """The vote of a rollout; None if it is forced, since its p(Yes) takes another forward pass."""
   if location.state == "forced":
     return None
   text, num_tokens = prompter.tokenizer.decode(rollout.ids), len(rollout.ids)
@@ -95,6 +94,6 @@ def _vote(location: VerdictLocation, rollout: Rollout, prompter: Prompter) -> Vo
 
 
 def mean_p_yes(votes: Sequence[Vote]) -> float | None:
-  """The mean p(Yes) of the votes that give a number; None where none does."""
+  """Mean p(Yes) over the votes that have one; None if none has."""
   numbers = [v.p_yes for v in votes if v.p_yes is not None]
   return float(np.mean(numbers)) if numbers else None

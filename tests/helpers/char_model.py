@@ -18,16 +18,8 @@ from genrm_jax.verifiers.base import LabelledData, Verifier, make_verifier
 
 CHAR = CharTokenizer()
 PROMPTER = Prompter(CHAR, make_format("compact"))
-CONFIG = get_config(
-  "tiny_gemma1",
-  vocab_size=CHAR.vocab_size,
-  num_layers=1,
-  embed_dim=32,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=16,
-  ffw_dim=64,
-)
+_SIZES = dict(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, ffw_dim=64)
+CONFIG = get_config("tiny_gemma1", vocab_size=CHAR.vocab_size, **_SIZES)
 WIDTH = 64  # of a packed row, and of the reference
 SETTINGS: dict[str, Any] = {
   **{"max_per_label": 16, "balanced": True, "max_rationales": 4, "solve_weight": 0.0},

@@ -22,18 +22,11 @@ _CLOSED_TO_READERS = {"private": 403, "closed": 401}
 _OBJECT = re.compile(r"(?:/upload|/download)?/storage/v1/b/([^/]+)/o(?:/([^/]+)(?:/moveTo/o/([^/]+))?)?")
 
 
-class Read(NamedTuple):
-  """A request for the bytes of an object. `range` is its Range header, such as "bytes=0-7"."""
-
-  name: str
-  range: str | None
-
-
 class Emulator(NamedTuple):
-  """`environ` makes a process use the emulator for gs://."""
+  """`environ` makes a process use the emulator for gs://. `reads` are names of objects with their Range headers."""
 
   environ: dict[str, str]
-  reads: list[Read]
+  reads: list[tuple[str, str | None]]
 
 
 @contextlib.contextmanager
@@ -42,7 +35,7 @@ def running() -> Iterator[Emulator]:
   storage = Storage(use_memory_fs=True)
   for name in ("bucket", "readonly", *_CLOSED_TO_READERS):
     buckets.create_bucket(name, storage)
-  reads: list[Read] = []
+  reads: list[tuple[str, str | None]] = []
   # Not threaded: checking a condition and writing the object must be atomic.
   httpd = http.server.HTTPServer(("127.0.0.1", 0), functools.partial(_Handler, storage, reads))
   thread = threading.Thread(target=httpd.serve_forever)
@@ -68,7 +61,7 @@ def running() -> Iterator[Emulator]:
 
 
 class _Handler(server.RequestHandler):
-  def __init__(self, storage: Storage, reads: list[Read], *args) -> None:
+  def __init__(self, storage: Storage, reads: list[tuple[str, str | None]], *args) -> None:
     self.reads = reads
     super().__init__(storage, *args)
 
@@ -82,7 +75,7 @@ class _Handler(server.RequestHandler):
       self._answer(_CLOSED_TO_READERS[bucket])
       return
     if query.get("alt") == "media":
-      self.reads.append(Read(name, self.headers.get("Range")))
+      self.reads.append((name, self.headers.get("Range")))
     super().do_GET()
 
   def do_POST(self) -> None:

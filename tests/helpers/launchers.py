@@ -7,10 +7,18 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 ODD_WORDS = ("it's", 'a "b"', "$HOME $(id) `id` $$ \\n \\", "", "* ?", "a;b\nc\td", "ä: {b}")
+
+SETTINGS = {
+  "tpu_vm.sh": {"TPU_NAME": "verifier", "TPU_ZONE": "us-west4-a", "TPU_PROJECT": "project", "TPU_TYPE": "v5litepod-8"},
+  "gke.sh": {"GKE_TOPOLOGY": "v5e:4x4", "GKE_IMAGE": "us-docker.pkg.dev/project/images/genrm:1"},
+  "slurm.sh": {"CLUSTER_NODES": "2", "CLUSTER_GPUS": "8", "CLUSTER_TIME": "24:00:00"},
+}
 
 _RECORD = """#!{python} -IS
 import json, os, sys
@@ -37,6 +45,11 @@ def install_worker(home: pathlib.Path) -> pathlib.Path:
   for script in ("common.sh", "worker.sh"):
     (target / script).write_bytes((LAUNCH / script).read_bytes())
   return target.parent / "runs" / "logs"
+
+
+def run(words: Sequence[str], folder: pathlib.Path, **options: Any) -> subprocess.CompletedProcess[str]:
+  pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+  return subprocess.run(words, cwd=folder, timeout=300, **pipes, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +96,18 @@ class Bench:
     path = self.folder / "calls"
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
-    called = [(words, text) for words, text in map(json.loads, lines)]
-    return [(words, text) for words, text in called if words[0] != "git" or "status" not in words]
+    return [(words, text) for words, text in map(json.loads, lines) if words[0] != "git" or "status" not in words]
 
   def _run(self, words: list[str], settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     ours = ("TPU_", "GKE_", "CLUSTER_", "SBATCH_", "SLURM_")
     environ = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     environ |= {**self.settings, **settings, "PATH": f"{self.folder / 'bin'}:{environ['PATH']}"}
-    return subprocess.run(
-      words, env=environ, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-    )
+    return run(words, self.folder, env=environ)
+
+
+def bench_of(folder: pathlib.Path, script: str) -> Bench:
+  """A bench with all settings that the launcher needs."""
+  return Bench(folder, {**SETTINGS[script], "TMPDIR": str(folder)})
 
 
 def heredoc(printed: str) -> tuple[list[str], str]:

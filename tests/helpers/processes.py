@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def free_port() -> int:
@@ -21,10 +20,9 @@ def free_port() -> int:
 
 def start(commands: Sequence[Sequence[object]], **env: str) -> list[subprocess.Popen[str]]:
   """Starts one Python for each list of arguments."""
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
-  return [
-    subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment, **_PIPES) for command in commands
-  ]
+  pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+  pipes["env"] = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
+  return [subprocess.Popen([sys.executable, *map(str, command)], **pipes) for command in commands]
 
 
 def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str, str]]:
@@ -40,13 +38,10 @@ def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 600) -> 
   return out
 
 
-def wait_for(
-  condition: Callable[[], bool], running: Sequence[subprocess.Popen[str]] = (), timeout: float = 600
-) -> None:
-  """Polls until the condition holds; fails at once when one of the processes has ended before."""
-  deadline = time.monotonic() + timeout
+def wait_for(condition: Callable[[], bool], running: Sequence[subprocess.Popen[str]] = ()) -> None:
+  """Polls for ten minutes until the condition holds; fails at once when one of the processes has ended before."""
+  deadline = time.monotonic() + 600
   while not condition():
-    ended = [process.args for process in running if process.poll() is not None]
-    assert not ended, f"ended early: {ended}"
+    assert all(process.poll() is None for process in running), "ended early"
     assert time.monotonic() < deadline, "timed out"
     time.sleep(0.02)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import launchers
@@ -31,9 +30,8 @@ def worker(tmp_path):
   """Calls a copy of worker.sh; kills what still runs afterwards."""
   logs = launchers.install_worker(tmp_path)
 
-  def call(*words: str) -> subprocess.CompletedProcess:
-    command = ["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words]
-    return subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+  def call(*words):
+    return launchers.run(["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words], tmp_path)
 
   call.logs = logs
   yield call
@@ -83,22 +81,8 @@ def test_run_that_ignores_sigterm(worker):
   assert stopped.returncode == 1 and "running" in stopped.stdout and "kill -KILL" in stopped.stderr
 
 
-def test_exec_prefers_the_environment(worker):
-  program = worker.logs.parents[1] / ".venv" / "bin" / "python"
-  program.parent.mkdir(parents=True)
-  program.write_text("#!/bin/sh\necho of the environment")
-  program.chmod(0o755)
-  assert worker("exec", "python").stdout == "of the environment\n"
-
-
-@pytest.mark.parametrize("words", [("start",), ("start", "a"), ("stop",), ("log",), ("mount",)])
-def test_missing_arguments(words, worker):
-  launchers.error_of(worker(*words))
-
-
 def test_tpu_launcher_starts_and_stops_two_workers(tmp_path):
-  settings = {"TPU_NAME": "v", "TPU_ZONE": "z", "TPU_PROJECT": "p"}
-  bench = launchers.Bench(tmp_path, settings)
+  bench = launchers.bench_of(tmp_path, "tpu_vm.sh")
   logs = [folder / "r.log" for folder in bench.workers()]
   started = bench.run("tpu_vm.sh", "run", "r", "--", *SAVING, *launchers.ODD_WORDS)
   assert started.returncode == 0, started.stderr

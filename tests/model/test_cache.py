@@ -103,7 +103,7 @@ def test_padding_leaves_no_trace():
 def test_a_second_prefill_may_be_padded_beyond_the_end(name):
   config, tokens = get_config(name), _tokens(3)
   _, cache = _prefill(config, tokens)
-  rest = T - 2  # row 1 holds 8 of 20 and gets 16 slots, 10 of them real
+  rest = T - 2  # row 1 holds 8 of 20 and gets 16 entries, 10 of them real
   segments = np.tile(np.arange(rest) < 10, (3, 1)).astype(np.int32)
   more = np.stack([np.resize(tokens[b, n:], rest) for b, n in enumerate(PROMPTS)])
   positions = np.array(PROMPTS)[:, None] + np.arange(rest, dtype=np.int32)
@@ -119,7 +119,7 @@ def test_a_second_prefill_may_be_padded_beyond_the_end(name):
   np.testing.assert_array_equal(full.k[:, 1, :8], cache.k[:, 1, :8])
 
 
-def test_write_touches_only_its_slots():
+def test_write_touches_only_its_entries():
   buffer = jnp.full((2, 2, 4, 1, 2), 5.0)
   new = jnp.arange(1.0, 9.0).reshape(2, 2, 1, 2)
   got = np.asarray(kv_cache.write(buffer, new, jnp.int32(1), jnp.array([[0, 1], [3, 4]])))
@@ -145,10 +145,10 @@ def test_rows_are_replaced_in_place_by_shorter_ones():
   for name, axis in AXES.items():
     got, prefix = (np.moveaxis(np.asarray(getattr(c, name)), axis, 0) for c in (new, prefixes))
     for b in range(4):
-      slots = (slice(None), slice(48))[: got.ndim - 1] if axis else (slice(48),)[: got.ndim - 1]
+      block = (slice(None), slice(48))[: got.ndim - 1] if axis else (slice(48),)[: got.ndim - 1]
       old = np.full_like(got[b], -1)
       if source[b] >= 0:
-        old[slots] = prefix[source[b]]
+        old[block] = prefix[source[b]]
       np.testing.assert_array_equal(got[b], old)
 
 

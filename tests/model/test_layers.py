@@ -57,13 +57,13 @@ def test_packed_mask_is_causal_by_index_and_windows_are_by_position():
 
 def test_cached_mask():
   # Row 0 holds 2 tokens and gets 2; row 1 holds 1 and gets 1 and padding (slot 5 = S).
-  slots = jnp.array([[2, 3], [1, 5]])
+  entries = jnp.array([[2, 3], [1, 5]])
   positions = jnp.array([[4, 5], [1, 0]])
   keys = jnp.array([[0, 3, 4, 5, 0], [0, 1, 0, 0, 0]])
-  got = np.asarray(layers.cached_mask(slots, positions, keys, None))
+  got = np.asarray(layers.cached_mask(entries, positions, keys, None))
   np.testing.assert_array_equal(got[0], np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], bool))
   np.testing.assert_array_equal(got[1, 0], np.array([1, 1, 0, 0, 0], bool))
-  got = np.asarray(layers.cached_mask(slots, positions, keys, 2))
+  got = np.asarray(layers.cached_mask(entries, positions, keys, 2))
   np.testing.assert_array_equal(got[0], np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]], bool))
 
 

@@ -176,7 +176,7 @@ def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank)
 
 
 def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
-  with pytest.raises(UserError, match=r"dpo: init_from is the generator, but with config\.bank none is trained"):
+  with pytest.raises(UserError, match=r"dpo: init_from.*config\.bank none is trained"):
     make_stages(_run(tmp_path / "x", variant="tiny", bank="somewhere"))
   path = bank.path("candidates/eval.jsonl")
   lines = path.read_text().splitlines(keepends=True)
@@ -217,7 +217,7 @@ def test_lambda_decides_what_is_learnt(variant, bank):
     found = {int(k) for e in examples for k in np.unique(e.kind[e.weights > 0])}
     assert found == {kind for kind, is_in in kinds.items() if is_in}
   solved = [e for e in train if KIND_SOLVE in e.kind]
-  texts = {(e.name.split(" of ")[-1], run.tokenizer.decode(e.targets[e.weights > 0][:-1].tolist())) for e in solved}
+  texts = {(e.name.split()[-1], run.tokenizer.decode(e.targets[e.weights > 0][:-1].tolist())) for e in solved}
   right = {(c.problem_id, c.text) for c in run.candidates("train") if c.correct}
   assert texts == (right if "lambda" in variant else set()) and len(solved) == len(texts)
 
@@ -310,7 +310,7 @@ def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
   monkeypatch.setattr(Run, "tokenizer", CharTokenizer())
   data_stages.read_release(run)
   assert not run.path("rationales").exists(), "the released ones are not used"
-  data_stages.grade(run)
+  data_stages.sample_rationales(run)
   written: list[Rationale] = list(run.rationales("train"))
   label = {(c.problem_id, c.index): c.correct for c in run.candidates("train")}
   assert {r.source for r in written} == {f"base/{way}"} and {r.text for r in written} == {"It adds up."}
@@ -323,5 +323,5 @@ def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
 
 
 def test_an_unknown_way_of_grading_is_refused_before_anything_runs(tmp_path):
-  with pytest.raises(UserError, match=r"config\.grader\.way is 'mine'; it is program, released, reference, plain"):
+  with pytest.raises(UserError, match=r"config\.grader\.way is 'mine'.*program, released, reference, plain"):
     make_stages(_run(tmp_path, "gsm8k", grader__way="mine"))

@@ -124,7 +124,7 @@ def test_problems_of_files_are_graded_scored_and_reported(checkpoints, tmp_path)
   notes = "\n".join(results["meta"]["notes"])
   assert f"genrm_cot was trained elsewhere, on gsm8k, and not on these problems: {checkpoints['genrm_cot']}" in notes
   assert "by math-verify" in notes and "1 longer than 1,000 characters" in notes
-  assert "The labels of 2 solutions are those of the file; a comparison says otherwise of 2" in notes
+  assert "labels for 2 solutions, which are used; the comparison disagrees on 2" in notes
 
   stages, said = experiment.make_stages(run), []
   staging.run_stages(run.workdir, stages, [], said.append)
@@ -158,11 +158,11 @@ def test_a_config_is_plain_and_asks_for_no_more_than_there_is(variant, tmp_path)
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"verifier": ""}, r"give a trained verifier: --config\.verifier=RUN/checkpoints/NAME"),
-    ({"verifier": "{base}"}, r"/checkpoints/base is the base of a run and no verifier"),
+    ({"verifier": ""}, r"set --config\.verifier=RUN/checkpoints/NAME"),
+    ({"verifier": "{base}"}, r"/checkpoints/base is a run's base, not a verifier"),
     ({"verifier": "none"}, r"no checkpoint at .*/none: check the path"),
     ({"verifier": "{problems}"}, r"no checkpoint at .*/problems"),
-    ({"problems": ""}, r"give the file of problems: --config\.problems=FILE"),
+    ({"problems": ""}, r"set --config\.problems=FILE"),
     ({"solutions": "{problems}.gone"}, r".*/problems\.gone: no such file; check --config\.problems"),
   ],
 )
@@ -178,14 +178,12 @@ def test_what_is_missing_is_said_before_anything_runs(changes, said, checkpoints
 def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, tmp_path):
   run = _with_files(tmp_path, checkpoints["letters"], report__ns=(1, 8))
   experiment.read_problems(run)
-  with pytest.raises(
-    UserError, match=r"report\.ns asks for 8 candidates, but no problem of .*/solutions has more than 4"
-  ):
+  with pytest.raises(UserError, match=r"report\.ns needs 8 candidates, but no problem of .*/solutions has more than 4"):
     experiment.grade_solutions(run)
   run = _with_files(tmp_path, checkpoints["letters"], task__num_candidates=2)
   experiment.grade_solutions(run)
   assert jsonl.read_json(run.path("candidates/ledger.json"))["not_used"] == 4
-  with pytest.raises(UserError, match=r"/checkpoints/genrm cannot read these problems: the char tokenizer has no"):
+  with pytest.raises(UserError, match=r"/checkpoints/genrm cannot score these problems: the char tokenizer has no"):
     experiment.score(run, experiment.given_verifiers(run)[0])
   run = _with_files(tmp_path, checkpoints["orm"], task__num_candidates=2, engine__max_tokens=8)
   with pytest.raises(UserError, match=r"no solution fits into the context of 8 tokens"):

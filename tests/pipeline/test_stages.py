@@ -173,7 +173,7 @@ def test_a_workdir_that_holds_nothing_takes_another_config(tmp_path):
 
 def test_what_cannot_be_a_workdir_is_refused_and_untouched(tmp_path):
   (tmp_path / "thesis.tex").write_text("years of work")
-  with pytest.raises(UserError, match=f"{tmp_path} is not empty and holds no config.json"):
+  with pytest.raises(UserError, match=f"{tmp_path} is not empty but has no config.json"):
     staging.claim_workdir(epath.Path(tmp_path), CONFIG)
   for inside in ("", "work"):
     with pytest.raises(UserError, match="cannot be the workdir"):

@@ -1,8 +1,7 @@
-"""A whole run by two real processes of four devices each, stopped, killed and handed on, is the run of one process."""
+"""A run by two processes of four devices each, stopped, killed and resumed, equals a run by one process."""
 
 import json
 import signal
-import time
 
 import numpy as np
 import processes
@@ -27,6 +26,36 @@ def get_config():
 """
 
 
+# The command; it sends itself a signal when a training has reached a step, and trains slowly from there on, since
+# processes agree on where to stop within seconds.
+_SIGNALLED = """
+import os, sys, time
+from genrm_jax.pipeline import cli
+from genrm_jax.training import loop
+
+run, last_step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+del sys.argv[1:4]
+sent = []
+
+class Metrics(loop.Metrics):
+  def __init__(self, directory, name, step):
+    super().__init__(directory, name, step)
+    self.is_chosen = name == run
+
+  def write(self, step, values):
+    super().write(step, values)
+    if self.is_chosen and step >= last_step:
+      if sent:
+        time.sleep(1)
+      else:
+        sent.append(step)
+        os.kill(os.getpid(), number)
+
+loop.Metrics = Metrics
+cli.main("last_letter")
+"""
+
+
 class Runs:
   """Runs of one config."""
 
@@ -35,34 +64,17 @@ class Runs:
     (folder / "config.py").write_text(CONFIG)
     self._env = quick_compiles.environ(folder / "compiled")
 
-  def start(self, workdir, num_devices, *args, num_processes=1):
-    command = [
-      "-m",
-      "experiments.last_letter",
-      f"--config={self.folder / 'config.py'}",
-      f"--config.cpu_devices={num_devices}",
-      f"--workdir={self.folder / workdir}",
-      *args,
-    ]
-    if num_processes == 1:
-      return processes.start([command], **self._env)
-    together = [f"--coordinator=localhost:{processes.free_port()}", f"--num_processes={num_processes}"]
-    together.append("--distributed_timeout_s=30")
-    return processes.start([[*command, *together, f"--process_id={i}"] for i in range(num_processes)], **self._env)
-
-  def steps(self, workdir, run):
-    """Of the metrics that are there."""
-    path = self.folder / workdir / "metrics" / f"{run}.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
-
-  def signal_at(self, started, workdir, run, step, number):
-    """Sends process 1 a signal as soon as the run has reached a step."""
-    deadline = time.monotonic() + 300
-    while max(self.steps(workdir, run), default=0) < step:
-      assert time.monotonic() < deadline and all(p.poll() is None for p in started), processes.finish(started, 10)
-      time.sleep(0.02)
-    started[1].send_signal(number)
-    return processes.finish(started)
+  def __call__(self, workdir, num_devices, *args, seeds=(0,), signalled=()):
+    """Runs one process per seed; the last gets a signal: (training, step, number)."""
+    path, places = self.folder / workdir, [f"--coordinator=localhost:{processes.free_port()}"]
+    places += [f"--num_processes={len(seeds)}", "--distributed_timeout_s=30"]
+    flags = [f"--config={self.folder / 'config.py'}", f"--config.cpu_devices={num_devices}", f"--workdir={path}", *args]
+    commands = []
+    for i, seed in enumerate(seeds):
+      start = ["-c", _SIGNALLED, *signalled] if signalled and i else ["-m", "experiments.last_letter"]
+      together = [*places, f"--process_id={i}"] if len(seeds) > 1 else []
+      commands.append([*start, *flags, f"--config.seed={seed}", *together])
+    return processes.finish(processes.start(commands, **self._env))
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +85,18 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(runs):
   """What each start of the run by two processes ended with; "one" is the run that it is compared with."""
-  out = {"one": processes.finish(runs.start("one", 8))}
-  started = runs.start("two", 4, num_processes=2)
-  out["told to stop"] = runs.signal_at(started, "two", "genrm", 6, signal.SIGTERM)
+  two = (0, 0)
+  out = {"one": runs("one", 8)}
+  out["stopped"] = runs("two", 4, seeds=two, signalled=("genrm", 6, int(signal.SIGTERM)))
   out["steps after the stop"] = sorted(int(p.name) for p in (runs.folder / "two/checkpoints/genrm").iterdir())
-  started = runs.start("two", 4, num_processes=2)
-  out["killed"] = runs.signal_at(started, "two", "genrm", 12, signal.SIGKILL)
-  out["handed to one"] = processes.finish(runs.start("two", 2, "--stages=train_genrm"))
-  out["finished"] = processes.finish(runs.start("two", 4, num_processes=2))
+  out["killed"] = runs("two", 4, seeds=two, signalled=("genrm", 12, int(signal.SIGKILL)))
+  out["by one process"] = runs("two", 2, "--stages=train_genrm")
+  out["finished"] = runs("two", 4, seeds=two)
   return out
 
 
-def test_all_processes_end_at_the_same_step_when_one_is_told_to(done):
-  (code, _, error), (other_code, _, other_error) = done["told to stop"]
+def test_all_processes_stop_at_the_same_step_after_a_sigterm_to_one(done):
+  (code, _, error), (other_code, _, other_error) = done["stopped"]
   assert (code, other_code) == (143, 143), error + other_error
   assert "ended by SIGTERM, step " in error
   assert 6 <= done["steps after the stop"][-1] < 24
@@ -97,8 +108,8 @@ def test_a_process_that_is_killed_ends_the_other(done):
   assert code not in (0, 143), error
 
 
-def test_the_run_is_finished_by_whoever_comes(done):
-  for when in ("one", "handed to one", "finished"):
+def test_one_process_and_two_resume_the_run(done):
+  for when in ("one", "by one process", "finished"):
     for code, _, error in done[when]:
       assert code == 0, error
 
@@ -110,10 +121,10 @@ def test_only_the_first_process_reports(done):
 
 
 def test_parts_are_merged_and_removed(runs, done):
-  assert not [str(p) for p in (runs.folder / "two").rglob("*.part-*")]
+  assert not list((runs.folder / "two").rglob("*.part-*"))
 
 
-def test_losses_are_those_of_one_process(runs, done):
+def test_losses_match_one_process(runs, done):
   for run in ("generator", "genrm", "genrm_cot"):
     lines = {}
     for workdir in ("one", "two"):
@@ -124,7 +135,7 @@ def test_losses_are_those_of_one_process(runs, done):
       assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
-def test_solutions_and_scores_are_those_of_one_process(runs, done):
+def test_solutions_and_scores_match_one_process(runs, done):
   def read(workdir, name, cls):
     return jsonl.read_records(runs.folder / workdir / name, cls)
 
@@ -139,13 +150,7 @@ def test_solutions_and_scores_are_those_of_one_process(runs, done):
 
 
 def test_processes_with_different_configs_are_refused(runs):
-  started = []
-  port = processes.free_port()
-  for i in range(2):
-    flags = [f"--config={runs.folder / 'config.py'}", f"--config.seed={i}", f"--workdir={runs.folder / 'refused'}"]
-    together = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"]
-    started += processes.start([["-m", "experiments.last_letter", *flags, *together]])
-  for code, _, error in processes.finish(started):
-    assert code != 0 and "Traceback" not in error
-    assert "the config of process 1 differs from that of process 0" in error
+  for code, _, error in runs("refused", 4, seeds=(0, 1)):
+    assert code != 0 and "Traceback" not in error, error
+    assert "the config of process 1 differs from that of process 0" in error, error
   assert not (runs.folder / "refused").exists()

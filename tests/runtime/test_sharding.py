@@ -1,6 +1,6 @@
 """Meshes, rules and their errors, and global arrays, on 8 virtual devices."""
 
-import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,8 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.sharding import DEFAULT_RULES
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
+def spec_of(shape, axes):
+  return types.SimpleNamespace(shape=shape, axes=axes)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +34,10 @@ def test_make_mesh(mesh):
   ("sizes", "message"),
   [
     ({"data": 2, "tensor": 2}, "4, is not the 8"),
-    ({"fsdp": -1, "tensor": 3}, "3, does not divide the 8"),
-    ({"fsdp": -1, "tensor": 16}, "16, does not divide the 8"),
+    ({"fsdp": -1, "tensor": 3}, "3, does not divide"),
+    ({"fsdp": -1, "tensor": 16}, "16, does not divide"),
     ({"data": -1, "fsdp": -1}, "at most one"),
     ({"data": 0}, "data=0"),
-    ({"data": -2}, "data=-2"),
   ],
 )
 def test_make_mesh_refuses(sizes, message):
@@ -49,7 +46,10 @@ def test_make_mesh_refuses(sizes, message):
 
 
 def test_param_shardings(mesh):
-  specs = {"a": {"q": Spec((4, 8, 6, 3), ("layers", "embed", "heads", "head_dim"))}, "norm": Spec((8,), ("embed",))}
+  specs = {
+    "a": {"q": spec_of((4, 8, 6, 3), ("layers", "embed", "heads", "head_dim"))},
+    "norm": spec_of((8,), ("embed",)),
+  }
   got = sharding.param_shardings(specs, mesh, DEFAULT_RULES)
   assert got["a"]["q"].spec == P(None, "fsdp", "tensor", None) and got["norm"].spec == P("fsdp")
   assert jax.device_put(jnp.zeros((4, 8, 6, 3)), got["a"]["q"]).addressable_shards[0].data.shape == (4, 4, 3, 3)
@@ -60,14 +60,14 @@ def test_param_shardings(mesh):
 @pytest.mark.parametrize(
   ("spec", "rules", "message"),
   [
-    (Spec((8, 5), ("embed", "ffw")), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
-    (Spec((8, 1), ("embed", "kv_heads")), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
-    (Spec((6,), ("activation_batch",)), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
-    (Spec((8, 8), ("heads", "ffw")), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
-    (Spec((8,), ("embed",)), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
-    (Spec((8,), ("embde",)), {}, "no rule .* 'embde'.*embed"),
-    (Spec((8,), ("embed",)), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
-    (Spec((8, 8), ("embed",)), {}, "1 logical axes"),
+    (spec_of((8, 5), ("embed", "ffw")), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
+    (spec_of((8, 1), ("embed", "kv_heads")), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
+    (spec_of((6,), ("activation_batch",)), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
+    (spec_of((8, 8), ("heads", "ffw")), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
+    (spec_of((8,), ("embed",)), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
+    (spec_of((8,), ("embde",)), {}, "no rule .* 'embde'.*embed"),
+    (spec_of((8,), ("embed",)), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
+    (spec_of((8, 8), ("embed",)), {}, "1 logical axes"),
   ],
 )
 def test_rules_that_cannot_be_kept_are_errors(mesh, spec, rules, message):
@@ -80,9 +80,8 @@ def test_constrain(mesh):
   pinned = jax.jit(lambda x: sharding.constrain(x, axes, DEFAULT_RULES))
   with jax.set_mesh(mesh):
     assert pinned(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
-    free = jax.jit(
-      lambda x: sharding.constrain(pinned(x) * 2, ("activation_batch", None, sharding.FREE), DEFAULT_RULES)
-    )
+    free_axes = "activation_batch", None, sharding.FREE
+    free = jax.jit(lambda x: sharding.constrain(pinned(x) * 2, free_axes, DEFAULT_RULES))
     assert free(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
     other = jax.jit(lambda x: sharding.constrain(x, axes, {**DEFAULT_RULES, "activation_ffw": None}))
     assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
@@ -101,12 +100,9 @@ def test_host_to_global(mesh, rule, shards):
   size = 8 // shards
   shapes = {(shard.data.shape, shard.index[0].start or 0) for shard in got["tokens"].addressable_shards}
   assert shapes == {((size, 3), start) for start in range(0, 8, size)}
-
-
-def test_rows_that_do_not_divide_are_an_error(mesh):
-  with pytest.raises(UserError, match=r"Batch tokens: shape \(6, 3\).* 4 batch shards .*data x fsdp"):
-    sharding.host_to_global({"tokens": np.zeros((6, 3))}, sharding.batch_sharding(mesh))
-  assert sharding.num_shards(sharding.replicated(mesh)) == 1
+  if shards > 1:
+    with pytest.raises(UserError, match=rf"tokens: shape \(7, 3\).* {shards} batch shards"):
+      sharding.host_to_global({"tokens": np.zeros((7, 3))}, batch)
 
 
 def test_read_to_global_reads_each_row_once(mesh):

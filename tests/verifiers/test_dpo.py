@@ -197,7 +197,7 @@ def test_the_gate_finds_another_prompt_a_flipped_label_and_a_missing_end(monkeyp
 
   for wrong in (other.example, lambda p: right(p._replace(chosen=p.rejected, rejected=p.chosen)), without_end):
     monkeypatch.setattr(DPO, "example", wrong)
-    with pytest.raises(UserError, match=r"(?s)not scored where it was trained.*scored: .*trained: "):
+    with pytest.raises(UserError, match=r"(?s)not scored where it is trained.*scored: .*trained: "):
       DPO.check_gate(PAIRS)
 
 

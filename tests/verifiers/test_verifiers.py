@@ -81,7 +81,7 @@ def test_the_gate_finds_another_prompt_a_flipped_label_and_a_missing_example(nam
     lambda item: right(items[0]),
   ):
     monkeypatch.setattr(v, "example", wrong)
-    with pytest.raises(UserError, match=r"(?s)not scored where it was trained.*scored: .*trained: "):
+    with pytest.raises(UserError, match=r"(?s)not scored where it is trained.*scored: .*trained: "):
       v.check_gate(items)
 
 
@@ -300,7 +300,7 @@ def test_verifiers_are_found_by_name_and_by_import_path(tmp_path, monkeypatch):
   for kind, message in (
     ("prm", r"unknown verifier 'prm'; there are: judge, dpo, orm, genrm, genrm_cot, or the import path"),
     ("own_verifiers:Nobody", r"own_verifiers.py has no class Nobody"),
-    ("own_verifiers:Other", r"Other is no subclass of .*Verifier"),
+    ("own_verifiers:Other", r"Other is not a subclass of .*Verifier"),
     ("own_verifiers:Half", r"Half lacks votes, example"),
     ("broken_verifier:Mine", r"module broken_verifier does not import .*nothing_of_this_name"),
     ("not_there:Mine", r"module not_there does not import"),
@@ -313,10 +313,10 @@ def test_settings_that_a_verifier_cannot_have():
   counts = TargetCounts(1, 1)
   for name, settings, message in (
     ("orm", {"solve_weight": 0.25}, "orm is a classifier: solve_weight must be 0"),
-    ("dpo", {"beta": 0.0}, "beta must be more than 0"),
-    ("dpo", {"beta": float("nan")}, "beta must be more than 0"),
+    ("dpo", {"beta": 0.0}, "beta must be positive"),
+    ("dpo", {"beta": float("nan")}, "beta must be positive"),
   ):
     with pytest.raises(UserError, match=message):
       verifier(name, **settings).loss(CONFIG, counts, "none")
-  with pytest.raises(UserError, match="dpo learns from pairs: solve_weight must be 0"):
+  with pytest.raises(UserError, match="dpo is trained on pairs: solve_weight must be 0"):
     next(verifier("dpo", solve_weight=0.25).examples(DATA))
