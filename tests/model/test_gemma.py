@@ -65,14 +65,7 @@ def test_local_layers_reach_exactly_as_far_as_their_windows():
   assert (got[10:, :10] == 0).all(), "a gap in positions counts in full"
 
 
-def test_causality_does_not_depend_on_positions():
-  tokens, positions, segments = _row()
-  for changed in (positions + 5 * (positions >= 10), positions[:, ::-1].copy()):
-    got = _influence(get_config("tiny_gemma3"), tokens, changed, segments)
-    np.testing.assert_array_equal(got > 0, np.tri(T, dtype=bool))
-
-
-def test_only_distances_of_positions_matter():
+def test_positions_matter_by_their_distances_and_never_for_causality():
   config = get_config("tiny_gemma3")
   tokens, positions, segments = _row()
   base, _ = forward(_params(config), config, tokens, positions, segments)
@@ -81,6 +74,8 @@ def test_only_distances_of_positions_matter():
   np.testing.assert_allclose(shifted, base, atol=2e-4)
   np.testing.assert_allclose(gapped[:, :10], base[:, :10], atol=1e-5)
   assert np.abs(gapped[:, 10:] - base[:, 10:]).max() > 0.1
+  got = _influence(config, tokens, positions[:, ::-1].copy(), segments)
+  np.testing.assert_array_equal(got > 0, np.tri(T, dtype=bool))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -99,41 +94,22 @@ def test_packed_segments_match_separate_rows(name):
   np.testing.assert_allclose(together[0], want, atol=2e-5)
 
 
-def test_logits_are_capped_and_take_any_leading_dims():
-  config = get_config("tiny_gemma2", final_softcap=0.5)
-  x = 10 * jax.random.normal(jax.random.key(0), (2, 3, 64))
-  logits = gemma.unembed(_params(config), config, x)
-  assert 0.4 < jnp.abs(logits).max() <= 0.5
-  np.testing.assert_allclose(gemma.unembed(_params(config), config, x[1, 2]), logits[1, 2], atol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_given_tokens_match_those_of_the_whole_vocabulary(dtype):
   config, ids = get_config("tiny_gemma2", vocab_size=999, final_softcap=0.5, dtype=dtype), (998, 0, 17, 17)
-  params, x = random_params(config), jax.random.normal(jax.random.key(0), (2, 3, 64))
-  want = np.asarray(gemma.unembed(params, config, x))[..., ids]
-  for given in (ids, jnp.asarray(ids)):
-    got = gemma.unembed(params, config, x, given)
-    assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, want, atol=1e-6)
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  even = get_config("tiny_gemma2", dtype=dtype)
+  params, x = random_params(config), 10 * jax.random.normal(jax.random.key(0), (2, 3, 64))
+  logits = np.asarray(gemma.unembed(params, config, x))
+  assert 0.4 < np.abs(logits).max() <= 0.5, "capped"
+  np.testing.assert_allclose(gemma.unembed(params, config, x[1, 2], jnp.asarray(ids)), logits[1, 2, ids], atol=1e-6)
+  traced = jax.make_jaxpr(lambda params: gemma.unembed(params, config, x, ids))(params)
+  shapes = [out.aval.shape for equation in equations(traced.jaxpr) for out in equation.outvars]
+  assert (2, 3, 4) in shapes and not any(999 in shape for shape in shapes), "never computes the others"
+  # On a mesh that splits the vocabulary.
+  mesh, even = sharding.make_mesh(data=2, fsdp=2, tensor=2), get_config("tiny_gemma2", dtype=dtype)
   placed = jax.device_put(random_params(even), sharding.param_shardings(gemma.param_specs(even), mesh, even.rules))
   with jax.set_mesh(mesh):
     got = jax.jit(lambda params: gemma.unembed(params, even, x, (5, 127)))(placed)
-  np.testing.assert_allclose(got, gemma.unembed(random_params(even), even, x)[..., (5, 127)], atol=2e-5)
-
-
-def test_logits_of_given_tokens_never_compute_the_others():
-  config = get_config("tiny_gemma2", vocab_size=999)
-  x = jnp.zeros((2, 3, 64))
-
-  def shapes(ids):
-    traced = jax.make_jaxpr(lambda params: gemma.unembed(params, config, x, ids))(_params(config))
-    return [out.aval.shape for equation in equations(traced.jaxpr) for out in equation.outvars]
-
-  assert (2, 3, 999) in shapes(None)
-  assert (2, 3, 2) in shapes((5, 7)) and not any(999 in shape for shape in shapes((5, 7)))
+  np.testing.assert_allclose(got, gemma.unembed(random_params(even), even, x)[..., (5, 127)], atol=2e-4)
 
 
 def test_remat_changes_memory_and_not_gradients():
@@ -172,7 +148,7 @@ _grad = jax.jit(jax.value_and_grad(_loss, has_aux=True), static_argnums=1)
 
 
 @pytest.mark.parametrize(
-  ("name", "rules"), [*((name, {}) for name in TINY), ("tiny_gemma2", SWAPPED)], ids=[*TINY, "swapped"]
+  ("name", "rules"), [("tiny_gemma1", {}), ("tiny_gemma3", {}), ("tiny_gemma2", SWAPPED)], ids=["mqa", "gqa", "swapped"]
 )
 def test_sharded_losses_and_gradients_match_one_device(name, rules):
   config = get_config(name, sharding=rules)
@@ -201,14 +177,11 @@ def test_sharded_losses_and_gradients_match_one_device(name, rules):
   assert cache.k.sharding.shard_shape(cache.k.shape) == shape
 
 
-@pytest.mark.parametrize("adapters", [None, lora.LoraConfig(2, 2.0, ("q", "down"))], ids=["plain", "adapted"])
 @pytest.mark.parametrize("name", TINY)
-def test_declarations_match_the_parameters(name, adapters):
-  config = get_config(name)
-  specs, params = gemma.param_specs(config), jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
-  if adapters:
-    specs |= lora.param_specs(config, adapters)
-    params |= jax.eval_shape(lambda key: lora.init(config, adapters, key), jax.random.key(0))
+def test_declarations_match_the_parameters(name):
+  config, adapters = get_config(name), lora.LoraConfig(2, 2.0, ("q", "down"))
+  params = jax.eval_shape(lambda key: gemma.init(config, key) | lora.init(config, adapters, key), jax.random.key(0))
+  specs = gemma.param_specs(config) | lora.param_specs(config, adapters)
   jax.tree.map(lambda spec, w: np.testing.assert_equal((spec.shape, len(spec.axes)), (w.shape, w.ndim)), specs, params)
   norms, mask = {"pre_attention_norm", "pre_ffw_norm", "final_norm"}, gemma.norm_mask(config, adapters)
   norms |= {"q_norm", "k_norm"} if name == "tiny_gemma3" else set()

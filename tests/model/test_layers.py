@@ -1,4 +1,4 @@
-"""Each part of a layer against a few lines of NumPy."""
+"""RoPE, masks and attention against plain loops; the parity tests cover norms, soft-caps and the MLP."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,6 @@ from genrm_jax.model import layers
 
 def _normal(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def test_rms_norm():
-  x, scale = _normal(0, 3, 8), _normal(1, 8)
-  want = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale)
-  np.testing.assert_allclose(layers.rms_norm(jnp.array(x), jnp.array(scale)), want, rtol=1e-5)
-
-
-def test_soft_cap():
-  x = jnp.array([-1e4, -0.1, 0.0, 0.1, 1e4])
-  np.testing.assert_allclose(layers.soft_cap(x, 30.0), [-30, -0.1, 0, 0.1, 30], atol=1e-5)
-  assert layers.soft_cap(x, None) is x
 
 
 def test_rope_rotates_each_pair_by_its_angle():
@@ -37,38 +25,27 @@ def test_rope_rotates_each_pair_by_its_angle():
       np.testing.assert_allclose(got[0, t, :, pair + 2], want.imag, atol=1e-6)
 
 
-def test_packed_mask_matches_its_docstring():
-  segments = jnp.array([[1, 1, 1, 2, 2, 0]])
-  positions = jnp.array([[0, 1, 2, 0, 1, 0]])
-  whole = ["1.....", "11....", "111...", "...1..", "...11.", "......"]
-  window = ["1.....", "11....", ".11...", "...1..", "...11.", "......"]
-  for size, rows in ((None, whole), (2, window)):
-    want = np.array([[c == "1" for c in row] for row in rows])
-    np.testing.assert_array_equal(layers.packed_mask(positions, segments, size)[0], want)
-
-
-def test_packed_mask_is_causal_by_index_and_windows_are_by_position():
-  segments = jnp.ones((1, 4), jnp.int32)
-  positions = jnp.array([[0, 1, 5, 6]])
-  want = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-  np.testing.assert_array_equal(layers.packed_mask(positions, segments, 3)[0], np.array(want, bool))
-  np.testing.assert_array_equal(layers.packed_mask(positions, segments, 6)[0].sum(axis=1), [1, 2, 3, 3])
-
-
-def test_cached_mask():
-  # Row 0 holds 2 tokens and gets 2; row 1 holds 1 and gets 1 and padding (slot 5 = S).
-  slots = jnp.array([[2, 3], [1, 5]])
-  positions = jnp.array([[4, 5], [1, 0]])
-  keys = jnp.array([[0, 3, 4, 5, 0], [0, 1, 0, 0, 0]])
-  got = np.asarray(layers.cached_mask(slots, positions, keys, None))
-  np.testing.assert_array_equal(got[0], np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], bool))
-  np.testing.assert_array_equal(got[1, 0], np.array([1, 1, 0, 0, 0], bool))
-  got = np.asarray(layers.cached_mask(slots, positions, keys, 2))
-  np.testing.assert_array_equal(got[0], np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]], bool))
+@pytest.mark.parametrize("window", [None, 2, 3])
+def test_masks_match_a_loop_over_queries_and_keys(window):
+  """Causal by index, windows by position; positions have a gap in the first segment."""
+  segments, positions = np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 1, 5, 0, 1, 0]])
+  got = layers.packed_mask(jnp.array(positions), jnp.array(segments), window)[0]
+  for t in range(6):
+    for s in range(6):
+      near = window is None or positions[0, t] - positions[0, s] < window
+      assert got[t, s] == (s <= t and segments[0, s] > 0 and segments[0, t] == segments[0, s] and near)
+  # A cache of 5 slots. Row 0 holds 2 tokens and gets 2; row 1 holds 1 and gets 1, and padding (slot 5).
+  slots, queries = np.array([[2, 3], [1, 5]]), np.array([[4, 5], [1, 0]])
+  keys = np.array([[0, 3, 4, 5, 0], [0, 1, 0, 0, 0]])
+  got = layers.cached_mask(jnp.array(slots), jnp.array(queries), jnp.array(keys), window)
+  for b, t in ((0, 0), (0, 1), (1, 0)):
+    for s in range(5):
+      near = window is None or queries[b, t] - keys[b, s] < window
+      assert got[b, t, s] == (s <= slots[b, t] and near)
 
 
 @pytest.mark.parametrize(("num_kv_heads", "cap"), [(1, None), (2, 2.0), (4, None)])
-def test_attention(num_kv_heads, cap):
+def test_attention_matches_a_loop_over_heads(num_kv_heads, cap):
   B, T, N, H = 2, 5, 4, 6
   q, k, v = _normal(0, B, T, N, H), _normal(1, B, T, num_kv_heads, H), _normal(2, B, T, num_kv_heads, H)
   mask = np.tril(np.ones((B, T, T), bool))
@@ -89,11 +66,3 @@ def test_a_query_without_keys_has_a_finite_result_and_gradient():
   mask = jnp.zeros((1, 3, 3), bool)
   value, grads = jax.value_and_grad(lambda *a: layers.attention(*a, mask, 2.0).sum(), argnums=(0, 1, 2))(q, k, v)
   assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
-
-
-def test_gate_mlp():
-  x, gate, up = _normal(0, 1, 2, 3), _normal(1, 3, 5), _normal(2, 3, 5)
-  g = x @ gate
-  gelu = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
-  got = layers.gate_mlp(*(jnp.array(a) for a in (x, gate, up)))
-  np.testing.assert_allclose(got, gelu * (x @ up), atol=1e-5)
