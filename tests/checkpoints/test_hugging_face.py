@@ -108,16 +108,14 @@ def test_released_configurations_match_the_size_table(name):
   assert count < published.hub_total if has_images else count == published.hub_total
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_transformers_reads_the_same_model_from_a_released_configuration(name):
-  filled = _for_model(RELEASED[name]).to_dict()
-  assert "rope_parameters" in filled.get("text_config", filled)
-  assert _parse(filled) == _parse(RELEASED[name])
+_MINIMAL = {family: {"model_type": family} for family in hugging_face_config.ARCHITECTURES}
 
 
-@pytest.mark.parametrize("family", hugging_face_config.ARCHITECTURES)
-def test_absent_keys_have_the_defaults_of_transformers(family):
-  assert _parse(_for_model({"model_type": family}).to_dict()) == _parse({"model_type": family})
+@pytest.mark.parametrize("fields", [*RELEASED.values(), *_MINIMAL.values()], ids=[*RELEASED, *_MINIMAL])
+def test_absent_keys_have_the_defaults_of_transformers(fields):
+  filled = _for_model(fields).to_dict()
+  assert fields in _MINIMAL.values() or "rope_parameters" in filled.get("text_config", filled)
+  assert _parse(filled) == _parse(fields)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -140,12 +138,10 @@ def test_configurations_round_trip(name):
 @pytest.mark.parametrize(
   ("name", "overrides", "field"),
   [
-    ("tiny_gemma1", {"query_scale": 0.3}, "query_scale"),
     ("tiny_gemma1", {"final_softcap": 30.0}, "final_softcap"),
     ("tiny_gemma1", {"pattern": ("local",), "window": 4}, "layer_kinds|window"),
     ("tiny_gemma2", {"query_scale": 0.3}, "query_scale"),
     ("tiny_gemma2", {"rope_base_global": 1e6}, "rope_base_local"),
-    ("tiny_gemma3", {"attn_softcap": 50.0}, "attn_softcap"),
     ("tiny_gemma3", {"post_norms": False}, "post_norms"),
   ],
 )
@@ -156,8 +152,9 @@ def test_models_that_the_format_cannot_express(name, overrides, field, tmp_path)
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["tiny_gemma1", "tiny_gemma2", "tiny_gemma3"])
+@pytest.mark.parametrize(
+  ("name", "dtype"), [("tiny_gemma1", "float32"), ("tiny_gemma2", "bfloat16"), ("tiny_gemma3", "float32")]
+)
 def test_parameters_round_trip_bit_exactly(name, dtype, tmp_path):
   config = get_config(name, num_layers=3, embed_dim=24, ffw_dim=40, param_dtype=dtype)
   params = random_params(config)
@@ -256,59 +253,54 @@ def _refused(folder, message):
 
 
 @pytest.mark.parametrize(
-  ("fields", "message"),
+  ("fields", "named"),
   [
-    ({"model_type": "llama"}, r"'llama'.*gemma \(GemmaForCausalLM\), gemma2 "),
-    ({"model_type": None}, "model_type None"),
+    ({"model_type": "llama"}, "llama.*gemma2"),
     ({"architectures": ["Gemma2ForSequenceClassification"]}, "Gemma2ForSequenceClassification"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-    ({"hidden_activation": "gelu"}, "hidden_activation is 'gelu'.*gelu_pytorch_tanh"),
-    ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
-    ({"attention_bias": True}, "attention_bias is True"),
-    ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
-    ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn'"),
+    ({"hidden_activation": "gelu"}, "hidden_activation.*gelu_pytorch_tanh"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "sliding layers is scaled"),
-    ({"rope_parameters": {"full_attention": {}}}, "RoPE parameters have full_attention"),
-    ({"rope_theta": None}, "rope_theta is None"),
-    ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types names chunked_attention"),
-    ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 2"),
-    ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'.*whole number"),
-    ({"head_dim": 0}, "head_dim is 0"),
-    ({"num_key_value_heads": 3}, "num_kv_heads = 3"),
-    ({"vocab_size": 100}, rf"{TABLE} has shape \(128, 24\), but \(100, 24\)"),
-    ({"num_hidden_layers": 3, "layer_types": None}, "11 tensors of model are missing, .* model.layers.2."),
-    ({"num_hidden_layers": 1, "layer_types": None}, "11 tensors do not belong .* model.layers.1."),
+    ({"rope_parameters": {"full_attention": {}}}, "full_attention"),
+    ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+    ({"layer_types": ["full_attention"]}, "layer_types has 1 entries"),
+    ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+    ({"head_dim": 0}, "head_dim"),
+    ({"num_key_value_heads": 3}, "num_kv_heads"),
+    ({"vocab_size": 100}, rf"{TABLE} .*\(128, 24\).*\(100, 24\)"),
+    ({"num_hidden_layers": 3, "layer_types": None}, r"11 tensors .*missing.* model.layers.2."),
+    ({"num_hidden_layers": 1, "layer_types": None}, r"11 tensors do not belong .* model.layers.1."),
     (
       _dims(3584, 14336, 42, 16, 8) | {"layer_types": None, "head_dim": 256},
-      "gemma2_9b, but vocab_size is 128 in the files and 256128 in the table; .*window is 6 in the files",
+      r"gemma2_9b.*vocab_size.*128.*256128.*window.*6",
     ),
   ],
 )
-def test_bad_configurations_are_refused(folder, fields, message):
+def test_bad_configurations_are_refused(folder, fields, named):
   _configure(folder, **fields)
-  _refused(folder, message)
+  _refused(folder, named)
 
 
 @pytest.mark.parametrize(
-  ("damage", "message"),
+  ("damage", "named"),
   [
-    (lambda f: (f / FILE).unlink(), r"no \*.safetensors"),
-    (lambda f: (f / FILE).rename(f / "pytorch_model.bin"), "no .*safetensors .*pytorch_model.bin cannot be read"),
+    (lambda f: (f / FILE).rename(f / "pytorch_model.bin"), r"no .*safetensors .*pytorch_model.bin"),
     (lambda f: (f / "config.json").unlink(), "no config.json"),
-    (lambda f: (f / "config.json").write_text('{"model'), "config.json: not JSON"),
-    (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),
-    (lambda f: (f / "more.safetensors").write_bytes((f / FILE).read_bytes()), "2 .*no model.safetensors.index"),
+    (lambda f: (f / "config.json").write_text('{"model'), "not JSON"),
+    (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
+    (lambda f: (f / "more.safetensors").write_bytes((f / FILE).read_bytes()), "no model.safetensors.index"),
     (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-1000]), "truncated"),
-    (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes().replace(b'"F32"', b'"I32"')), f"{TABLE} has dtype I32"),
-    (lambda f: _rewrite(f, lambda t: {k: v for k, v in t.items() if k != TABLE}), f"1 tensors .*missing, .*{TABLE}"),
-    (lambda f: _rewrite(f, lambda t: t | {TABLE: t[TABLE].T}), rf"tensor {TABLE} has shape \(24, 128\)"),
+    (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes().replace(b'"F32"', b'"I32"')), f"{TABLE} .*I32"),
+    (lambda f: _rewrite(f, lambda t: {k: v for k, v in t.items() if k != TABLE}), f"missing, .*{TABLE}"),
+    (lambda f: _rewrite(f, lambda t: t | {TABLE: t[TABLE].T}), rf"{TABLE} has shape \(24, 128\)"),
     (lambda f: _rewrite(f, lambda t: t | {"model.layers.0.self_attn.q_proj.bias": t[TABLE]}), "1 tensors do not"),
   ],
 )
-def test_bad_files_are_refused(folder, damage, message):
+def test_bad_files_are_refused(folder, damage, named):
   damage(folder)
-  _refused(folder, message)
+  _refused(folder, named)
 
 
 def test_missing_shards_and_folders_are_named(tmp_path):

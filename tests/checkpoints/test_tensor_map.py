@@ -42,15 +42,6 @@ def test_parameters_are_placed_by_the_rules_of_the_config(rules):
   assert params["layers"]["q"].addressable_shards[0].data.shape == (3, 24 if rules else 12, 2, 16)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_parameters_get_the_requested_dtype(dtype):
-  reader = _reader(lambda tensor: tensor.astype(jnp.bfloat16))
-  params = tensor_map.place(reader, _mesh(), dataclasses.replace(CONFIG, param_dtype=dtype))
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
-  rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(np.float32), random_params(CONFIG))
-  jax.tree.map(lambda p, want: np.testing.assert_array_equal(p.astype(jnp.float32), want), params, rounded)
-
-
 def test_one_tensor_is_on_the_host_at_a_time():
   alive = []
 
@@ -72,7 +63,7 @@ def test_one_tensor_is_on_the_host_at_a_time():
 
 
 def test_layers_are_written_in_place():
-  target = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32, sharding=sharding.replicated(sharding.make_mesh(data=8)))
+  target = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32, sharding=sharding.replicated(_mesh()))
   make, write, layer_sharding = tensor_map._stacked(target)
   part = jax.device_put(np.ones((64, 64), np.float32), layer_sharding)
   memory_use = write.lower(make(), part, 1).compile().memory_analysis()
@@ -88,28 +79,21 @@ def test_too_little_memory_is_reported_before_anything_is_read(monkeypatch):
   assert not read
 
 
-def test_shapes_are_checked():
-  found = {tensor.name: tensor.shape for tensor in TENSORS}
-  tensor_map.check_shapes("/models/gemma", found | {"vision": (3,)}, TENSORS, CONFIG)
-  name = "model.layers.1.mlp.up_proj.weight"
-  with pytest.raises(UserError, match=rf"/models/gemma: tensor {name} has shape \(24, 40\), but \(40, 24\)"):
-    tensor_map.check_shapes("/models/gemma", found | {name: (24, 40)}, TENSORS, CONFIG)
-  del found[name], found["model.norm.weight"]
-  with pytest.raises(UserError, match=f"/models/gemma: 2 tensors of tiny_gemma3 are missing, .* {name}"):
-    tensor_map.check_shapes("/models/gemma", found, TENSORS, CONFIG)
-
-
-def test_sizes_are_checked():
+def test_shapes_and_sizes_are_checked():
   def found(**fields):
     return dataclasses.replace(get_config("gemma3_1b", **fields), name="mine")
+
+  shapes, name = {tensor.name: tensor.shape for tensor in TENSORS}, "model.layers.1.mlp.up_proj.weight"
+  tensor_map.check_shapes("/models/gemma", shapes | {"vision": (3,)}, TENSORS, CONFIG)
+  with pytest.raises(UserError, match=rf"/models/gemma.*{name}.*\(24, 40\).*\(40, 24\)"):
+    tensor_map.check_shapes("/models/gemma", shapes | {name: (24, 40)}, TENSORS, CONFIG)
+  del shapes[name], shapes["model.norm.weight"]
+  with pytest.raises(UserError, match=f"/models/gemma: 2 tensors .*missing.*{name}"):
+    tensor_map.check_shapes("/models/gemma", shapes, TENSORS, CONFIG)
 
   assert check_size("path", found(dtype="bfloat16")) == get_config("gemma3_1b", dtype="bfloat16")
   for fields in ({"num_layers": 25}, {"embed_dim": 1024}, {"qk_norm": False}):
     assert check_size("path", found(**fields)).name == "mine", "an unknown size keeps its name"
-  with pytest.raises(UserError, match=r"path: .*gemma3_1b, but window is 1024 in the files and 512 in the table"):
-    check_size("path", found(window=1024))
-  with pytest.raises(UserError, match=r"vocab_size is 262208 .*; query_scale is 0.5 in the files and 0.0625"):
+  with pytest.raises(UserError, match=r"path: .*gemma3_1b.*vocab_size.*262208.*query_scale.*0.5.*0.0625"):
     check_size("path", found(vocab_size=262_208, query_scale=0.5))
   assert check_size("path", get_config("gemma2_9b", vocab_size=256_000)).vocab_size == 256_000, "as on the hub"
-  own = dataclasses.replace(get_config("tiny_gemma2"), name="mine", head_dim=8)
-  assert check_size("path", own) == own, "tiny models are no released sizes"

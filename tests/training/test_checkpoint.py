@@ -99,10 +99,9 @@ def test_training_resumes_from_the_newest_step_and_readers_get_the_best(tmp_path
   _assert_equal(params, _state(2).params)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_arrays_are_the_same_on_another_mesh(sizes, tmp_path):
+def test_arrays_are_the_same_on_another_mesh(tmp_path):
   _save(tmp_path, {3: 1.0})
-  target = _target(_state(0), _mesh(**sizes), PartitionSpec("fsdp", "tensor"))
+  target = _target(_state(0), _mesh(data=2, fsdp=2, tensor=2), PartitionSpec("fsdp", "tensor"))
   with Checkpoints(tmp_path) as checkpoints:
     got, _ = checkpoints.restore_newest(target, MANIFEST, {})
   params, _ = _load_params(tmp_path, target=target)
@@ -142,19 +141,17 @@ def test_the_state_may_be_donated_while_it_is_being_written(num_devices, tmp_pat
   np.testing.assert_array_equal(restored.params["w"], w)
 
 
-# As the operating system reports it, and as TensorStore, which writes the arrays, does.
-FULL = (
-  OSError(errno.ENOSPC, "No space left on device"),
-  ValueError(
-    'RESOURCE_EXHAUSTED: Error writing "params.w/0" in OCDBT database at local file "/x/": Failed writing: "/x/d/6e": '
-    "Failed to write 304521 bytes to file 7: No space left on device [os_error_code='28']"
-  ),
+_TENSORSTORE_FULL = (  # as TensorStore, which writes the arrays, reports a full disk
+  'RESOURCE_EXHAUSTED: Error writing "params.w/0" in OCDBT database at local file "/x/": Failed writing: "/x/d/6e": '
+  "Failed to write 304521 bytes to file 7: No space left on device [os_error_code='28']"
 )
 
 
-@pytest.mark.parametrize("where", ["at once", "in the background"])
-@pytest.mark.parametrize("failure", FULL, ids=lambda e: type(e).__name__)
-def test_a_full_disk_is_one_message_and_earlier_steps_stay(failure, where, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+  ("failure", "in_background"),
+  [(OSError(errno.ENOSPC, "No space left on device"), False), (ValueError(_TENSORSTORE_FULL), True)],
+)
+def test_a_full_disk_is_one_message_and_earlier_steps_stay(failure, in_background, tmp_path, monkeypatch, capfd):
   _save(tmp_path, {1: 1.0})
 
   def fail(*args, **kwargs):
@@ -162,11 +159,11 @@ def test_a_full_disk_is_one_message_and_earlier_steps_stay(failure, where, tmp_p
 
   message = r"checkpoint 2 in .*No space left on device; "
   with monkeypatch.context() as patch, pytest.raises(UserError, match=message), Checkpoints(tmp_path) as checkpoints:
-    if where == "at once":  # or when Orbax renames the folder to its final name, the last act of a save
-      patch.setattr(checkpoints._manager, "save", fail)
-    else:
+    if in_background:  # the last act of a save: Orbax renames the folder to its final name
       patch.setattr(os, "rename", fail)
       patch.setattr(os, "replace", fail)
+    else:
+      patch.setattr(checkpoints._manager, "save", fail)
     checkpoints.save(_state(2), MANIFEST, 0.5)
     checkpoints.wait()
   assert "Traceback" not in capfd.readouterr().err
@@ -185,29 +182,21 @@ def test_disk_errors_are_named_and_bugs_are_not_disk_errors(tmp_path):
     checkpoints.save(_state(1), MANIFEST, 0.5)
 
 
-@pytest.mark.parametrize(
-  ("change", "named"),
-  [
-    ({"model": {"num_layers": 2, "embed_dim": 32}}, r"model\.num_layers: the checkpoint has 1, the config 2"),
-    ({"tokenizer_digest": "bbbb"}, r"tokenizer_digest: the checkpoint has 'aaaa', the config 'bbbb'"),
-    ({"data": "cccc"}, r"data: the checkpoint has None, the config 'cccc'"),
-  ],
-)
-def test_a_checkpoint_of_another_run_is_refused_before_arrays_are_read(change, named, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_before_arrays_are_read(tmp_path):
   _save(tmp_path, {1: 1.0})
-  shutil.rmtree(tmp_path / "1" / "state")
-  with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=named) as error:
-    checkpoints.restore_newest(TARGET, {**MANIFEST, **change}, {})
-  assert f"{tmp_path}/1" in str(error.value)
-
-
-def test_arrays_of_another_shape_or_dtype_are_not_reported_as_damage(tmp_path):
-  _save(tmp_path, {1: 1.0})
-  other = TARGET.replace(params={**TARGET.params, "norm": TARGET.params["norm"].update(dtype=jnp.float32)})
-  with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
+  norm = TARGET.params["norm"]
+  other = TARGET.replace(params={**TARGET.params, "norm": norm.update(dtype=jnp.float32)})
+  with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"params/norm is bfloat16.*float32"):
     checkpoints.restore_newest(other, MANIFEST, {})
-  assert "params/norm is bfloat16[3], the config's is float32[3]" in str(error.value)
-  assert _steps(tmp_path) == ["1"]
+  assert _steps(tmp_path) == ["1"], "not reported as damage"
+  shutil.rmtree(tmp_path / "1" / "state")
+  for change, named in (
+    ({"model": {"num_layers": 2, "embed_dim": 32}}, r"model\.num_layers: .* 1, .* 2"),
+    ({"tokenizer_digest": "bbbb"}, "tokenizer_digest: .*'aaaa'.*'bbbb'"),
+    ({"data": "cccc"}, "data: .*None.*'cccc'"),
+  ):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=rf"(?s){tmp_path}/1.*{named}"):
+      checkpoints.restore_newest(TARGET, {**MANIFEST, **change}, {})
 
 
 def test_a_path_without_a_checkpoint_of_this_library_is_named(tmp_path):
@@ -219,15 +208,16 @@ def test_a_path_without_a_checkpoint_of_this_library_is_named(tmp_path):
   (tmp_path / "old" / "1" / "manifest" / "metadata").write_text(json.dumps(MANIFEST))
   shutil.copytree(tmp_path / "old" / "1", tmp_path / "2.orbax-checkpoint-tmp")
   for name, message in (
-    ("2.orbax-checkpoint-tmp", "{} is unfinished"),
-    ("none", "no checkpoint at {}"),
-    ("empty", "no finished checkpoint of genrm-jax in {}"),
-    ("file", "{}"),
-    ("foreign", "{}/5 is not a checkpoint of genrm-jax"),
-    ("old", "{}/1 is not a checkpoint of this version"),
+    ("2.orbax-checkpoint-tmp", "unfinished"),
+    ("none", "no checkpoint at"),
+    ("empty", "no finished checkpoint"),
+    ("file", "file"),
+    ("foreign", "foreign/5 is not a checkpoint of genrm-jax"),
+    ("old", "old/1 is not a checkpoint of this version"),
   ):
-    with pytest.raises(UserError, match=message.format(tmp_path / name)):
+    with pytest.raises(UserError, match=message) as error:
       _load_params(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
   assert not (tmp_path / "none").exists()
 
 
@@ -252,7 +242,8 @@ def _cut(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def _flip(path):
+def _flip_manifest(step):
+  path = step / "manifest" / "metadata"
   data = bytearray(path.read_bytes())
   data[int(0.6 * len(data))] ^= 4
   path.write_bytes(data)
@@ -274,10 +265,9 @@ def _flip_array(step):
 DAMAGE = {
   "an array is flipped in one bit": _flip_array,
   "array files are cut": lambda step: [_cut(p) for p in _arrays_of(step)],
-  "array files are gone": lambda step: [p.unlink() for p in _arrays_of(step)],
   "all arrays are gone": lambda step: shutil.rmtree(step / "state"),
   "the tree is cut": lambda step: _cut(step / "state" / "_METADATA"),
-  "the manifest is flipped": lambda step: _flip(step / "manifest" / "metadata"),
+  "the manifest is flipped": _flip_manifest,
   "the manifest is cut": lambda step: _cut(step / "manifest" / "metadata"),
   "the manifest is gone": lambda step: shutil.rmtree(step / "manifest"),
 }

