@@ -4,22 +4,19 @@ import dataclasses
 import json
 import math
 import shutil
-import types
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from etils import epath
 from random_params import random_params
 
 from genrm_jax.checkpoints import pretrained, released
 from genrm_jax.checkpoints.tensor_map import unstack
 from genrm_jax.model import gemma
 from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, get_config
-from genrm_jax.runtime import memory, sharding
+from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 
 TINY = get_config("tiny_gemma3", num_layers=2)
@@ -35,10 +32,7 @@ def _load(folder, config):
 
 
 def _assert_equal(got, want):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, b)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), got, want)
 
 
 def _nested(params, config):
@@ -53,26 +47,10 @@ def _write(folder, tree, **options):
 
 
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
-def test_every_parameter_of_a_released_size_is_in_exactly_one_tensor(name):
-  config, tensors = SIZES[name], released.tensors(SIZES[name])
-  assert sum(math.prod(tensor.shape) for tensor in tensors) == sum(gemma.num_params(config))
-  specs = flax.traverse_util.flatten_dict(gemma.param_specs(config), sep="/")
-  expected = [(path, i) for path in specs if path.startswith("layers/") for i in range(config.num_layers)]
-  expected += [(path, None) for path in specs if not path.startswith("layers/")]
-  held = [place for tensor in tensors for place in tensor.holds]
-  assert len(held) == len(set(held))
-  assert set(held) == set(expected)
-  for tensor in tensors:
-    no_memory = np.broadcast_to(np.float32(0), tensor.shape)
-    for part, (path, layer) in zip(tensor.to_params(no_memory), tensor.holds, strict=True):
-      assert part.shape == specs[path].shape[0 if layer is None else 1 :]
-      assert part.base is not None, "a copy"
-
-
-@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_released_sizes_are_recognised_by_their_shapes(name, tmp_path):
   """From the index of an old version of Orbax, with arrays that have shapes and no data."""
   index = {}
+  assert sum(math.prod(tensor.shape) for tensor in released.tensors(SIZES[name])) == sum(gemma.num_params(SIZES[name]))
   for tensor in released.tensors(SIZES[name]):
     outer, leaf = (tensor.name, "w") if "/mlp/" in tensor.name else tensor.name.rsplit("/", 1)
     keys = (f"transformer/{outer}", leaf)
@@ -126,20 +104,6 @@ def test_prefixes_and_image_encoders_are_ignored(tmp_path):
     _assert_equal(_load(tmp_path / form, TINY), params)
 
 
-def test_tensors_are_read_in_their_own_dtype_and_then_cast(tmp_path):
-  stored = dataclasses.replace(TINY, param_dtype="bfloat16")
-  params = _params(stored)
-  released.save(params, stored, tmp_path / "c")
-  assert pretrained.open_checkpoint(tmp_path / "c", TINY).read("layer_1/mlp/linear").dtype == jnp.bfloat16
-  _assert_equal(_load(tmp_path / "c", TINY), jax.tree.map(lambda p: p.astype("float32"), params))
-
-
-def test_checkpoints_in_buckets_are_read_from_the_bucket():
-  folder = epath.Path("gs://bucket/gemma/2b-it")
-  want = {"driver": "gcs", "bucket": "bucket", "path": "gemma/2b-it/transformer.x/"}
-  assert released._files(released._absolute(folder), "transformer.x/") == want
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp("released") / "whole"
@@ -150,11 +114,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def copy(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / "copy")
-
-
-def _data_files(folder):
-  """Those with the numbers, the largest first."""
-  return sorted((folder / "ocdbt.process_0" / "d").iterdir(), key=lambda f: -f.stat().st_size)
 
 
 def _cut(path):
@@ -175,7 +134,6 @@ DAMAGE = {
   "index truncated": (lambda f: _cut(f / "_METADATA"), "not an Orbax index"),
   "no database": (lambda f: (f / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing"),
   "database truncated": (lambda f: _cut(f / "manifest.ocdbt"), "embedder/input_embedding cannot be read"),
-  "no list of arrays": (lambda f: shutil.rmtree(f / "d"), "embedder/input_embedding cannot be read"),
   "no kv_einsum": (_without("('transformer/layer_1/attn/kv_einsum', 'w')"), "missing, .*layer_1/attn/kv_einsum/w"),
   "no embedding": (_without("('transformer/embedder', 'input_embedding')"), "not a Gemma"),
 }
@@ -193,17 +151,12 @@ def test_damage_is_found_on_opening(copy, kind, capfd):
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), _cut], ids=["deleted", "cut"])
 def test_damaged_data_files_are_errors_that_name_the_tensor(copy, damage):
-  damage(_data_files(copy)[0])
+  damage(max((copy / "ocdbt.process_0" / "d").iterdir(), key=lambda file: file.stat().st_size))
   opened = pretrained.open_checkpoint(copy, TINY)
-  failed = []
-  for tensor in opened.tensors:
-    try:
+  with pytest.raises(UserError, match=rf"{copy}: tensor .* cannot be read.*copy it again") as error:
+    for tensor in opened.tensors:
       opened.read(tensor.name)
-    except UserError as e:
-      failed.append(tensor.name)
-      assert f"{copy}: tensor {tensor.name} cannot be read" in str(e)
-      assert "copy it again" in str(e)
-  assert failed
+  assert tensor.name in str(error.value)
 
 
 def test_a_missing_chunk_means_zeros_only_if_the_writer_omits_zeros(tmp_path):
@@ -245,16 +198,8 @@ def test_unfinished_checkpoints_and_other_trees_are_refused(copy, tmp_path):
     pretrained.open_checkpoint(tmp_path / "lora", TINY)
 
 
-def test_failed_saves_are_errors(saved, tmp_path, monkeypatch):
-  params = _params(TINY)
+def test_failed_saves_are_errors(saved, tmp_path):
   (tmp_path / "file").write_text("")
   for folder, message in ((saved, "whole exists"), (tmp_path / "file" / "c", "cannot write .*file/c")):
     with pytest.raises(UserError, match=message):
-      released.save(params, TINY, folder)
-  with monkeypatch.context() as patch:
-    patch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"c takes .* disk"):
-      released.save(params, TINY, tmp_path / "c")
-  monkeypatch.setattr(memory, "available_host_bytes", lambda: 1000)
-  with pytest.raises(UserError, match="3 copies of the parameters"):
-    released.save(params, TINY, tmp_path / "c")
+      released.save(_params(TINY), TINY, folder)

@@ -57,17 +57,6 @@ def test_round_trip(tmp_path, monkeypatch):
   _assert_same(_read(_write(tmp_path / "blocks", _tensors())), _tensors())
 
 
-def test_same_bytes_reads_to_the_last_block(tmp_path, monkeypatch):
-  monkeypatch.setattr(safetensors, "_BLOCK_BYTES", 10)
-  other = _tensors()
-  other["a.weight"][1, 2, 4] += 1
-  paths = [_write(tmp_path / name, t) / "model.safetensors" for name, t in (("one", _tensors()), ("other", other))]
-  entry = safetensors.read_index(paths[0])["a.weight"]
-  assert safetensors.same_bytes(paths[0], entry, paths[0], entry)
-  assert not safetensors.same_bytes(paths[0], entry, paths[1], entry)
-  assert not safetensors.same_bytes(paths[0], entry, paths[0], entry._replace(shape=(30,)))
-
-
 def test_shards_and_their_index(tmp_path):
   folder = _write(tmp_path, _tensors(), max_shard_bytes=62)
   names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -106,10 +95,8 @@ def _entry(begin, end, shape, dtype="F32"):
   ("header", "data_bytes", "message"),
   [
     (b'{"a": ', 0, "malformed"),
-    (b"[1]", 0, "malformed"),
     ({"a": {"dtype": "F32", "shape": [2]}}, 8, "malformed .*data_offsets"),
     ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b"),
-    ({"a": _entry(0, 8, [2]), "b": _entry(12, 20, [2])}, 20, "tensor b"),
     ({"a": _entry(0, 8, [2], "BF16")}, 8, "tensor a"),
     ({"a": _entry(0, 8, [2])}, 9, "malformed"),
     ({"a": _entry(0, 8, [2])}, 7, "truncated"),
@@ -136,54 +123,18 @@ def test_tensors_of_other_dtypes_and_truncated_ones_are_listed_and_not_read(tmp_
     safetensors.read_tensor(path, index["w"])
 
 
-class _Full:
-  """A file on a disk that is full after the first bytes."""
-
-  def __init__(self, f):
-    self._f = f
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exc):
-    self._f.close()
-
-  def write(self, data):
-    if self._f.tell() + len(data) > 300:
-      self._f.write(data[:10])
-      raise OSError(errno.ENOSPC, "No space left on device")
-    self._f.write(data)
-
-
-def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
-  tensors = {"a": np.zeros(10, np.float32), "b": np.zeros(1000, np.float32)}
-  shapes = [(name, t.dtype, t.shape) for name, t in tensors.items()]
-  with (
-    pytest.raises(UserError, match=rf"{tmp_path}: could not write .*No space"),
-    safetensors.new_files(epath.Path(tmp_path)) as create,
-  ):
-    safetensors.write(lambda name: _Full(create(name)), tensors.items(), shapes, 100)
-  assert not list(tmp_path.iterdir())
-
-
-def test_files_get_their_names_after_all_are_written(tmp_path):
+@pytest.mark.parametrize(
+  ("stop", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "No space"), UserError)]
+)
+def test_files_get_their_names_after_all_are_written_and_a_stop_or_full_disk_leaves_none(stop, raised, tmp_path):
   (tmp_path / "tokenizer.model").write_text("stays")
 
-  def stops():
+  def tensors():
     yield "a", np.zeros(10, np.float32)
     assert not list(tmp_path.glob("*.safetensors")) and list(tmp_path.glob("*.partial"))
-    raise KeyboardInterrupt
+    raise stop
 
   shapes = [(name, np.dtype(np.float32), (10,)) for name in "ab"]
-  with pytest.raises(KeyboardInterrupt), safetensors.new_files(epath.Path(tmp_path)) as create:
-    safetensors.write(create, stops(), shapes, 50)
+  with pytest.raises(raised), safetensors.new_files(epath.Path(tmp_path)) as create:
+    safetensors.write(create, tensors(), shapes, 50)
   assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
-
-
-def test_an_unwritable_folder_and_an_unannounced_tensor_are_refused(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="could not write"):
-    _write(tmp_path / "file" / "model", _tensors())
-  shapes = [("w", np.dtype(np.float32), (3,))]
-  with pytest.raises(ValueError, match="announced"), safetensors.new_files(epath.Path(tmp_path)) as create:
-    safetensors.write(create, [("w", np.zeros((3, 1), np.float32))], shapes, 100)

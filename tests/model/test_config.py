@@ -43,11 +43,6 @@ def test_full_sizes_trace_and_have_the_published_counts(name):
   assert (logits.shape, logits.dtype) == ((2, 16, config.vocab_size), jnp.float32)
 
 
-def test_layer_kinds_repeat_the_pattern_and_cut_it_off():
-  kinds = get_config("gemma3_1b").layer_kinds
-  assert len(kinds) == 26 and [i for i, kind in enumerate(kinds) if kind == "global"] == [5, 11, 17, 23]
-
-
 def test_json_holds_the_model_and_accepts_sharding_rules():
   fields = json.loads(json.dumps(get_config("tiny_gemma3").to_dict()))
   plain = ModelConfig.from_dict(fields)
@@ -66,11 +61,10 @@ def test_json_holds_the_model_and_accepts_sharding_rules():
 
 def test_unknown_names_and_missing_keys_are_named():
   fields = get_config("tiny_gemma1").to_dict()
-  with pytest.raises(UserError, match=r"num_layer\b"):
+  with pytest.raises(UserError, match=r"num_layer\b.*num_layers"):
     ModelConfig.from_dict(fields | {"num_layer": 3})
-  del fields["head_dim"]
   with pytest.raises(UserError, match="head_dim"):
-    ModelConfig.from_dict(fields)
+    ModelConfig.from_dict({key: value for key, value in fields.items() if key != "head_dim"})
   with pytest.raises(UserError, match=r"gemma_3b.*tiny_gemma3"):
     get_config("gemma_3b")
 
@@ -82,16 +76,12 @@ def test_unknown_names_and_missing_keys_are_named():
     ({"num_layers": 0}, "num_layers"),
     ({"embed_dim": "64"}, "embed_dim"),
     ({"head_dim": 15}, "head_dim"),
-    ({"dtype": "float16"}, "dtype"),
     ({"window": None}, "window"),
-    ({"window": 0}, "window"),
     ({"pattern": ("sliding",)}, "pattern"),
-    ({"attn_softcap": -1.0}, "attn_softcap"),
     ({"rope_scale_global": float("inf")}, "rope_scale_global"),
     ({"qk_norm": 1}, "qk_norm"),
     ({"sharding": {"embde": "fsdp"}}, "embde.*activation_batch"),
     ({"sharding": {"embed": ["fsdp", "model"]}}, "embed.*model.*tensor"),
-    ({"sharding": {"embed": 2}}, "embed"),
     ({"sharding": "fsdp"}, "sharding"),
   ],
 )

@@ -11,7 +11,7 @@ from jaxprs import equations, products
 from random_params import random_params
 
 from genrm_jax.model import cache as kv_cache
-from genrm_jax.model import gemma, layers, lora
+from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import TokenBatch
 from genrm_jax.runtime import sharding
@@ -20,7 +20,8 @@ from genrm_jax.verifiers.base import TargetCounts, sft_loss
 
 B, T, PREFIX = 2, 12, 5
 VOCAB, FFW, RANK = 40, 48, 3  # unique sizes, which identify arrays by their shapes
-LORA = lora.LoraConfig(rank=RANK, alpha=6.0, targets=tuple(lora.TARGETS))
+# bfloat16 would round the scale of the adapters.
+LORA = lora.LoraConfig(rank=RANK, alpha=5.0, targets=tuple(lora.TARGETS))
 # Where a result in bfloat16 would be wrong and not only rounded: long sums, differences, and steep functions.
 STEEP = {"exp", "exp2", "log", "log1p", "logistic", "tanh", "erf", "rsqrt", "sqrt", "pow", "sin", "cos"}
 IN_FLOAT32 = STEEP | {"div", "sub", "reduce_sum", "reduce_max", "cumsum", "square"}
@@ -89,24 +90,7 @@ def test_products_are_bfloat16_and_steep_functions_float32(name, adapted):
     assert {str(a.dtype) for a in _operands(product)} == {"bfloat16"}, product
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_gradients_of_einsum_to_float32_match_those_of_an_einsum(dtype, tolerance):
-  rng = np.random.default_rng(0)
-  a, b = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, 3, 16), (5, 16)))
-  weight = jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)
-
-  def grads(product):
-    return jax.grad(lambda *ab: jnp.sum(weight * product(*ab)), argnums=(0, 1))(a, b)
-
-  got = grads(functools.partial(layers.einsum_to_float32, "...D,VD->...V"))
-  want = grads(lambda a, b: jnp.einsum("...D,VD->...V", a, b, preferred_element_type=jnp.float32))
-  for one, other in zip(got, want, strict=True):
-    one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
-    np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
-
-
-@functools.cache
-def _logits(dtype, param_dtype):
+def _logits(dtype, param_dtype, prepare=lambda params, config: params):
   """Logits of all tokens, in one pass, and by prefill and single steps; checks the dtypes on the way."""
   config, batch = _config(dtype, param_dtype), _batch()
 
@@ -124,40 +108,29 @@ def _logits(dtype, param_dtype):
     cached = jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1)
     return whole, cached, cache.k, gemma.unembed(params, config, whole), gemma.unembed(params, config, cached)
 
-  whole, cached, keys, *logits = run(_params(param_dtype)[1])
+  params = prepare(jax.tree.map(jnp.copy, _params(param_dtype)[1]), config)
+  whole, cached, keys, *logits = run(params)
   assert {str(a.dtype) for a in (whole, cached, keys)} == {dtype}
   assert {str(a.dtype) for a in logits} == {"float32"}
-  return [np.asarray(a) for a in logits]
+  return np.asarray(logits), params
 
 
-def test_bfloat16_rounds_the_logits_and_storing_parameters_in_it_changes_none():
-  exact, cached = _logits("float32", "float32")
+def test_bfloat16_rounds_the_logits_and_storing_or_casting_parameters_changes_none():
+  (exact, cached), _ = _logits("float32", "float32")
   np.testing.assert_allclose(cached, exact, atol=1e-5 * np.std(exact))
-  for got, stored in zip(_logits("bfloat16", "float32"), _logits("bfloat16", "bfloat16"), strict=True):
-    assert 1e-3 < np.sqrt(np.mean((got - exact) ** 2)) / np.std(exact) < 0.015
-    np.testing.assert_array_equal(stored, got)
-
-
-def test_casting_ahead_of_use_changes_no_logit():
-  """In bfloat16, with a scale of adapters that bfloat16 would round."""
-  config, batch = _config(), _batch()
-  params = _params("float32")[1] | {"lora_scale": jnp.float32(1 / 3)}
-
-  @jax.jit
-  def logits(params):
-    x, _ = gemma.forward(params, config, batch.tokens, batch.positions, batch.segments)
-    return gemma.unembed(params, config, x)
-
-  used = gemma.as_used(jax.tree.map(jnp.copy, params), config)
-  np.testing.assert_array_equal(logits(used), logits(params))
+  got, _ = _logits("bfloat16", "float32")
+  for one in got:
+    assert 1e-3 < np.sqrt(np.mean((one - exact) ** 2)) / np.std(exact) < 0.015
+  np.testing.assert_array_equal(_logits("bfloat16", "bfloat16")[0], got)
+  ahead, used = _logits("bfloat16", "float32", gemma.as_used)
+  np.testing.assert_array_equal(ahead, got)
   kept = {path[-1].key for path, w in jax.tree.leaves_with_path(used) if w.dtype == jnp.float32}
-  mask = jax.tree.leaves_with_path(gemma.norm_mask(config, LORA))
+  mask = jax.tree.leaves_with_path(gemma.norm_mask(_config(), LORA))
   assert kept == {path[-1].key for path, is_norm in mask if is_norm} | {"a", "b", "lora_scale"}
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["float32", "bfloat16 with adapters"])
-def test_a_training_step_keeps_every_dtype(adapted):
-  params = _params("bfloat16" if adapted else "float32")[adapted]
+def test_a_training_step_of_float32_adapters_beside_bfloat16_keeps_every_dtype():
+  params = _params("bfloat16")[1]
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=9))
   trained, frozen = lora.split(params)

@@ -14,10 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 
-from genrm_jax.data import packing
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.training import loop, optim, saved
+from genrm_jax.training import loop, saved
 
 HERE = pathlib.Path(__file__).parent
 
@@ -65,6 +64,8 @@ def test_a_stopped_run_resumes_bit_exactly(stops, whole, tmp_path):
       tiny_run.train(tmp_path, tiny_run.CallAt(step, _stop))
   tiny_run.train(tmp_path)
   assert _result(tmp_path) == _result(whole)
+  tiny_run.train(tmp_path, tiny_run.CallAt(0, _stop))  # has nothing left to do
+  assert _result(tmp_path) == _result(whole)
 
 
 @pytest.mark.parametrize("at_step", [4, 7, 23], ids=["between reports", "save", "last"])
@@ -111,12 +112,6 @@ def test_a_process_killed_while_saving_loses_that_step_only(whole, tmp_path, cap
   assert _result(tmp_path) == _result(whole)
 
 
-def test_a_finished_run_does_nothing(whole):
-  before = _result(whole)
-  tiny_run.train(whole, tiny_run.CallAt(0, _stop))
-  assert _result(whole) == before
-
-
 def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(whole, tmp_path):
   losses = _evaluated(whole)
   assert list(losses.values()) == sorted(losses.values(), reverse=True)
@@ -131,24 +126,11 @@ def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(wh
   assert _result(tmp_path) == ended
 
 
-@pytest.mark.parametrize(
-  ("changes", "named"), [({"manifest": {**tiny_run.MANIFEST, "data": "xyz"}}, "data"), ({"best_by": "loss"}, "best_by")]
-)
-def test_a_checkpoint_of_another_run_is_refused(changes, named, whole):
-  with pytest.raises(UserError, match=f"{named}: "):
-    tiny_run.train(whole, **changes)
-
-
-def test_each_step_is_reported_once_and_the_loss_falls(whole):
+def test_each_step_is_reported_once(whole):
   lines = _lines(whole)
   trained = {line["step"]: line for line in lines if "train/loss" in line}
   assert list(trained) == list(range(2, 25, 2)) and list(_evaluated(whole)) == list(range(4, 25, 4))
   assert len(lines) == 12 + 6
-  names = ("loss", "loss_verify", "loss_solve", "grad_norm", "learning_rate")
-  assert set(lines[0]) == {"step", *(f"train/{name}" for name in names)}
-  rate = optim.schedule(optim.OptimConfig(0.1, tiny_run.NUM_STEPS, warmup_steps=3))
-  for step, line in trained.items():
-    assert line["train/learning_rate"] == pytest.approx(float(rate(step - 1)))
 
 
 @pytest.mark.parametrize("best_by", ["loss", "loss_solve"])
@@ -182,7 +164,7 @@ def test_a_loss_that_is_not_finite_or_absent_ends_the_run_unsaved(tmp_path):
   assert not [step for name in ("held out", "absent") for step in _run(tmp_path / name).iterdir()]
 
 
-@pytest.mark.parametrize(("max_rows", "read"), [(0, range(10)), (3, [0, 3, 6]), (100, range(10))])
+@pytest.mark.parametrize(("max_rows", "read"), [(0, range(10)), (3, [0, 3, 6])])
 def test_evaluation_is_the_mean_over_rows_each_read_once(max_rows, read):
   rows, mesh = tiny_run.rows(1), tiny_run.mesh()
   assert rows.num_rows == 10, "4 does not divide it: the last batch has empty rows"
@@ -196,14 +178,6 @@ def test_evaluation_is_the_mean_over_rows_each_read_once(max_rows, read):
   nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, data.targets[..., None], -1)[..., 0]
   for name, kind in (("loss_verify", 1), ("loss_solve", 2)):
     assert got[name] == pytest.approx(nll[data.kind == kind].mean(), rel=1e-5)
-
-
-def test_held_out_rows_are_capped_and_read_a_micro_batch_at_a_time(whole, tmp_path):
-  sizes = []
-  eval_rows = tiny_run.CallAt(-1, _stop)
-  eval_rows.take = lambda index: (sizes.append((index >= 0).sum()), eval_rows.rows.take(index))[1]
-  tiny_run.train(tmp_path, eval_rows=eval_rows, max_eval_rows=3, num_micro_batches=2)
-  assert sizes[1:] == [2, 1] * 6, "the first call reads the shapes"
 
 
 def test_each_step_function_is_compiled_once_and_no_other_shape_is_accepted(tmp_path):
@@ -230,9 +204,6 @@ def test_each_step_function_is_compiled_once_and_no_other_shape_is_accepted(tmp_
   [
     ({"eval_every_steps": 3}, "eval_every_steps 3 .*log_every_steps 2"),
     ({"save_every_steps": 6}, "save_every_steps 6 .*eval_every_steps 4"),
-    ({"log_every_steps": 0}, "log_every_steps"),
-    ({"batch_size": 0}, "batch_size"),
-    ({"max_eval_rows": -1}, "max_eval_rows"),
     ({"best_by": "accuracy"}, "best_by .*loss_solve"),
     ({"num_micro_batches": 3}, "batch_size 4 .*1 batch shards x 3 micro-batches"),
     ({"batch_size": 6, "on": {"data": 4, "tensor": 2}}, "batch_size 6 .*4 batch shards"),
@@ -244,9 +215,3 @@ def test_invalid_settings_are_refused(changes, named, tmp_path):
     changes = {**changes, "on": sharding.make_mesh(**changes["on"])}
   with pytest.raises(UserError, match=named):
     tiny_run.train(tmp_path, **changes)
-
-
-def test_data_order_is_as_recorded():
-  got = [packing.order(7, 5, step, 3).tolist() for step in range(7)]
-  assert got == [[1, 4, 2], [3, 6, 5], [0, 4, 2], [0, 6, 5], [3, 1, 0], [4, 5, 3], [1, 2, 6]]
-  assert packing.order(3, 0, 0, 8).tolist() == [2, 0, 1, 2, 0, 1, 2, 1]
