@@ -69,7 +69,7 @@ def theirs(ours, folder):
 
 
 def test_same_ids_and_same_text(ours, theirs):
-  @settings(max_examples=500, deadline=None)
+  @settings(max_examples=300, deadline=None)
   @given(CHAR_TEXT if ours.name == "char" else TEXT)
   def check(text):
     ids = ours.encode(text)

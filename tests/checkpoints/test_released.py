@@ -83,6 +83,11 @@ def test_parameters_round_trip_bit_exactly(config, tmp_path):
     _assert_equal(_load(tmp_path / str(nested), config), params)
 
 
+def test_the_order_of_axes_depends_on_the_size_of_gemma_2():
+  for name, shape in (("gemma2_9b", (2, 14_336, 3584)), ("gemma2_2b", (2, 2304, 9216))):
+    assert {t.shape for t in released.tensors(SIZES[name]) if t.name.endswith("mlp/gating_einsum")} == {shape}
+
+
 @pytest.mark.parametrize(("use_ocdbt", "use_zarr3"), [(False, False), (True, True)])
 def test_all_storage_formats_of_orbax_are_read(use_ocdbt, use_zarr3, tmp_path):
   config = dataclasses.replace(TINY, param_dtype="bfloat16")

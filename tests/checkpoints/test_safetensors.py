@@ -63,7 +63,6 @@ def test_shards_and_their_index(tmp_path):
   assert sorted(path.name for path in folder.iterdir()) == [*names, "model.safetensors.index.json"]
   _assert_same(_read(folder), _tensors())
   index = json.loads((folder / "model.safetensors.index.json").read_text())
-  # 48 bytes; 60; 14 + 4 + 0.
   want = dict(zip(_tensors(), [names[0], names[1], names[2], names[2], names[2]], strict=True))
   assert index == {"metadata": {"total_size": 126}, "weight_map": want}
 

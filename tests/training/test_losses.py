@@ -5,20 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genrm_jax.pytrees import KIND_PAD, KIND_VERIFY, TokenBatch
+from genrm_jax.pytrees import TokenBatch
 from genrm_jax.training import losses
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(2, 4, 7)).astype(np.float32)
 TARGETS = RNG.integers(7, size=(2, 4)).astype(np.int32)
-
-
-def _batch(weights):
-  """Targets numbered 10 * row + column."""
-  weights = np.asarray(weights, np.float32)
-  number = (10 * np.arange(len(weights))[:, None] + np.arange(weights.shape[1])).astype(np.int32)
-  kind = np.where(weights > 0, KIND_VERIFY, KIND_PAD).astype(np.int32)
-  return TokenBatch(number, number, weights, number, number, kind)
 
 
 def test_cross_entropies_match_numpy_and_stay_finite():
@@ -41,7 +33,7 @@ def test_cross_entropies_match_numpy_and_stay_finite():
 def test_margins_match_a_loop_over_pairs_in_memory_that_grows_with_the_pairs():
   segments = np.array([[1, 1, 2, 2, 2, 3, 4, 0], [1, 2, 0, 0, 0, 0, 0, 0], [0] * 8], np.int32)
   logp = RNG.normal(size=segments.shape).astype(np.float32)
-  batch = _batch(segments > 0).replace(segments=segments)
+  batch = TokenBatch(segments, segments, (segments > 0).astype(np.float32), segments, segments, segments)
   want, is_pair = np.zeros((3, 2)), np.zeros((3, 2), bool)
   for row, pair in ((0, 0), (0, 1), (1, 0)):
     chosen, rejected = (segments[row] == 2 * pair + half for half in (1, 2))

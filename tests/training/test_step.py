@@ -22,8 +22,6 @@ CONFIG = get_config(
 OPTIM = optim.OptimConfig(learning_rate=3e-3, num_steps=50, weight_decay=0.1)
 NUM_STEPS = 4
 LORA = lora.LoraConfig(rank=2, alpha=4.0, targets=("q", "k", "attn_out", "down"))
-
-
 ROWS = tiny_run.rows(0, 40)
 
 
@@ -123,5 +121,5 @@ def test_losses_match_the_recorded_ones():
   batch = ROWS.take(ROWS.order(0, 0, 8))
   for kind in (KIND_VERIFY, KIND_SOLVE):
     assert len(set(((batch.kind == kind) * batch.weights).sum(axis=1).tolist())) > 2
-  assert [one["loss"] for one in losses] == pytest.approx([8.314301, 7.774117, 7.648515, 7.162824], rel=1e-3)
-  assert [one["grad_norm"] for one in losses] == pytest.approx([2.650266, 2.915913, 2.358401, 2.049113], rel=1e-3)
+  assert [one["loss"] for one in losses] == pytest.approx([8.591396, 7.566521, 7.101130, 6.535764], rel=1e-3)
+  assert [one["grad_norm"] for one in losses] == pytest.approx([5.301626, 4.261647, 4.199170, 4.437280], rel=1e-3)
