@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.checkpoints.hf_tokenizer import export_tokenizer
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import FORMATS, Prompter, get_format
+from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, train_sentencepiece
 
 LINES = [
@@ -58,22 +58,18 @@ def ours(request, folder, gemma3):
   }[request.param]()
 
 
-def _has_turns(tokenizer):
-  return "gemma" in tokenizer.name
-
-
 @pytest.fixture(scope="module")
 def theirs(ours, folder):
   """The export, read from a folder with the config.json of a model."""
   transformers = pytest.importorskip("transformers")
   target = folder / ours.name
-  export_tokenizer(ours, target, chat=_has_turns(ours))
+  export_tokenizer(ours, target, chat="gemma" in ours.name)
   (target / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
   return transformers.AutoTokenizer.from_pretrained(target)
 
 
 def test_same_ids_and_same_text(ours, theirs):
-  @settings(max_examples=500, deadline=None)
+  @settings(max_examples=300, deadline=None)
   @given(CHAR_TEXT if ours.name == "char" else TEXT)
   def check(text):
     ids = ours.encode(text)
@@ -82,17 +78,6 @@ def test_same_ids_and_same_text(ours, theirs):
     assert theirs.decode([ours.bos_id, *ids, ours.eos_id], skip_special_tokens=True) == ours.decode(ids)
 
   check()
-
-
-def test_same_ids_of_prompts(ours, theirs):
-  for form in FORMATS.values():
-    if _has_turns(ours) or not form.end:
-      prompter = Prompter(ours, form)
-      assert theirs(form.render(form.solve, question="1 + 1?")).input_ids == prompter.solve("1 + 1?")
-      assert theirs(form.yes, add_special_tokens=False).input_ids == [prompter.yes_id]
-      question = ours.encode(form.render(form.conclude))
-      joined = theirs(form.render(form.conclude) + form.no, add_special_tokens=False)
-      assert joined.input_ids == [*question, prompter.no_id]
 
 
 def test_special_tokens(ours, theirs, folder):
@@ -106,21 +91,14 @@ def test_special_tokens(ours, theirs, folder):
   assert split(text, add_special_tokens=False).input_ids == ours.encode(text)
 
 
-def test_unknown_characters_are_an_error(folder):
-  transformers = pytest.importorskip("transformers")
-  export_tokenizer(CharTokenizer(), folder / "unknown", chat=False)
-  with pytest.raises(Exception, match=r"Missing .* token from the vocabulary"):
-    transformers.AutoTokenizer.from_pretrained(folder / "unknown")("né")
-
-
 def test_the_chat_template_renders_our_prompts(gemma3, folder):
   transformers = pytest.importorskip("transformers")
   export_tokenizer(gemma3, folder / "chat", chat=True)
   theirs = transformers.AutoTokenizer.from_pretrained(folder / "chat")
-  form = get_format("genrm_chat")
+  form = make_format("genrm_chat")
   prompter = Prompter(gemma3, form)
   first, second = (
-    text.split("<start_of_turn>user\n")[1].split("<end_of_turn>")[0].replace("{question}", "1 + 1?")
+    form.render(text.split("<start_of_turn>user\n")[1].split("<end_of_turn>")[0], question="1 + 1?")
     for text in (form.solve, form.verify_cot)
   )
   messages = [
@@ -138,15 +116,13 @@ def test_the_chat_template_renders_our_prompts(gemma3, folder):
     render(messages[1:])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_merges_follow_scores(seed, tmp_path):
+@pytest.mark.parametrize(("seed", "word"), enumerate(["ab ", "aaab ", "a "]))
+def test_merges_follow_scores(seed, word, tmp_path):
   # Two letters and shuffled scores: pieces can be formed in many ways, and runs tie with themselves.
   tokenizers = pytest.importorskip("tokenizers")
-  rng = random.Random(seed)
-  lines = ["".join(rng.choices(("ab ", "aaab ", "a ")[seed % 3], k=50)) for _ in range(300)]
-  buffer = io.BytesIO()
+  rng, buffer = random.Random(seed), io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(lines),
+    sentence_iterator=("".join(rng.choices(word, k=50)) for _ in range(300)),
     model_writer=buffer,
     model_type="bpe",
     vocab_size=400,
@@ -174,65 +150,30 @@ def test_merges_follow_scores(seed, tmp_path):
     assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)
 
 
-def test_files(gemma3, tmp_path):
+def test_the_files_serve_other_readers_and_chats_need_turns(gemma3, tmp_path):
   export_tokenizer(CharTokenizer(), tmp_path / "char", chat=False)
   assert {p.name for p in (tmp_path / "char").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+  folder = tmp_path / "new" / "folder"
   for chat in (False, True):
-    export_tokenizer(gemma3, tmp_path / "new" / "folder", chat)
-    assert (tmp_path / "new" / "folder" / "tokenizer.model").read_bytes() == gemma3.file_bytes
-    config = json.loads((tmp_path / "new" / "folder" / "tokenizer_config.json").read_text())
+    export_tokenizer(gemma3, folder, chat)
+    assert (folder / "tokenizer.model").read_bytes() == gemma3.file_bytes
+    config = json.loads((folder / "tokenizer_config.json").read_text())
     assert ("chat_template" in config) == chat
-    assert [config[f"{name}_token"] for name in ("pad", "eos", "bos", "unk")] == ["<pad>", "<eos>", "<bos>", "<unk>"]
     assert config["add_bos_token"] is True  # transformers goes by tokenizer.json, other readers by this
-    assert config["additional_special_tokens"] == ["<start_of_turn>", "<end_of_turn>"]
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match=r"file/x: could not be written"):
+  with pytest.raises(UserError, match="could not be written"):
     export_tokenizer(gemma3, tmp_path / "file" / "x", chat=False)
-
-
-def test_a_chat_needs_turns(tmp_path):
-  trained = train_sentencepiece(LINES, tmp_path / "t.model", vocab_size=400)
-  for tokenizer in (CharTokenizer(), trained):
-    with pytest.raises(UserError, match="has no piece '<start_of_turn>', which a chat needs"):
-      export_tokenizer(tokenizer, tmp_path / "out", chat=True)
+  with pytest.raises(UserError, match="<start_of_turn>"):
+    export_tokenizer(CharTokenizer(), tmp_path / "out", chat=True)
   assert not (tmp_path / "out").exists()
-
-
-def _identity_lost(model):
-  buffer = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(LINES), model_writer=buffer, vocab_size=60, hard_vocab_limit=False, minloglevel=2
-  )
-  other = sentencepiece_model_pb2.ModelProto.FromString(buffer.getvalue())
-  model.normalizer_spec.precompiled_charsmap = other.normalizer_spec.precompiled_charsmap
-
-
-def _without_bytes(model):
-  model.trainer_spec.byte_fallback = False
-  for piece in model.pieces:
-    if piece.type == piece.BYTE:
-      piece.type = piece.NORMAL
-
-
-def _without_space(model):
-  (space,) = (p for p in model.pieces if p.piece == "▁")
-  space.piece = "ж"
-
-
-def _tied(model):
-  pairs = [p for p in model.pieces if p.type == p.NORMAL and len(p.piece) == 2]
-  pairs[0].score = pairs[1].score
 
 
 CHANGES = {
   "BPE": lambda model: setattr(model.trainer_spec, "model_type", model.trainer_spec.UNIGRAM),
-  "normalisation": _identity_lost,
   "keeps spaces": lambda model: setattr(model.normalizer_spec, "escape_whitespaces", False),
-  "256 byte pieces": _without_bytes,
-  "no piece for a space": _without_space,
+  "no piece for a space": lambda model: setattr(next(p for p in model.pieces if p.piece == "▁"), "piece", "ж"),
   "unused": lambda model: setattr(model.pieces[-1], "type", model.pieces[-1].UNUSED),
   "a piece twice": lambda model: model.pieces.add(piece=" Yes", score=-1e6),
-  "share a score": _tied,
   "not pieces": lambda model: model.pieces.add(piece="жщ", score=-1e6),
 }
 

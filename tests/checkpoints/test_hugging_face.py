@@ -11,29 +11,27 @@ from etils import epath
 from random_params import random_params
 
 from genrm_jax.checkpoints import hugging_face, hugging_face_config, pretrained, safetensors, tensor_map
-from genrm_jax.model import gemma, lora
+from genrm_jax.model import lora
 from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, ModelConfig, get_config
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 
 # fmt: off
-_GEMMA1 = {
-  "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "attention_bias": False, "head_dim": 256,
-  "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-06, "rope_scaling": None,
+_COMMON = {
+  "attention_bias": False, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-06,
   "rope_theta": 10000.0, "vocab_size": 256000,
 }
-_GEMMA2 = {
-  "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "attention_bias": False,
-  "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "head_dim": 256,
-  "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
-  "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096, "vocab_size": 256000,
+_GEMMA1 = _COMMON | {
+  "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu", "rope_scaling": None,
 }
-_GEMMA3_TEXT = {
-  "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attention_bias": False,
-  "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
-  "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
-  "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
-  "sliding_window_pattern": 6, "vocab_size": 262144,
+_GEMMA2 = _COMMON | {
+  "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_act": "gelu_pytorch_tanh",
+  "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+}
+_GEMMA3_TEXT = _COMMON | {
+  "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attn_logit_softcapping": None,
+  "final_logit_softcapping": None, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000, "rope_scaling": None,
+  "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
 }
 # fmt: on
 
@@ -74,18 +72,6 @@ def _parse(fields, name="model"):
   return hugging_face_config.from_json("config.json", fields, name)
 
 
-def _to_json(config, **options):
-  return hugging_face_config.to_json(config, **{"dtype": "float32", "bos_id": 2, "eos_id": 1, "pad_id": 0, **options})
-
-
-def _for_model(fields):
-  """What transformers makes of the fields: its defaults filled in, in the keys of its newest version."""
-  transformers = pytest.importorskip("transformers")
-  return transformers.AutoConfig.for_model(
-    fields["model_type"], **{key: value for key, value in fields.items() if key != "model_type"}
-  )
-
-
 def _load(folder, **options):
   return pretrained.load(folder, sharding.make_mesh(devices=jax.devices()[:1]), **options)
 
@@ -108,29 +94,22 @@ def test_released_configurations_match_the_size_table(name):
   assert count < published.hub_total if has_images else count == published.hub_total
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_transformers_reads_the_same_model_from_a_released_configuration(name):
-  filled = _for_model(RELEASED[name]).to_dict()
-  assert "rope_parameters" in filled.get("text_config", filled)
-  assert _parse(filled) == _parse(RELEASED[name])
+_MINIMAL = {family: {"model_type": family} for family in hugging_face_config.ARCHITECTURES}
 
 
-@pytest.mark.parametrize("family", hugging_face_config.ARCHITECTURES)
-def test_absent_keys_have_the_defaults_of_transformers(family):
-  assert _parse(_for_model({"model_type": family}).to_dict()) == _parse({"model_type": family})
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_transformers_reads_the_same_model_from_our_configuration(name):
-  fields = _to_json(SIZES[name], dtype="bfloat16", eos_id=(1, 106))
-  read = _for_model(fields)
-  assert _parse(read.to_dict(), name) == SIZES[name]
-  assert str(read.dtype) == "torch.bfloat16" and read.eos_token_id == [1, 106]
+@pytest.mark.parametrize("fields", [*RELEASED.values(), *_MINIMAL.values()], ids=[*RELEASED, *_MINIMAL])
+def test_absent_keys_have_the_defaults_of_transformers(fields):
+  """Those in the keys of its newest version."""
+  transformers = pytest.importorskip("transformers")
+  filled = transformers.AutoConfig.for_model(**fields).to_dict()
+  assert fields in _MINIMAL.values() or "rope_parameters" in filled.get("text_config", filled)
+  assert _parse(filled) == _parse(fields)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_configurations_round_trip(name):
-  fields = json.loads(json.dumps(_to_json(SIZES[name])))
+  fields = hugging_face_config.to_json(SIZES[name], dtype="float32", bos_id=2, eos_id=1, pad_id=0)
+  fields = json.loads(json.dumps(fields))
   assert _parse(fields, name) == SIZES[name]
   # Layer kinds also follow from sliding_window_pattern or the family, and so does the RoPE base.
   del fields["layer_types" if "layer_types" in fields else "rope_theta"]
@@ -140,12 +119,8 @@ def test_configurations_round_trip(name):
 @pytest.mark.parametrize(
   ("name", "overrides", "field"),
   [
-    ("tiny_gemma1", {"query_scale": 0.3}, "query_scale"),
     ("tiny_gemma1", {"final_softcap": 30.0}, "final_softcap"),
-    ("tiny_gemma1", {"pattern": ("local",), "window": 4}, "layer_kinds|window"),
-    ("tiny_gemma2", {"query_scale": 0.3}, "query_scale"),
     ("tiny_gemma2", {"rope_base_global": 1e6}, "rope_base_local"),
-    ("tiny_gemma3", {"attn_softcap": 50.0}, "attn_softcap"),
     ("tiny_gemma3", {"post_norms": False}, "post_norms"),
   ],
 )
@@ -156,8 +131,9 @@ def test_models_that_the_format_cannot_express(name, overrides, field, tmp_path)
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["tiny_gemma1", "tiny_gemma2", "tiny_gemma3"])
+@pytest.mark.parametrize(
+  ("name", "dtype"), [("tiny_gemma1", "float32"), ("tiny_gemma2", "bfloat16"), ("tiny_gemma3", "float32")]
+)
 def test_parameters_round_trip_bit_exactly(name, dtype, tmp_path):
   config = get_config(name, num_layers=3, embed_dim=24, ffw_dim=40, param_dtype=dtype)
   params = random_params(config)
@@ -171,24 +147,14 @@ def test_parameters_round_trip_bit_exactly(name, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("case", peer.CASES)
-def test_files_of_transformers_round_trip_bit_exactly(case, tmp_path):
+def test_files_of_transformers_round_trip_bit_exactly_through_a_mesh(case, tmp_path):
   checkpoint = make_goldens.GOLDENS / case / "checkpoint"
-  params, config = _load(checkpoint, param_dtype=peer.CASES[case][2])
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  params, config = pretrained.load(checkpoint, mesh, param_dtype=peer.CASES[case][2])
   hugging_face.save(params, config, tmp_path)
   held, images = _bytes_of(checkpoint), ("vision_tower", "multi_modal_projector")
   want = {name.removeprefix("language_model."): held[name] for name in held if not name.startswith(images)}
   assert _bytes_of(tmp_path) == want
-
-
-def test_saving_sharded_parameters(tmp_path):
-  config = get_config("tiny_gemma3", num_layers=2)
-  hugging_face.save(random_params(config), config, tmp_path / "alone")
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  sharded = jax.device_put(
-    random_params(config), sharding.param_shardings(gemma.param_specs(config), mesh, config.rules)
-  )
-  hugging_face.save(sharded, config, tmp_path / "sharded")
-  assert _bytes_of(tmp_path / "sharded") == _bytes_of(tmp_path / "alone")
 
 
 @pytest.fixture
@@ -235,17 +201,13 @@ def test_a_separate_output_layer_must_equal_the_embedding(folder):
   _refused(folder, "lm_head.weight is not the embedding")
 
 
-def test_float16_files_are_read(folder):
-  _rewrite(folder, lambda tensors: {name: t.astype(np.float16) for name, t in tensors.items()})
-  want = random_params(CONFIG)["layers"]["down"].astype(np.float16).astype(np.float32)
-  np.testing.assert_array_equal(_load(folder)[0]["layers"]["down"], want)
-
-
-def test_rules_of_the_caller_shard_the_parameters(folder):
-  mesh = sharding.make_mesh(fsdp=2, tensor=4)
-  params, config = pretrained.load(folder, mesh, sharding={"embed": None, "ffw": ["tensor", "fsdp"], "kv_heads": None})
+def test_parameters_are_cast_and_sharded_as_the_caller_says(tmp_path):
+  config = get_config("tiny_gemma2", num_layers=2, num_kv_heads=4)
+  hugging_face.save(random_params(config), config, tmp_path)
+  mesh, rules = sharding.make_mesh(fsdp=2, tensor=4), {"embed": None, "ffw": ["tensor", "fsdp"]}
+  params, loaded = pretrained.load(tmp_path, mesh, sharding=rules, param_dtype="bfloat16")
   assert tuple(params["layers"]["gate"].sharding.spec) == (None, None, ("tensor", "fsdp"))
-  assert config.rules["ffw"] == ("tensor", "fsdp")
+  assert loaded.rules["ffw"] == ("tensor", "fsdp") and params["layers"]["gate"].dtype == "bfloat16"
 
 
 def _refused(folder, message):
@@ -256,59 +218,34 @@ def _refused(folder, message):
 
 
 @pytest.mark.parametrize(
-  ("fields", "message"),
+  ("damage", "named"),
   [
-    ({"model_type": "llama"}, r"'llama'.*gemma \(GemmaForCausalLM\), gemma2 "),
-    ({"model_type": None}, "model_type None"),
-    ({"architectures": ["Gemma2ForSequenceClassification"]}, "Gemma2ForSequenceClassification"),
+    ({"model_type": "llama"}, "llama.*gemma2"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-    ({"hidden_activation": "gelu"}, "hidden_activation is 'gelu'.*gelu_pytorch_tanh"),
-    ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
-    ({"attention_bias": True}, "attention_bias is True"),
-    ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
-    ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn'"),
+    ({"hidden_activation": "gelu"}, "hidden_activation.*gelu_pytorch_tanh"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "sliding layers is scaled"),
-    ({"rope_parameters": {"full_attention": {}}}, "RoPE parameters have full_attention"),
-    ({"rope_theta": None}, "rope_theta is None"),
-    ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types names chunked_attention"),
-    ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 2"),
-    ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'.*whole number"),
-    ({"head_dim": 0}, "head_dim is 0"),
-    ({"num_key_value_heads": 3}, "num_kv_heads = 3"),
-    ({"vocab_size": 100}, rf"{TABLE} has shape \(128, 24\), but \(100, 24\)"),
-    ({"num_hidden_layers": 3, "layer_types": None}, "11 tensors of model are missing, .* model.layers.2."),
-    ({"num_hidden_layers": 1, "layer_types": None}, "11 tensors do not belong .* model.layers.1."),
-    (
-      _dims(3584, 14336, 42, 16, 8) | {"layer_types": None, "head_dim": 256},
-      "gemma2_9b, but vocab_size is 128 in the files and 256128 in the table; .*window is 6 in the files",
-    ),
-  ],
-)
-def test_bad_configurations_are_refused(folder, fields, message):
-  _configure(folder, **fields)
-  _refused(folder, message)
-
-
-@pytest.mark.parametrize(
-  ("damage", "message"),
-  [
-    (lambda f: (f / FILE).unlink(), r"no \*.safetensors"),
-    (lambda f: (f / FILE).rename(f / "pytorch_model.bin"), "no .*safetensors .*pytorch_model.bin cannot be read"),
+    ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+    ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+    ({"num_key_value_heads": 3}, "num_kv_heads"),
+    ({"vocab_size": 100}, rf"{TABLE} .*\(128, 24\).*\(100, 24\)"),
+    ({"num_hidden_layers": 3, "layer_types": None}, r"11 tensors .*missing.* model.layers.2."),
+    ({"num_hidden_layers": 1, "layer_types": None}, r"11 tensors do not belong .* model.layers.1."),
+    (lambda f: (f / FILE).rename(f / "pytorch_model.bin"), r"no .*safetensors .*pytorch_model.bin"),
     (lambda f: (f / "config.json").unlink(), "no config.json"),
-    (lambda f: (f / "config.json").write_text('{"model'), "config.json: not JSON"),
-    (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),
-    (lambda f: (f / "more.safetensors").write_bytes((f / FILE).read_bytes()), "2 .*no model.safetensors.index"),
+    (lambda f: (f / "config.json").write_text('{"model'), "not JSON"),
+    (lambda f: (f / "more.safetensors").write_bytes((f / FILE).read_bytes()), "no model.safetensors.index"),
     (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-1000]), "truncated"),
-    (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes().replace(b'"F32"', b'"I32"')), f"{TABLE} has dtype I32"),
-    (lambda f: _rewrite(f, lambda t: {k: v for k, v in t.items() if k != TABLE}), f"1 tensors .*missing, .*{TABLE}"),
-    (lambda f: _rewrite(f, lambda t: t | {TABLE: t[TABLE].T}), rf"tensor {TABLE} has shape \(24, 128\)"),
-    (lambda f: _rewrite(f, lambda t: t | {"model.layers.0.self_attn.q_proj.bias": t[TABLE]}), "1 tensors do not"),
+    (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes().replace(b'"F32"', b'"I32"')), f"{TABLE} .*I32"),
   ],
 )
-def test_bad_files_are_refused(folder, damage, message):
-  damage(folder)
-  _refused(folder, message)
+def test_bad_configurations_and_files_are_refused(folder, damage, named):
+  if isinstance(damage, dict):
+    _configure(folder, **damage)
+  else:
+    damage(folder)
+  _refused(folder, named)
 
 
 def test_missing_shards_and_folders_are_named(tmp_path):
@@ -318,8 +255,6 @@ def test_missing_shards_and_folders_are_named(tmp_path):
   shards = sorted(tmp_path.glob("*.safetensors"))
   shards[1].unlink()
   _refused(tmp_path, rf"1 of {len(shards)} shards are missing \({shards[1].name}")
-  (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": []}')
-  _refused(tmp_path, "no weight_map")
 
 
 def test_saving_never_mixes_models_and_never_drops_adapters(folder, tmp_path):

@@ -4,22 +4,19 @@ import dataclasses
 import json
 import math
 import shutil
-import types
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from etils import epath
 from random_params import random_params
 
 from genrm_jax.checkpoints import pretrained, released
 from genrm_jax.checkpoints.tensor_map import unstack
 from genrm_jax.model import gemma
 from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, get_config
-from genrm_jax.runtime import memory, sharding
+from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 
 TINY = get_config("tiny_gemma3", num_layers=2)
@@ -35,10 +32,7 @@ def _load(folder, config):
 
 
 def _assert_equal(got, want):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, b)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), got, want)
 
 
 def _nested(params, config):
@@ -53,26 +47,10 @@ def _write(folder, tree, **options):
 
 
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
-def test_every_parameter_of_a_released_size_is_in_exactly_one_tensor(name):
-  config, tensors = SIZES[name], released.tensors(SIZES[name])
-  assert sum(math.prod(tensor.shape) for tensor in tensors) == sum(gemma.num_params(config))
-  specs = flax.traverse_util.flatten_dict(gemma.param_specs(config), sep="/")
-  expected = [(path, i) for path in specs if path.startswith("layers/") for i in range(config.num_layers)]
-  expected += [(path, None) for path in specs if not path.startswith("layers/")]
-  held = [place for tensor in tensors for place in tensor.holds]
-  assert len(held) == len(set(held))
-  assert set(held) == set(expected)
-  for tensor in tensors:
-    no_memory = np.broadcast_to(np.float32(0), tensor.shape)
-    for part, (path, layer) in zip(tensor.to_params(no_memory), tensor.holds, strict=True):
-      assert part.shape == specs[path].shape[0 if layer is None else 1 :]
-      assert part.base is not None, "a copy"
-
-
-@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_released_sizes_are_recognised_by_their_shapes(name, tmp_path):
   """From the index of an old version of Orbax, with arrays that have shapes and no data."""
   index = {}
+  assert sum(math.prod(tensor.shape) for tensor in released.tensors(SIZES[name])) == sum(gemma.num_params(SIZES[name]))
   for tensor in released.tensors(SIZES[name]):
     outer, leaf = (tensor.name, "w") if "/mlp/" in tensor.name else tensor.name.rsplit("/", 1)
     keys = (f"transformer/{outer}", leaf)
@@ -93,11 +71,10 @@ def test_released_sizes_are_recognised_by_their_shapes(name, tmp_path):
   [
     get_config("tiny_gemma1", num_layers=2, num_kv_heads=4),
     get_config("tiny_gemma2", num_layers=2),
-    TINY,
     dataclasses.replace(TINY, ffw_dim=TINY.embed_dim),
     get_config("tiny_gemma1", num_layers=2, ffw_dim=128),
   ],
-  ids=["gemma1_mha", "gemma2", "gemma3", "gemma3_square", "gemma1_square"],
+  ids=["gemma1_mha", "gemma2", "gemma3_square", "gemma1_square"],
 )
 def test_parameters_round_trip_bit_exactly(config, tmp_path):
   params = _params(config)
@@ -111,7 +88,7 @@ def test_the_order_of_axes_depends_on_the_size_of_gemma_2():
     assert {t.shape for t in released.tensors(SIZES[name]) if t.name.endswith("mlp/gating_einsum")} == {shape}
 
 
-@pytest.mark.parametrize(("use_ocdbt", "use_zarr3"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("use_ocdbt", "use_zarr3"), [(False, False), (True, True)])
 def test_all_storage_formats_of_orbax_are_read(use_ocdbt, use_zarr3, tmp_path):
   config = dataclasses.replace(TINY, param_dtype="bfloat16")
   params = _params(config)
@@ -132,22 +109,6 @@ def test_prefixes_and_image_encoders_are_ignored(tmp_path):
     _assert_equal(_load(tmp_path / form, TINY), params)
 
 
-def test_tensors_are_read_in_their_own_dtype_and_then_cast(tmp_path):
-  stored = dataclasses.replace(TINY, param_dtype="bfloat16")
-  params = _params(stored)
-  released.save(params, stored, tmp_path / "c")
-  opened = pretrained.open_checkpoint(tmp_path / "c", TINY)
-  assert opened.read("layer_1/mlp/linear").dtype == jnp.bfloat16
-  np.testing.assert_array_equal(opened.read("layer_1/mlp/linear"), params["layers"]["down"][1])
-  _assert_equal(_load(tmp_path / "c", TINY), jax.tree.map(lambda p: p.astype("float32"), params))
-
-
-def test_checkpoints_in_buckets_are_read_from_the_bucket():
-  folder = epath.Path("gs://bucket/gemma/2b-it")
-  want = {"driver": "gcs", "bucket": "bucket", "path": "gemma/2b-it/transformer.x/"}
-  assert released._files(released._absolute(folder), "transformer.x/") == want
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp("released") / "whole"
@@ -158,11 +119,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def copy(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / "copy")
-
-
-def _data_files(folder):
-  """Those with the numbers, the largest first."""
-  return sorted((folder / "ocdbt.process_0" / "d").iterdir(), key=lambda f: -f.stat().st_size)
 
 
 def _cut(path):
@@ -179,16 +135,11 @@ def _without(name):
 
 
 DAMAGE = {
-  "no index": (lambda f: (f / "_METADATA").unlink(), r"\(_METADATA\) is missing"),
-  "index truncated": (lambda f: _cut(f / "_METADATA"), "_METADATA: not an Orbax index"),
-  "index of lists": (lambda f: (f / "_METADATA").write_text("[]"), "_METADATA: not an Orbax index"),
+  "no index": (lambda f: (f / "_METADATA").unlink(), "_METADATA.*missing"),
+  "index truncated": (lambda f: _cut(f / "_METADATA"), "not an Orbax index"),
   "no database": (lambda f: (f / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing"),
   "database truncated": (lambda f: _cut(f / "manifest.ocdbt"), "embedder/input_embedding cannot be read"),
-  "no list of arrays": (lambda f: shutil.rmtree(f / "d"), "embedder/input_embedding cannot be read"),
-  "a tensor not in the index": (
-    _without("('transformer/layer_1/attn/kv_einsum', 'w')"),
-    "1 tensors of tiny_gemma3 are missing, .* layer_1/attn/kv_einsum/w",
-  ),
+  "no kv_einsum": (_without("('transformer/layer_1/attn/kv_einsum', 'w')"), "missing, .*layer_1/attn/kv_einsum/w"),
   "no embedding": (_without("('transformer/embedder', 'input_embedding')"), "not a Gemma"),
 }
 
@@ -205,17 +156,12 @@ def test_damage_is_found_on_opening(copy, kind, capfd):
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), _cut], ids=["deleted", "cut"])
 def test_damaged_data_files_are_errors_that_name_the_tensor(copy, damage):
-  damage(_data_files(copy)[0])
+  damage(max((copy / "ocdbt.process_0" / "d").iterdir(), key=lambda file: file.stat().st_size))
   opened = pretrained.open_checkpoint(copy, TINY)
-  failed = []
-  for tensor in opened.tensors:
-    try:
+  with pytest.raises(UserError, match=rf"{copy}: tensor .* cannot be read.*copy it again") as error:
+    for tensor in opened.tensors:
       opened.read(tensor.name)
-    except UserError as e:
-      failed.append(tensor.name)
-      assert f"{copy}: tensor {tensor.name} cannot be read" in str(e)
-      assert "copy it again" in str(e)
-  assert failed
+  assert tensor.name in str(error.value)
 
 
 def test_a_missing_chunk_means_zeros_only_if_the_writer_omits_zeros(tmp_path):
@@ -230,36 +176,25 @@ def test_a_missing_chunk_means_zeros_only_if_the_writer_omits_zeros(tmp_path):
   assert not pretrained.open_checkpoint(tmp_path / "c", TINY).read("layer_0/mlp/linear").any()
 
 
-def test_unfinished_checkpoints_are_refused(copy):
-  unfinished = copy.rename(copy.with_name("c.orbax-checkpoint-tmp-17"))
-  with pytest.raises(UserError, match="never finished"):
-    pretrained.open_checkpoint(unfinished, TINY)
-
-
-def test_a_size_outside_the_table_needs_a_config(saved):
+def test_a_size_outside_the_table_needs_a_config_that_fits(saved):
   with pytest.raises(UserError, match=r"whole: a Gemma 3 with 2 layers of width 64 .*pass config"):
     pretrained.open_checkpoint(saved)
   assert pretrained.open_checkpoint(saved, TINY).config == TINY
-
-
-@pytest.mark.parametrize(
-  ("fields", "message"),
-  [
+  for fields, named in (
     ({"ffw_dim": 96}, r"layer_0/mlp/gating_einsum has shape \(2, 128, 64\), but \(2, 64, 96\)"),
-    ({"vocab_size": 100}, r"embedder/input_embedding has shape \(128, 64\), but \(100, 64\)"),
-    ({"num_layers": 3}, "11 tensors of tiny_gemma3 are missing, .* layer_2/"),
-    ({"num_layers": 1}, "11 tensors do not belong .* layer_1/"),
-    ({"qk_norm": False}, "4 tensors do not belong .* layer_0/attn/_key_norm/scale"),
-  ],
-)
-def test_configs_that_do_not_fit_are_refused(saved, fields, message):
-  with pytest.raises(UserError, match=message):
-    pretrained.open_checkpoint(saved, dataclasses.replace(TINY, **fields))
+    ({"num_layers": 3}, r"11 tensors .*missing, .* layer_2/"),
+    ({"num_layers": 1}, r"11 tensors do not belong .* layer_1/"),
+    ({"qk_norm": False}, r"4 tensors do not belong .* layer_0/attn/_key_norm/scale"),
+  ):
+    with pytest.raises(UserError, match=named):
+      pretrained.open_checkpoint(saved, dataclasses.replace(TINY, **fields))
 
 
-def test_other_trees_are_refused(tmp_path):
+def test_unfinished_checkpoints_and_other_trees_are_refused(copy, tmp_path):
+  with pytest.raises(UserError, match="never finished"):
+    pretrained.open_checkpoint(copy.rename(copy.with_name("c.orbax-checkpoint-tmp-17")), TINY)
   _write(tmp_path / "mlp", {"params": {"Dense_0": {"kernel": np.ones((3, 4))}}})
-  with pytest.raises(UserError, match=r"mlp: not a Gemma .*params/Dense_0/kernel"):
+  with pytest.raises(UserError, match=r"not a Gemma .*params/Dense_0/kernel"):
     pretrained.open_checkpoint(tmp_path / "mlp")
   tree = _nested(_params(TINY), TINY)
   tree["layer_0"]["attn"]["q_einsum"]["lora"] = {"a": np.ones((3, 4))}
@@ -268,16 +203,8 @@ def test_other_trees_are_refused(tmp_path):
     pretrained.open_checkpoint(tmp_path / "lora", TINY)
 
 
-def test_failed_saves_are_errors(saved, tmp_path, monkeypatch):
-  params = _params(TINY)
+def test_failed_saves_are_errors(saved, tmp_path):
   (tmp_path / "file").write_text("")
   for folder, message in ((saved, "whole exists"), (tmp_path / "file" / "c", "cannot write .*file/c")):
     with pytest.raises(UserError, match=message):
-      released.save(params, TINY, folder)
-  with monkeypatch.context() as patch:
-    patch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"c takes .* disk"):
-      released.save(params, TINY, tmp_path / "c")
-  monkeypatch.setattr(memory, "available_host_bytes", lambda: 1000)
-  with pytest.raises(UserError, match="3 copies of the parameters"):
-    released.save(params, TINY, tmp_path / "c")
+      released.save(_params(TINY), TINY, folder)

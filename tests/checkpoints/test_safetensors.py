@@ -57,25 +57,12 @@ def test_round_trip(tmp_path, monkeypatch):
   _assert_same(_read(_write(tmp_path / "blocks", _tensors())), _tensors())
 
 
-def test_same_bytes(tmp_path, monkeypatch):
-  monkeypatch.setattr(safetensors, "_BLOCK_BYTES", 10)
-  path = _write(tmp_path, _tensors()) / "model.safetensors"
-  entry = safetensors.read_index(path)["a.weight"]
-  other = _tensors()
-  other["a.weight"][1, 2, 4] += 1
-  other_path = _write(tmp_path / "other", other) / "model.safetensors"
-  assert safetensors.same_bytes(path, entry, path, entry)
-  assert not safetensors.same_bytes(path, entry, other_path, entry)
-  assert not safetensors.same_bytes(path, entry, path, entry._replace(shape=(30,)))
-
-
 def test_shards_and_their_index(tmp_path):
   folder = _write(tmp_path, _tensors(), max_shard_bytes=62)
   names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
   assert sorted(path.name for path in folder.iterdir()) == [*names, "model.safetensors.index.json"]
   _assert_same(_read(folder), _tensors())
   index = json.loads((folder / "model.safetensors.index.json").read_text())
-  # 48 bytes; 60; 14 + 4 + 0.
   want = dict(zip(_tensors(), [names[0], names[1], names[2], names[2], names[2]], strict=True))
   assert index == {"metadata": {"total_size": 126}, "weight_map": want}
 
@@ -107,96 +94,46 @@ def _entry(begin, end, shape, dtype="F32"):
   ("header", "data_bytes", "message"),
   [
     (b'{"a": ', 0, "malformed"),
-    (b"[1]", 0, "malformed"),
     ({"a": {"dtype": "F32", "shape": [2]}}, 8, "malformed .*data_offsets"),
-    ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b occupies"),
-    ({"a": _entry(0, 8, [2]), "b": _entry(12, 20, [2])}, 20, "tensor b occupies"),
-    ({"a": _entry(4, 12, [2])}, 12, "tensor a occupies"),
-    ({"a": _entry(0, 8, [3])}, 8, r"tensor a, F32 of shape \(3,\), has 8 bytes"),
-    ({"a": _entry(0, 8, [2], "BF16")}, 8, "tensor a, BF16"),
+    ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b"),
+    ({"a": _entry(0, 8, [2], "BF16")}, 8, "tensor a"),
     ({"a": _entry(0, 8, [2])}, 9, "malformed"),
+    ({"a": _entry(0, 8, [2])}, 7, "truncated"),
+    (b" " * 200, -150, "truncated"),
+    (b"", -3, "not a safetensors file"),
   ],
 )
-def test_malformed_headers(tmp_path, header, data_bytes, message):
-  path = _file(tmp_path, header, bytes(data_bytes))
+def test_malformed_and_truncated_files_are_refused(tmp_path, header, data_bytes, message):
+  path = _file(tmp_path, header, bytes(max(data_bytes, 0)))
+  if data_bytes < 0:
+    path.write_bytes(path.read_bytes()[:data_bytes])
   with pytest.raises(UserError, match=rf"(?s){path}: .*{message}"):
     safetensors.read_index(path)
 
 
-def test_truncated_files(tmp_path):
-  path = _write(tmp_path, _tensors()) / "model.safetensors"
-  whole, entry = path.read_bytes(), safetensors.read_index(path)["half"]
-  for size, message in ((len(whole) - 1, f"{len(whole)} bytes .* {len(whole) - 1}"), (100, "truncated"), (5, "header")):
-    path.write_bytes(whole[:size])
-    with pytest.raises(UserError, match=message):
-      safetensors.read_index(path)
-  path.write_bytes(whole[: entry.end - 1])
-  with pytest.raises(UserError, match="truncated since"):
-    safetensors.read_tensor(path, entry)
-  path.write_text("version https://git-lfs.github.com/spec/v1\n")
-  with pytest.raises(UserError, match="not a safetensors file"):
-    safetensors.read_index(path)
-
-
-def test_other_dtypes_are_listed_and_not_read(tmp_path):
+def test_tensors_of_other_dtypes_and_truncated_ones_are_listed_and_not_read(tmp_path):
   path = _file(tmp_path, {"packed": _entry(0, 6, [3, 2], "U8"), "w": _entry(6, 14, [2])}, bytes(14))
   index = safetensors.read_index(path)
   assert index["packed"].shape == (3, 2)
-  with pytest.raises(UserError, match=r"dtype U8.*F32, F16, BF16"):
+  with pytest.raises(UserError, match=r"U8.*BF16"):
     safetensors.read_tensor(path, index["packed"])
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(UserError, match="truncated since"):
+    safetensors.read_tensor(path, index["w"])
 
 
-class _Full:
-  """A file on a disk that is full after the first bytes."""
-
-  def __init__(self, f):
-    self._f = f
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exc):
-    self._f.close()
-
-  def write(self, data):
-    if self._f.tell() + len(data) > 300:
-      self._f.write(data[:10])
-      raise OSError(errno.ENOSPC, "No space left on device")
-    self._f.write(data)
-
-
-def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
-  tensors = {"a": np.zeros(10, np.float32), "b": np.zeros(1000, np.float32)}
-  shapes = [(name, t.dtype, t.shape) for name, t in tensors.items()]
-  with (
-    pytest.raises(UserError, match=rf"{tmp_path}: could not write .*No space"),
-    safetensors.new_files(epath.Path(tmp_path)) as create,
-  ):
-    safetensors.write(lambda name: _Full(create(name)), tensors.items(), shapes, 100)
-  assert not list(tmp_path.iterdir())
-
-
-def test_files_get_their_names_after_all_are_written(tmp_path):
+@pytest.mark.parametrize(
+  ("stop", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "No space"), UserError)]
+)
+def test_files_get_their_names_after_all_are_written_and_a_stop_or_full_disk_leaves_none(stop, raised, tmp_path):
   (tmp_path / "tokenizer.model").write_text("stays")
 
-  def stops():
+  def tensors():
     yield "a", np.zeros(10, np.float32)
     assert not list(tmp_path.glob("*.safetensors")) and list(tmp_path.glob("*.partial"))
-    raise KeyboardInterrupt
+    raise stop
 
   shapes = [(name, np.dtype(np.float32), (10,)) for name in "ab"]
-  with pytest.raises(KeyboardInterrupt), safetensors.new_files(epath.Path(tmp_path)) as create:
-    safetensors.write(create, stops(), shapes, 50)
+  with pytest.raises(raised), safetensors.new_files(epath.Path(tmp_path)) as create:
+    safetensors.write(create, tensors(), shapes, 50)
   assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
-
-
-def test_an_unwritable_folder(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="could not write"):
-    _write(tmp_path / "file" / "model", _tensors())
-
-
-def test_a_tensor_that_was_not_announced_is_refused(tmp_path):
-  shapes = [("w", np.dtype(np.float32), (3,))]
-  with pytest.raises(ValueError, match="announced"), safetensors.new_files(epath.Path(tmp_path)) as create:
-    safetensors.write(create, [("w", np.zeros((3, 1), np.float32))], shapes, 100)

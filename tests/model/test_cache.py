@@ -18,12 +18,6 @@ from genrm_jax.runtime import sharding
 T, MAX_LEN = 18, 20
 PROMPTS = (3, 8, 5)  # the rows' lengths at prefill, which is 8 wide
 POSITIONS = np.tile(np.arange(T, dtype=np.int32), (3, 1))
-VARIANTS = {
-  "gemma1 mqa": ("tiny_gemma1", {}),
-  "gemma1 mha": ("tiny_gemma1", {"num_kv_heads": 4}),
-  "gemma2 gqa": ("tiny_gemma2", {}),
-  "gemma3 gqa": ("tiny_gemma3", {}),
-}
 AXES = {"k": 1, "v": 1, "positions": 0, "length": 0}  # the axis of rows
 forward = jax.jit(gemma.forward, static_argnums=1)
 _params = functools.cache(random_params)
@@ -58,10 +52,9 @@ def _decode(config, cache, tokens, positions, start):
   return np.stack(steps, axis=1), cache
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_prefill_copy_and_decode_match_the_full_forward(variant):
-  name, overrides = VARIANTS[variant]
-  config = get_config(name, **overrides)
+@pytest.mark.parametrize("name", ["tiny_gemma1", "tiny_gemma2", "tiny_gemma3"])
+def test_prefill_copy_and_decode_match_the_full_forward(name):
+  config = get_config(name)
   start = np.repeat(PROMPTS, 2)
   tokens = np.repeat(_tokens(3), 2, axis=0)
   # Rows b0 b0 b1 b1 b2 b2; after the prompt the two copies of a row read different tokens.
@@ -99,11 +92,10 @@ def test_padding_leaves_no_trace():
   assert not np.asarray(cache.positions)[empty].any()
 
 
-@pytest.mark.parametrize("name", ["tiny_gemma1", "tiny_gemma3"])
-def test_a_second_prefill_may_be_padded_beyond_the_end(name):
-  config, tokens = get_config(name), _tokens(3)
+def test_a_second_prefill_may_be_padded_beyond_the_end():
+  config, tokens = get_config("tiny_gemma3"), _tokens(3)
   _, cache = _prefill(config, tokens)
-  rest = T - 2  # row 1 holds 8 of 20 and gets 16 entries, 10 of them real
+  rest = T - 2  # row 1 holds 8 of 20 and gets 16 slots, 10 of them real
   segments = np.tile(np.arange(rest) < 10, (3, 1)).astype(np.int32)
   more = np.stack([np.resize(tokens[b, n:], rest) for b, n in enumerate(PROMPTS)])
   positions = np.array(PROMPTS)[:, None] + np.arange(rest, dtype=np.int32)
@@ -119,15 +111,6 @@ def test_a_second_prefill_may_be_padded_beyond_the_end(name):
   np.testing.assert_array_equal(full.k[:, 1, :8], cache.k[:, 1, :8])
 
 
-def test_write_touches_only_its_entries():
-  buffer = jnp.full((2, 2, 4, 1, 2), 5.0)
-  new = jnp.arange(1.0, 9.0).reshape(2, 2, 1, 2)
-  got = np.asarray(kv_cache.write(buffer, new, jnp.int32(1), jnp.array([[0, 1], [3, 4]])))
-  want = np.full((2, 2, 4, 1, 2), 5.0)
-  want[1, 0, 0, 0], want[1, 0, 1, 0], want[1, 1, 3, 0] = [1, 2], [3, 4], [5, 6]
-  np.testing.assert_array_equal(got, want)
-
-
 def _count_up(cache):
   return jax.tree.map(lambda a: jnp.arange(a.size, dtype=a.dtype).reshape(a.shape), cache)
 
@@ -136,20 +119,16 @@ def test_rows_are_replaced_in_place_by_shorter_ones():
   config = get_config("tiny_gemma2")
   cache = jax.tree.map(lambda a: a - 1, kv_cache.init(config, 4, 64))
   prefixes = _count_up(kv_cache.init(config, 3, 48))
+  want = jax.tree.map(np.array, cache)
   source = np.array([-1, 2, 0, 2], np.int32)
+  for b in (1, 2, 3):
+    want.k[:, b, :48], want.v[:, b, :48] = prefixes.k[:, source[b]], prefixes.v[:, source[b]]
+    want.positions[b, :48], want.length[b] = prefixes.positions[source[b]], prefixes.length[source[b]]
   replace = jax.jit(functools.partial(kv_cache.replace_rows, rules=config.rules), donate_argnums=0)
-  memory = replace.lower(cache, prefixes, source).compile().memory_analysis()
-  cache_bytes = cache.k.nbytes + cache.v.nbytes
+  replace = replace.lower(cache, prefixes, source).compile()
+  memory, cache_bytes = replace.memory_analysis(), cache.k.nbytes + cache.v.nbytes
   assert memory.alias_size_in_bytes >= cache_bytes and memory.temp_size_in_bytes < cache_bytes / 16
-  new = replace(cache, prefixes, source)
-  for name, axis in AXES.items():
-    got, prefix = (np.moveaxis(np.asarray(getattr(c, name)), axis, 0) for c in (new, prefixes))
-    for b in range(4):
-      block = (slice(None), slice(48))[: got.ndim - 1] if axis else (slice(48),)[: got.ndim - 1]
-      old = np.full_like(got[b], -1)
-      if source[b] >= 0:
-        old[block] = prefix[source[b]]
-      np.testing.assert_array_equal(got[b], old)
+  jax.tree.map(np.testing.assert_array_equal, replace(cache, prefixes, source), want)
 
 
 def test_copies_within_a_shard_need_no_communication():
@@ -166,25 +145,18 @@ def test_copies_within_a_shard_need_no_communication():
     np.testing.assert_array_equal(got, np.take(old, np.asarray(source), axis=axis))
 
 
-def test_decode_updates_the_cache_in_place_and_compiles_once():
+def test_decode_updates_the_cache_in_place():
   config = get_config("tiny_gemma2", num_layers=8)
   params = _params(config)
-  traces = []
 
+  @functools.partial(jax.jit, donate_argnums=0)
   def step(cache, token):
-    traces.append(1)
     x, cache = gemma.forward(params, config, token, cache.length[:, None], jnp.ones_like(token), cache)
     return cache, jnp.argmax(gemma.unembed(params, config, x), axis=-1).astype(jnp.int32)
 
-  step = jax.jit(step, donate_argnums=0)
   cache, token = kv_cache.init(config, 4, 512), jnp.ones((4, 1), jnp.int32)
   cache_bytes = cache.k.nbytes + cache.v.nbytes
   memory = step.lower(cache, token).compile().memory_analysis()
   assert memory.alias_size_in_bytes >= cache_bytes
   # One layer's keys and values may be read out; a copy of the cache would be 8 times that.
   assert memory.temp_size_in_bytes < cache_bytes / 4
-  traces.clear()
-  for _ in range(4):
-    cache, token = step(cache, token)
-  assert len(traces) <= 1
-  np.testing.assert_array_equal(cache.length, [4] * 4)

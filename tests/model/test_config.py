@@ -1,4 +1,4 @@
-"""The size table against published parameter counts, and what a config refuses."""
+"""The size table against published parameter counts; JSON, sharding rules, and what a config refuses."""
 
 import dataclasses
 import json
@@ -17,11 +17,7 @@ from genrm_jax.runtime.sharding import DEFAULT_RULES
 IMAGE_ENCODER_PARAMS, IMAGE_WIDTH = 416_866_032, 1152
 
 
-def test_every_published_size_has_its_counts():
-  assert set(PUBLISHED_COUNTS) == {name for name in SIZES if not name.startswith("tiny_")}
-
-
-@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+@pytest.mark.parametrize("name", [name for name in SIZES if not name.startswith("tiny_")])
 def test_full_sizes_trace_and_have_the_published_counts(name):
   config, published = get_config(name, dtype="bfloat16", param_dtype="bfloat16"), PUBLISHED_COUNTS[name]
   params = jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
@@ -32,8 +28,7 @@ def test_full_sizes_trace_and_have_the_published_counts(name):
   has_images = published.hub_vocab > config.vocab_size
   projection = IMAGE_WIDTH * config.embed_dim + IMAGE_WIDTH if has_images else 0
   if published.rounded_to == 1:
-    assert embedding == published.embedding
-    assert total - embedding == published.non_embedding
+    assert (embedding, total - embedding) == (published.embedding, published.non_embedding)
   else:
     assert abs(embedding + projection - published.embedding) < published.rounded_to
     assert round((total - embedding) / published.rounded_to) * published.rounded_to == published.non_embedding
@@ -48,69 +43,48 @@ def test_full_sizes_trace_and_have_the_published_counts(name):
   assert (logits.shape, logits.dtype) == ((2, 16, config.vocab_size), jnp.float32)
 
 
-def test_layer_kinds_repeat_the_pattern_and_cut_it_off():
-  assert get_config("gemma2_2b").layer_kinds[:4] == ("local", "global", "local", "global")
-  kinds = get_config("gemma3_1b").layer_kinds
-  assert len(kinds) == 26 and [i for i, kind in enumerate(kinds) if kind == "global"] == [5, 11, 17, 23]
-
-
-@pytest.mark.parametrize("name", ["gemma2_27b", "tiny_gemma3"])
-def test_json_round_trip(name):
-  config = SIZES[name]
-  again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
-  assert again == config and hash(again) == hash(config)
-
-
-def test_sharding_rules_are_part_of_the_config_and_not_of_the_model():
-  fields = get_config("tiny_gemma2").to_dict()
+def test_json_holds_the_model_and_accepts_sharding_rules():
+  fields = json.loads(json.dumps(get_config("tiny_gemma3").to_dict()))
+  plain = ModelConfig.from_dict(fields)
+  assert plain == get_config("tiny_gemma3") and hash(plain) == hash(get_config("tiny_gemma3"))
   rules = json.loads(json.dumps({"ffw": ["fsdp", "tensor"], "embed": None, "vocab": "data"}))
   config = ModelConfig.from_dict(fields | {"sharding": rules})
   assert config.rules == {**DEFAULT_RULES, "ffw": ("fsdp", "tensor"), "embed": None, "vocab": "data"}
-  assert config.to_dict() == fields
-  assert config == get_config("tiny_gemma2", sharding=dict(reversed(rules.items())))
-  assert config != get_config("tiny_gemma2"), "a program compiled for other rules is another program"
+  assert config.to_dict() == plain.to_dict()
+  assert config == get_config("tiny_gemma3", sharding=dict(reversed(rules.items())))
+  assert config != plain, "a program compiled for other rules is another program"
   # A single kv head cannot be sharded, whatever the config was derived from.
   single = dataclasses.replace(config, num_kv_heads=1).rules
-  assert {axis for axis in single if single[axis] != config.rules[axis]} == {
-    f"{prefix}kv_heads" for prefix in ("", "activation_", "cache_")
-  }
+  changed = {axis for axis in single if single[axis] != config.rules[axis]}
+  assert changed == {"kv_heads", "activation_kv_heads", "cache_kv_heads"}
 
 
 def test_unknown_names_and_missing_keys_are_named():
   fields = get_config("tiny_gemma1").to_dict()
-  with pytest.raises(UserError, match=r"Unknown.*num_layer.*num_layers"):
+  with pytest.raises(UserError, match=r"num_layer\b.*num_layers"):
     ModelConfig.from_dict(fields | {"num_layer": 3})
-  del fields["head_dim"]
-  with pytest.raises(UserError, match=r"Missing.*head_dim"):
-    ModelConfig.from_dict(fields)
-  with pytest.raises(UserError, match=r"'gemma_3b'.*gemma_2b.*tiny_gemma3"):
+  with pytest.raises(UserError, match="head_dim"):
+    ModelConfig.from_dict({key: value for key, value in fields.items() if key != "head_dim"})
+  with pytest.raises(UserError, match=r"gemma_3b.*tiny_gemma3"):
     get_config("gemma_3b")
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    ({"num_heads": 3}, "num_kv_heads = 2.*num_heads = 3"),
-    ({"num_layers": 0}, "num_layers = 0.*above 0"),
-    ({"embed_dim": "64"}, "embed_dim = '64'.*whole number"),
-    ({"head_dim": 15}, "head_dim = 15.*even"),
-    ({"dtype": "float16"}, "dtype = 'float16'.*bfloat16"),
-    ({"param_dtype": "int8"}, "param_dtype = 'int8'"),
-    ({"window": None}, "window = None.*local"),
-    ({"window": 0}, "window = 0"),
-    ({"pattern": ()}, "pattern"),
+    ({"num_heads": 3}, "num_kv_heads"),
+    ({"num_layers": 0}, "num_layers"),
+    ({"embed_dim": "64"}, "embed_dim"),
+    ({"head_dim": 15}, "head_dim"),
+    ({"window": None}, "window"),
     ({"pattern": ("sliding",)}, "pattern"),
-    ({"attn_softcap": -1.0}, r"attn_softcap = -1\.0"),
-    ({"query_scale": 0.0}, r"query_scale = 0\.0"),
-    ({"rope_scale_global": float("inf")}, "rope_scale_global = inf"),
-    ({"qk_norm": 1}, "qk_norm = 1"),
-    ({"sharding": {"embde": "fsdp"}}, "unknown logical axis 'embde'.*embed.*activation_batch.*cache_batch"),
-    ({"sharding": {"embed": "model"}}, "'embed' names 'model'.*data, fsdp, tensor"),
-    ({"sharding": {"embed": ["fsdp", "model"]}}, "'embed' names 'model'"),
-    ({"sharding": {"embed": 2}}, "'embed' names 2"),
-    ({"sharding": "fsdp"}, "sharding = 'fsdp'.* map"),
+    ({"rope_scale_global": float("inf")}, "rope_scale_global"),
+    ({"qk_norm": 1}, "qk_norm"),
+    ({"sharding": {"embde": "fsdp"}}, "embde.*activation_batch"),
+    ({"sharding": {"embed": ["fsdp", "model"]}}, "embed.*model.*tensor"),
+    ({"sharding": "fsdp"}, "sharding"),
   ],
 )
-def test_bad_fields_are_refused(overrides, message):
-  with pytest.raises(UserError, match=message):
+def test_bad_fields_are_refused(overrides, named):
+  with pytest.raises(UserError, match=named):
     get_config("tiny_gemma2", **overrides)

@@ -14,10 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 
-from genrm_jax.data import packing
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.training import loop, optim, saved
+from genrm_jax.training import loop, saved
 
 HERE = pathlib.Path(__file__).parent
 
@@ -58,16 +57,18 @@ def whole(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize("stops", [(0,), (3,), (8,), (2, 9, 23)])
+@pytest.mark.parametrize("stops", [(0,), (8,), (2, 9, 23)])
 def test_a_stopped_run_resumes_bit_exactly(stops, whole, tmp_path):
   for step in stops:
     with pytest.raises(InterruptedError):
       tiny_run.train(tmp_path, tiny_run.CallAt(step, _stop))
   tiny_run.train(tmp_path)
   assert _result(tmp_path) == _result(whole)
+  tiny_run.train(tmp_path, tiny_run.CallAt(0, _stop))  # has nothing left to do
+  assert _result(tmp_path) == _result(whole)
 
 
-@pytest.mark.parametrize("at_step", [4, 7, 11, 23], ids=["between reports", "save", "evaluation", "last"])
+@pytest.mark.parametrize("at_step", [4, 7, 23], ids=["between reports", "save", "last"])
 def test_sigterm_saves_the_current_step_and_the_run_resumes_bit_exactly(at_step, whole, tmp_path, capsys):
   with pytest.raises(SystemExit) as exit_:
     tiny_run.train(tmp_path, tiny_run.CallAt(at_step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
@@ -111,12 +112,6 @@ def test_a_process_killed_while_saving_loses_that_step_only(whole, tmp_path, cap
   assert _result(tmp_path) == _result(whole)
 
 
-def test_a_finished_run_does_nothing(whole):
-  before = _result(whole)
-  tiny_run.train(whole, tiny_run.CallAt(0, _stop))
-  assert _result(whole) == before
-
-
 def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(whole, tmp_path):
   losses = _evaluated(whole)
   assert list(losses.values()) == sorted(losses.values(), reverse=True)
@@ -131,63 +126,45 @@ def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(wh
   assert _result(tmp_path) == ended
 
 
-@pytest.mark.parametrize(
-  ("changes", "named"),
-  [({"manifest": {**tiny_run.MANIFEST, "data": "xyz"}}, "data: .*'abc'.*'xyz'"), ({"best_by": "loss"}, "best_by")],
-)
-def test_a_checkpoint_of_another_run_is_refused(changes, named, whole):
-  with pytest.raises(UserError, match=named):
-    tiny_run.train(whole, **changes)
-
-
-def test_each_step_is_reported_once_and_the_loss_falls(whole):
+def test_each_step_is_reported_once(whole):
   lines = _lines(whole)
   trained = {line["step"]: line for line in lines if "train/loss" in line}
   assert list(trained) == list(range(2, 25, 2)) and list(_evaluated(whole)) == list(range(4, 25, 4))
   assert len(lines) == 12 + 6
-  names = ("loss", "loss_verify", "loss_solve", "grad_norm", "learning_rate")
-  assert set(lines[0]) == {"step", *(f"train/{name}" for name in names)}
-  rate = optim.schedule(optim.OptimConfig(0.1, tiny_run.NUM_STEPS, warmup_steps=3))
-  for step, line in trained.items():
-    assert line["train/learning_rate"] == pytest.approx(float(rate(step - 1)))
 
 
-@pytest.mark.parametrize("best_by", loop.BEST_BY)
+@pytest.mark.parametrize("best_by", ["loss", "loss_solve"])
 def test_best_by_names_the_metric_of_the_best_step(best_by, tmp_path):
   tiny_run.train(tmp_path, best_by=best_by, learning_rate=3.0, eval_every_steps=2, save_every_steps=2)
   losses = _evaluated(tmp_path, f"eval/{best_by}")
   best = saved.find(_run(tmp_path))[0]
   manifest = saved.read_manifest(best)
   assert manifest["best_by"] == best_by and manifest["eval_loss"] == min(losses.values())
-  assert int(best.name) == min(losses, key=losses.get)
+  assert int(best.name) == min(losses, key=losses.get) < tiny_run.NUM_STEPS
 
 
-def test_best_by_without_held_out_targets_lists_what_there_is(tmp_path):
-  eval_rows = tiny_run.rows(1, 9)
-  eval_rows.data.kind[eval_rows.data.kind == 2] = 1
-  with pytest.raises(UserError, match=r"loss_solve.*choose one of loss, loss_verify$"):
-    tiny_run.train(tmp_path, eval_rows=eval_rows, best_by="loss_solve")
-  assert not any(_run(tmp_path).iterdir())
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_unsaved(tmp_path):
+def test_a_loss_that_is_not_finite_or_absent_ends_the_run_unsaved(tmp_path):
   rows, nan = tiny_run.CallAt(9, lambda: setattr(rows, "take", spoil)), np.float32(np.nan)
 
   def spoil(index):
     batch = rows.rows.take(index)
     return batch.replace(weights=batch.weights * nan)
 
-  with pytest.raises(UserError, match="loss is nan at step 10; lower"):
+  with pytest.raises(UserError, match="loss is nan at step 10"):
     tiny_run.train(tmp_path, rows)
   assert [p.name for p in _run(tmp_path).iterdir()] == ["8"]
   eval_rows = tiny_run.rows(1, 9)
   eval_rows.data.weights[-1] *= nan
-  with pytest.raises(UserError, match="held-out loss is nan at step 4; lower"):
-    tiny_run.train(tmp_path / "other", eval_rows=eval_rows)
-  assert not any(_run(tmp_path / "other").iterdir())
+  with pytest.raises(UserError, match="held-out loss is nan at step 4"):
+    tiny_run.train(tmp_path / "held out", eval_rows=eval_rows)
+  eval_rows = tiny_run.rows(1, 9)
+  eval_rows.data.kind[eval_rows.data.kind == 2] = 1
+  with pytest.raises(UserError, match=r"loss_solve.* loss, loss_verify"):
+    tiny_run.train(tmp_path / "absent", eval_rows=eval_rows, best_by="loss_solve")
+  assert not [step for name in ("held out", "absent") for step in _run(tmp_path / name).iterdir()]
 
 
-@pytest.mark.parametrize(("max_rows", "read"), [(0, range(10)), (3, [0, 3, 6]), (100, range(10))])
+@pytest.mark.parametrize(("max_rows", "read"), [(0, range(10)), (3, [0, 3, 6])])
 def test_evaluation_is_the_mean_over_rows_each_read_once(max_rows, read):
   rows, mesh = tiny_run.rows(1), tiny_run.mesh()
   assert rows.num_rows == 10, "4 does not divide it: the last batch has empty rows"
@@ -201,14 +178,6 @@ def test_evaluation_is_the_mean_over_rows_each_read_once(max_rows, read):
   nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, data.targets[..., None], -1)[..., 0]
   for name, kind in (("loss_verify", 1), ("loss_solve", 2)):
     assert got[name] == pytest.approx(nll[data.kind == kind].mean(), rel=1e-5)
-
-
-def test_held_out_rows_are_capped_and_read_a_micro_batch_at_a_time(whole, tmp_path):
-  sizes = []
-  eval_rows = tiny_run.CallAt(-1, _stop)
-  eval_rows.take = lambda index: (sizes.append((index >= 0).sum()), eval_rows.rows.take(index))[1]
-  tiny_run.train(tmp_path, eval_rows=eval_rows, max_eval_rows=3, num_micro_batches=2)
-  assert sizes[1:] == [2, 1] * 6, "the first call reads the shapes"
 
 
 def test_each_step_function_is_compiled_once_and_no_other_shape_is_accepted(tmp_path):
@@ -230,49 +199,19 @@ def test_each_step_function_is_compiled_once_and_no_other_shape_is_accepted(tmp_
   assert [sum(name in found for found in compiled) for name in ("train_step", "eval_step")] == [2, 2], compiled
 
 
-def test_bfloat16_parameters_are_not_trained(tmp_path):
-  with pytest.raises(UserError, match=r"w is bfloat16.*param_dtype=float32"):
-    tiny_run.train(tmp_path, dtype=jnp.bfloat16)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_step_at_a_fine_tuning_rate_changes_nearly_all_float32_weights(dtype):
-  """The reason for refusing bfloat16: there the same step changes few weights."""
-  optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=2e-6, num_steps=2))
-  rng = np.random.default_rng(0)
-  w = jnp.asarray(rng.normal(scale=0.02, size=10_000), dtype)
-  grads = jnp.asarray(rng.normal(size=10_000), jnp.float32)
-  updates, _ = optimizer.update(grads, optimizer.init(w.astype(jnp.float32)), w)
-  changed = float(((w + updates).astype(dtype) != w).mean())
-  assert changed > 0.99 if dtype == jnp.float32 else changed < 0.1
-
-
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("changes", "named"),
   [
-    ({"eval_every_steps": 3}, "eval_every_steps 3 .*multiple of log_every_steps 2"),
-    ({"save_every_steps": 6}, "save_every_steps 6 .*multiple of eval_every_steps 4"),
-    *(({name: 0}, f"{name} must be 1") for name in ("log_every_steps", "eval_every_steps", "save_every_steps")),
-    *(({name: 0}, f"{name} must be 1") for name in ("batch_size", "num_micro_batches")),
-    ({"max_eval_rows": -1}, "max_eval_rows"),
-    ({"best_by": "accuracy"}, "best_by must be one of loss, loss_verify, loss_solve, not 'accuracy'"),
+    ({"eval_every_steps": 3}, "eval_every_steps 3 .*log_every_steps 2"),
+    ({"save_every_steps": 6}, "save_every_steps 6 .*eval_every_steps 4"),
+    ({"best_by": "accuracy"}, "best_by .*loss_solve"),
     ({"num_micro_batches": 3}, "batch_size 4 .*1 batch shards x 3 micro-batches"),
-    ({"batch_size": 6, "on": "8 devices"}, "batch_size 6 .*4 batch shards"),
+    ({"batch_size": 6, "on": {"data": 4, "tensor": 2}}, "batch_size 6 .*4 batch shards"),
+    ({"dtype": jnp.bfloat16}, r"w is bfloat16.*param_dtype=float32"),
   ],
 )
-def test_invalid_settings_are_refused(changes, message, tmp_path):
+def test_invalid_settings_are_refused(changes, named, tmp_path):
   if "on" in changes:
-    changes = {**changes, "on": sharding.make_mesh(data=4, tensor=2, devices=jax.devices()[:8])}
-  with pytest.raises(UserError, match=message):
+    changes = {**changes, "on": sharding.make_mesh(**changes["on"])}
+  with pytest.raises(UserError, match=named):
     tiny_run.train(tmp_path, **changes)
-
-
-def test_data_order_is_as_recorded_and_drawn_once_per_epoch(monkeypatch):
-  drawn = []
-  default_rng = np.random.default_rng
-  monkeypatch.setattr(np.random, "default_rng", lambda seed: (drawn.append(seed), default_rng(seed))[1])
-  packing._permutation.cache_clear()
-  got = [packing.order(7, 5, step, 3).tolist() for step in range(7)]
-  assert got == [[1, 4, 2], [3, 6, 5], [0, 4, 2], [0, 6, 5], [3, 1, 0], [4, 5, 3], [1, 2, 6]]
-  assert drawn == [[5, 0], [5, 1], [5, 2]]
-  assert packing.order(3, 0, 0, 8).tolist() == [2, 0, 1, 2, 0, 1, 2, 1]
