@@ -1,27 +1,23 @@
-"""Whether a verifier's programs fit a slice, and under which settings: the fastest by arithmetic first."""
+"""Which settings fit on a slice: tries them, by arithmetic the fastest first."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import ml_collections
+from experiments.plan import compiling, costs, programs
+from experiments.plan.compiling import Fit
+from experiments.plan.planned import PlannedRun
+from genrm_jax.runtime import sharding
 
-from experiments.plan import compiling, costs, estimates, sizes
-from experiments.plan import programs as plan_programs
-from experiments.plan.compiling import Fit, engine_mesh, training_mesh
-from experiments.plan.estimates import training_of
-from experiments.plan.programs import TRAIN_STEP
-from experiments.plan.tpus import Slice
-from genrm_jax.verifiers import Verifier
-
-ROWS = (512, 256, 128, 64, 32, 16)  # of a batch that is scored, as they are tried
+ROWS = (512, 256, 128, 64, 32, 16)  # values of engine.rows_per_batch that are tried
 
 Changes = dict[str, Any]  # {"verifiers.orm.remat": "layer"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What came of one choice of settings: those that differ from the config's, and its programs on a chip."""
+  """One choice of settings: how they differ from the config's, and the programs on a chip."""
 
   changes: Changes
   programs: list[Fit]
@@ -31,107 +27,72 @@ class Outcome:
     return all(fit.fits for fit in self.programs)
 
 
-def fit_training(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Fit]:
+def fit_training(run: PlannedRun, name: str) -> Iterator[Fit]:
   """The training step on a chip."""
-  mesh = training_mesh(config, where)
-  sizes.check_batch(config, verifier.name, mesh.shape)
-  model, training = sizes.model_config(config), training_of(config, verifier)
-  least = costs.least_memory(model, training, mesh.shape)
-  return [compiling.fit(plan_programs.train_program(config, verifier, mesh), where, mesh, least)]
+  yield compiling.fit(programs.train_program(run, name), run.where, run.mesh)
 
 
-def fit_scoring(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Fit]:
-  """All that scoring runs on a chip."""
-  mesh = engine_mesh(config, where)
-  programs = plan_programs.score_programs(config, verifier, mesh)
-  return [compiling.fit(program, where.of_one_host, mesh, {}) for program in programs]
+def fit_scoring(run: PlannedRun, name: str) -> Iterator[Fit]:
+  """Each program of scoring on a chip."""
+  for program in programs.score_programs(run, name):
+    yield compiling.fit(program, run.where.of_one_host, run.engine_mesh)
 
 
-def search_training(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> Outcome:
-  """Tries what the backward pass computes again, and micro-batches; what was tried last if nothing fits."""
-  outcome = Outcome({}, [])
-  for changes in training_attempts(config, verifier, where, training_mesh(config, where).shape):
-    outcome = Outcome(changes, fit_training(_with(config, changes), verifier, where))
-    if outcome.fits:
-      break
-  return outcome
-
-
-def search_scoring(
-  config: ml_collections.ConfigDict, verifier: Verifier, where: Slice, attempts: list[Changes]
+def search(
+  run: PlannedRun, name: str, attempts: Iterable[Changes], fit: Callable[[PlannedRun, str], Iterator[Fit]]
 ) -> Outcome:
-  """Tries one after another of `attempts` up to the first that fits; what was tried last if none does."""
+  """The first attempt whose programs all fit, or the last attempt, up to the first program that does not fit."""
   outcome = Outcome({}, [])
   for changes in attempts:
-    tried, outcome = _with(config, changes), Outcome(changes, [])
-    mesh = engine_mesh(tried, where)
-    for program in plan_programs.score_programs(tried, verifier, mesh):
-      outcome.programs.append(compiling.fit(program, where.of_one_host, mesh, {}))
-      if not outcome.fits:
+    outcome = Outcome(changes, [])
+    for found in fit(run.changed(changes), name):
+      outcome.programs.append(found)
+      if not found.fits:
         break
     if outcome.fits:
       break
   return outcome
 
 
-def training_attempts(
-  config: ml_collections.ConfigDict, verifier: Verifier, where: Slice, mesh: Mapping[str, int]
-) -> list[Changes]:
-  """What may be set for training, the fastest first by arithmetic."""
-  loop, name = config.verifiers[verifier.name].loop, f"verifiers.{verifier.name}"
-  shards = mesh["data"] * mesh["fsdp"]
-
-  def counts() -> Iterator[int]:
-    count = 1
-    while count == 1 or loop.batch_size % (shards * count) == 0:  # where even 1 does not divide, a check says so
-      yield count
-      count *= 2
-
-  def seconds(changes: Changes) -> float:
-    return estimates.training(_with(config, changes), verifier, where, mesh)[0].seconds
-
-  found = [{f"{name}.remat": r, f"{name}.loop.num_micro_batches": n} for n in counts() for r in ("dots", "layer")]
-  return sorted(found, key=seconds)
+def training_attempts(run: PlannedRun, name: str) -> list[Changes]:
+  """Values of remat and num_micro_batches, the fastest first."""
+  batch_size, prefix, counts = run.train_config(name).batch_size, f"verifiers.{name}", [1]
+  shards = sharding.num_shards(sharding.batch_sharding(run.mesh, run.model.rules))
+  while batch_size % (2 * shards * counts[-1]) == 0:
+    counts.append(2 * counts[-1])
+  attempts = [{f"{prefix}.remat": r, f"{prefix}.loop.num_micro_batches": n} for n in counts for r in ("dots", "layer")]
+  return sorted(attempts, key=lambda changes: costs.train_step(run.changed(changes), name).seconds)
 
 
-def scoring_attempts(config: ml_collections.ConfigDict) -> list[Changes]:
-  """The config's rows at a time, then fewer and fewer."""
-  return [{}, *({"engine.rows_per_batch": rows} for rows in ROWS if rows < config.engine.rows_per_batch)]
+def scoring_attempts(run: PlannedRun, name: str) -> list[Changes]:
+  """Meshes of a host and rows_per_batch, the fastest first: tensor shards, and copies on the rest of its chips."""
+  num_chips, heads = run.where.of_one_host.num_chips, (run.model.num_heads, run.model.num_kv_heads)
+  shards = [n for n in (1, 2, 4) if num_chips % n == 0 and all(h % n == 0 or h == 1 for h in heads)]
+  attempts: list[Changes] = [
+    {"engine.mesh.data": num_chips // n, "engine.mesh.tensor": n, "engine.rows_per_batch": rows}
+    for n, rows in itertools.product(shards, ROWS)
+  ]
+  return sorted(attempts, key=lambda c: costs.scoring(run.changed(c), name, costs.GSM8K_SOLUTIONS)[1][0].hours)
 
 
-def _with(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections.ConfigDict:
-  return sizes.with_settings(config, changes)
-
-
-def remedy(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, where: Slice) -> str:
-  """What takes the most of a program that does not fit, and what to do about it."""
-  if fit.program == TRAIN_STEP:
-    use = _for_training(config, verifier, fit, training_mesh(config, where).shape)
+def remedy(run: PlannedRun, name: str, fit: Fit) -> str:
+  """What takes most of the memory of a program that does not fit, and what to change."""
+  largest, prefix = max(fit.parts, key=lambda part: fit.parts[part]), f"--config.verifiers.{name}"
+  uses = ["more chips of a host on --config.engine.mesh.tensor"]
+  if fit.program != programs.TRAIN_STEP:
+    if largest != "parameters":
+      uses.insert(0, f"--config.engine.rows_per_batch={max(1, run.config.engine.rows_per_batch // 2)}")
+  elif sum(size for part, size in fit.parts.items() if part != "temporaries") > fit.limit:
+    uses = ["a larger slice", *([] if run.adapters(name) else [f"adapters ({prefix}.lora.rank=16)"])]
   else:
-    use = _for_scoring(config, fit)
-  return f"{fit.program} needs {size_text(fit.total)} of {size_text(fit.limit)}, most of it {fit.largest}. Use {use}"
-
-
-def _for_training(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, mesh: Mapping[str, int]) -> str:
-  settings, option = config.verifiers[verifier.name], f"--config.verifiers.{verifier.name}"
-  stays = sum(size for part, size in fit.parts.items() if part in ("parameters", "optimiser", "gradients"))
-  if stays > fit.limit:
-    return "a larger slice" + ("" if settings.lora.rank else f", or adapters ({option}.lora.rank=16)")
-  if settings.remat != "layer":
-    return f"{option}.remat=layer, or more micro-batches"
-  count = 2 * settings.loop.num_micro_batches
-  if settings.loop.batch_size % (mesh["data"] * mesh["fsdp"] * count) == 0:
-    return f"{option}.loop.num_micro_batches={count}"
-  return "a larger slice, or more of its chips on --config.mesh.tensor"
-
-
-def _for_scoring(config: ml_collections.ConfigDict, fit: Fit) -> str:
-  rows = config.engine.rows_per_batch
-  if fit.largest != "parameters" and rows > ROWS[-1]:
-    return f"--config.engine.rows_per_batch={rows // 2}"
-  return "more chips of a host on --config.engine.mesh.tensor, or chips with more memory"
+    tried = training_attempts(run, name)
+    uses = [f"{prefix}.remat=layer"] if run.config.verifiers[name].remat != "layer" else []
+    count, key = 2 * run.train_config(name).num_micro_batches, f"verifiers.{name}.loop.num_micro_batches"
+    uses += [f"--config.{key}={count}"] if count in [changes[key] for changes in tried] else []
+    uses.append("a larger slice")
+  sizes = f"{size_text(fit.total)} of {size_text(fit.limit)}"
+  return f"{fit.program} needs {sizes}, most of it {largest}. Use {', or '.join(uses)}"
 
 
 def size_text(size: float) -> str:
-  """Bytes, for a reader."""
   return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
