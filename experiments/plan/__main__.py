@@ -9,68 +9,19 @@ chip by content, how many programs a run compiles, and lower bounds of time from
 --search the settings that decide memory are tried, the fastest first, until they fit.
 """
 
-import itertools
 import time
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.plan import costs, programs, search, tpus
 from experiments.plan.compiling import Fit
 from experiments.plan.planned import PlannedRun, planned
-from experiments.plan.search import size_text
-from genrm_jax.pipeline import cli
+from genrm_jax.pipeline import api, cli
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import one_message
 from genrm_jax.train import loop
-
-
-def plan_verifier(run: PlannedRun, name: str, num_solutions: int, searches: bool) -> str:
-  """What is shown for one verifier."""
-  outcomes, is_trained = [], run.verifier(name).is_trained
-  if is_trained:
-    attempts = search.training_attempts(run, name) if searches else [{}]
-    outcomes.append(search.search(run, name, attempts, search.fit_training))
-  attempts = search.scoring_attempts(run, name) if searches else [{}]
-  outcomes.append(search.search(run, name, attempts, search.fit_scoring))
-  changes = {key: value for outcome in outcomes for key, value in outcome.changes.items()}
-  run, fits = run.changed(changes), [fit for outcome in outcomes for fit in outcome.programs]
-  parts = [costs.training(run, name)] if is_trained else []
-  estimates, totals = map(list, zip(*parts, costs.scoring(run, name, num_solutions), strict=True))
-  training, scoring = programs.num_compilations(run, name)
-  each = ", ".join(f"{n} {program}" for program, n in scoring.items())
-  lines = [
-    *(f"--config.{key}={value}" for key, value in changes.items()),
-    *memory_table(fits),
-    f"Compilations: {training} for training, at most {sum(scoring.values())} for scoring ({each})",
-    *(
-      f"{e.what}: at least {1000 * e.seconds:,.3g} ms, limited by {e.limit}; {e.flops:.2e} FLOPs per chip; "
-      f"at most {e.tokens / e.seconds:,.0f} tokens/s"
-      for e in itertools.chain(*estimates)
-    ),
-    *(f"{t.what}: at least {t.hours:,.2g} hours" for t in itertools.chain(*totals)),
-    *(search.remedy(run, name, fit) for fit in fits if not fit.fits),
-  ]
-  return "\n  ".join([f"{name}:", *lines])
-
-
-def memory_table(fits: Sequence[Fit]) -> list[str]:
-  """A line per program: what its memory holds, whether it fits, and how long it took to compile."""
-  columns = [*dict.fromkeys(part for fit in fits for part in fit.parts), "total"]
-
-  def line(cells: Sequence[str], verdict: str = "") -> str:
-    return f"{cells[0]:<18}{''.join(f'{cell:>14}' for cell in cells[1:])}{verdict}"
-
-  lines = [line(["on a chip", *columns])]
-  for fit in fits:
-    sizes = {**fit.parts, "total": fit.total}
-    cells = [fit.program, *(size_text(sizes[name]) if name in sizes else "" for name in columns)]
-    how = "by arithmetic, not compiled" if fit.seconds is None else f"compiled in {fit.seconds:.0f} s"
-    verdict = "fits" if fit.fits else "DOES NOT FIT"
-    lines.append(line(cells, f" of {size_text(fit.limit)}: {verdict} ({how})"))
-  return lines
-
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: KIND:SHAPE, such as v5e:2x2.")
 _VERIFIER = flags.DEFINE_list("verifier", [], "Verifiers of the config, by name; all if empty.")
@@ -78,20 +29,60 @@ _SEARCH = flags.DEFINE_bool("search", False, "Try settings until they fit.")
 _SOLUTIONS = flags.DEFINE_integer("solutions", costs.GSM8K_SOLUTIONS, "How many solutions are scored.", lower_bound=1)
 
 
+def plan_verifier(run: PlannedRun, name: str, num_solutions: int, searches: bool) -> str:
+  """What is shown for one verifier."""
+  is_trained = run.verifier(name).is_trained
+  changes, fits, estimates = dict[str, object](), list[Fit](), dict[str, list[costs.Estimate]]()
+  if is_trained:
+    attempts: list[search.Changes] = search.training_attempts(run, name) if searches else [{}]
+    changes, fits = search.search(run, name, attempts, programs.train_programs)
+  attempts = search.scoring_attempts(run, name) if searches else [{}]
+  outcome = search.search(run, name, attempts, programs.score_programs)
+  changes, fits = changes | outcome.changes, fits + outcome.programs
+  run = run.changed(changes)
+  if is_trained:
+    estimates["training"] = costs.training(run, name)
+  estimates[f"scoring {num_solutions:,} solutions"] = costs.scoring(run, name, num_solutions)
+  training, scoring = programs.num_compilations(run, name)
+  each = ", ".join(f"{n} {program}" for program, n in scoring.items())
+  lines = [*(f"--config.{key}={value}" for key, value in changes.items()), *memory_table(fits)]
+  if not all(fit.fits for fit in fits):
+    lines.append("To fit: --search, a larger slice, adapters (lora.rank), or a smaller engine.rows_per_batch")
+  lines.append(f"compilations: {training} for training, at most {sum(scoring.values())} for scoring ({each})")
+  for what, steps in estimates.items():
+    lines += [f"{e.what}: at least {1000 * e.seconds:,.3g} ms ({e.limit}), {e.number:,} times" for e in steps]
+    lines.append(f"{what}: at least {costs.hours(steps):,.2g} hours")
+  return "\n  ".join([f"{name}:", *lines])
+
+
+def memory_table(fits: Sequence[Fit]) -> list[str]:
+  """A line per program: what its memory holds, whether it fits, and how long it took to compile."""
+  columns = [*dict.fromkeys(part for fit in fits for part in fit.parts), "total"]
+  lines = [f"{'on a chip, MiB':<18}" + "".join(f"{name:>13}" for name in columns)]
+  for fit in fits:
+    sizes = {**fit.parts, "total": fit.total}
+    cells = "".join(f"{sizes[name] / 2**20:>13,.2f}" if name in sizes else " " * 13 for name in columns)
+    how = "by arithmetic, not compiled" if fit.seconds is None else f"compiled in {fit.seconds:.0f} s"
+    verdict = "fits" if fit.fits else "DOES NOT FIT"
+    lines.append(f"{fit.program:<18}{cells} of {fit.limit / 2**20:,.0f}: {verdict} ({how})")
+  return lines
+
+
 def _main(argv: list[str]) -> None:
   del argv
   start = time.monotonic()
+  logging.set_verbosity(logging.WARNING)
   with one_message():
     jax.config.update("jax_platforms", "cpu")  # leave a TPU of this machine alone
     run = planned(cli._CONFIG.value, tpus.get_slice(str(_TOPOLOGY.value)))
-    names, rows = run.chosen(_VERIFIER.value), sharding.batch_sharding(run.mesh, run.model.rules)
+    names, rows = api.chosen_verifiers(run, _VERIFIER.value), sharding.batch_sharding(run.mesh, run.model.rules)
     for name in names:  # now, not after minutes
-      if run.verifier(name).is_trained:
+      if run.verifier(name).is_trained and not _SEARCH.value:
         loop.check_batch_size(name, run.train_config(name), rows)
     meshes = [", ".join(f"{axis}={n}" for axis, n in mesh.shape.items()) for mesh in (run.mesh, run.engine_mesh)]
     print(f"{run.config.variant} on {run.where.name}: {run.where.num_chips} chips, {run.where.num_hosts} hosts")
     print(f"Training mesh: {meshes[0]}. Scoring mesh of each host: {meshes[1]}.")
-    print(f"Model {run.model.name} with a vocabulary of {run.model.vocab_size:,}. Text lengths: {run.lengths.note}.")
+    print(f"Model {run.model.name}, vocabulary {run.model.vocab_size:,}. Assumed tokens of texts: {run.lengths}")
     for name in names:
       print(f"\n{plan_verifier(run, name, _SOLUTIONS.value, _SEARCH.value)}", flush=True)
     print(

@@ -7,12 +7,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
 from experiments.plan.tpus import Slice
 from genrm_jax.runtime.errors import UserError
@@ -39,24 +38,10 @@ def devices(where: Slice) -> Sequence[Any]:
     raise UserError(f"topology {where.name}: the TPU compiler says {first!r}; shapes on offer: {known}") from e
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A jitted function with the shapes of its arguments.
-
-  Attributes:
-    held: bytes per chip by content while it runs, the function's own temporaries left out.
-    least: temporaries that it needs in any case.
-  """
-
-  name: str
-  function: Any
-  args: tuple[Any, ...]
-  static: dict[str, Any]
-  held: dict[str, int]
-  least: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-  def lower(self) -> jax.stages.Lowered:
-    return self.function.lower(*self.args, **self.static)
+def bytes_of(tree: Any) -> int:
+  """Bytes per chip of shapes, which may have shardings."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(a.sharding.shard_shape(a.shape) if a.sharding else a.shape) * a.dtype.itemsize for a in leaves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,32 +65,44 @@ class Fit:
     return self.total <= self.limit
 
 
-def bytes_of(tree: Any) -> int:
-  """Bytes per chip of shapes, which may have shardings."""
-  leaves = jax.tree.leaves(tree)
-  return sum(math.prod(a.sharding.shard_shape(a.shape) if a.sharding else a.shape) * a.dtype.itemsize for a in leaves)
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A jitted function with the shapes of its arguments, for a mesh of chips of `where`.
 
+  While it runs, a chip holds `held` (bytes by content) and its temporaries, which are `least` in any case.
+  """
 
-def fit(program: Program, where: Slice, mesh: Mesh) -> Fit:
-  """Compiles a program for a slice, unless it cannot fit in any case."""
-  limit = where.chip.hbm_bytes
-  bound = Fit(program.name, {**program.held, **program.least}, limit, seconds=None)
-  if not bound.fits:
-    return bound
-  say(f"compiling for {where.name}: {program.name}")
-  start = time.monotonic()
-  try:
-    with jax.set_mesh(mesh):
-      stats: Any = program.lower().compile().memory_analysis()
-    # Outputs that take the place of donated arguments (alias) need no memory of their own.
-    temporaries = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
-    temporaries += stats.generated_code_size_in_bytes
-  except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    temporaries = (needed_bytes(str(e)) or limit + 1) - bytes_of(program.args)
-  parts = {**program.held, "temporaries": max(0, temporaries)}
-  return Fit(program.name, parts, limit, round(time.monotonic() - start, 1))
+  name: str
+  where: Slice
+  mesh: jax.sharding.Mesh
+  function: Any
+  args: tuple[Any, ...]
+  static: dict[str, Any]
+  held: dict[str, int]
+  least: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def lower(self) -> jax.stages.Lowered:
+    with jax.set_mesh(self.mesh):
+      return self.function.lower(*self.args, **self.static)
+
+  def fit(self) -> Fit:
+    """Compiles the program, unless it cannot fit in any case."""
+    limit, start = self.where.chip.hbm_bytes, time.monotonic()
+    bound = Fit(self.name, {**self.held, **self.least}, limit, seconds=None)
+    if not bound.fits:
+      return bound
+    say(f"compiling for {self.where.name}: {self.name}")
+    try:
+      stats: Any = self.lower().compile().memory_analysis()
+      # Outputs that take the place of donated arguments (alias) need no memory of their own.
+      size = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+      size += stats.generated_code_size_in_bytes
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" not in str(e):
+        raise
+      size = (needed_bytes(str(e)) or limit + 1) - bytes_of(self.args)
+    seconds = round(time.monotonic() - start, 1)
+    return Fit(self.name, {**self.held, "temporaries": max(0, size)}, limit, seconds)
 
 
 def needed_bytes(message: str) -> int | None:

@@ -15,7 +15,7 @@ from etils import epath
 from experiments.plan import compiling
 from experiments.plan.tpus import Slice
 from genrm_jax.checkpoints.tensor_map import CheckpointReader
-from genrm_jax.infer.engine import Engine, Rollout
+from genrm_jax.infer import engine
 from genrm_jax.model.config import get_config
 from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Candidate, Problem, Rationale
@@ -31,33 +31,23 @@ _PROBE = LabelledData(
   [Candidate("p", i, text, text, text == "2", "probe") for i, text in enumerate("23")],
   [Rationale("p", i, 0, "So it is.", text == "2", "probe", kept=True) for i, text in enumerate("23")],
 )
-_ROOM = 2**20  # tokens: whatever a verifier does where the context has room is recorded
+_ROOM = 2**20  # tokens of context: what a verifier does only where there is room is recorded too
 
 
 class Lengths(NamedTuple):
-  """Tokens of a task's texts.
-
-  Those of GSM8K were measured on 400 training problems of the release (10,137 solutions, 3,369 rationales) with a
-  SentencePiece model of 32,000 pieces and one piece per digit, close to Gemma's (least, median, 99%, largest):
-
-      question, solution, verdict question    201   317   524   857
-      rationale with its verdict               41   240   511   738
-
-  and targets are 57% to 61% of the fullest packed row. Otherwise the lengths are the bounds that the config sets.
-  """
+  """Tokens of a task's texts. For GSM8K they were measured (docs/plans.md), else the config's bounds are taken."""
 
   shortest: int  # of the prompts, which hold question and solution
   median: int
   longest: int
   rationale: int  # median
   target_share: float  # the largest share of a packed row that is targets, where targets are texts
-  note: str
 
 
 class Call(NamedTuple):
-  """A call of the engine: its method, how many tokens it reads beyond the verifier's prompt, and its static options."""
+  """A call of a jitted function of the engine: tokens read beyond the verifier's prompt, and static options."""
 
-  method: str
+  function: Any  # slots.decode for the sampling of rationales
   num_extra: int
   options: dict[str, Any]
 
@@ -98,22 +88,13 @@ class PlannedRun(Run):
     config.update_from_flattened_dict(dict(changes))
     return planned(config, self.where)
 
-  def chosen(self, names: Sequence[str]) -> list[str]:
-    """The verifiers called `names`, all if empty. UserError if the config lacks one."""
-    known = self.verifier_names if "verifiers" in self.config else []
-    if not known or (unknown := [name for name in names if name not in known]):
-      wanted = ", ".join(unknown) if known else ""
-      raise UserError(f"the config has no verifier {wanted}; it has: {', '.join(known) or 'none'}")
-    return list(names) or known
-
   @functools.cached_property
   def lengths(self) -> Lengths:
     new_tokens, max_tokens = self.config.votes.sample.max_new_tokens, self.config.engine.max_tokens
     if self.config.task.name == "gsm8k" and self.config.model.size.startswith("gemma"):
-      # The share was measured on a tenth of the problems; among all of them some row has a little more.
-      return Lengths(201, 317, 857, min(240, new_tokens), 0.65, "as in GSM8K's release, measured on a sample")
+      return Lengths(201, 317, 857, min(240, new_tokens), 0.65)
     longest = max(1, max_tokens - new_tokens)
-    return Lengths(min(32, longest), longest, longest, new_tokens, 1.0, "the most that the config allows")
+    return Lengths(min(32, longest), longest, longest, new_tokens, 1.0)
 
   def counts(self, name: str) -> TargetCounts:
     """An estimate of the most targets and pairs in a packed row, from the verifier's own examples."""
@@ -125,11 +106,12 @@ class PlannedRun(Run):
 
   def calls(self, name: str) -> list[Call]:
     """The calls of the engine that a score takes, as the verifier itself makes them."""
-    c, verifier = self.config.engine, self.verifier(name)
-    model = None, self.model, self.engine_mesh, self.prompter.end_id, c.rows_per_batch, _ROOM
-    engine = _Recorder(*model, len(verifier.prompt(*_PAIR)))
-    verifier.votes(engine, [_PAIR], self.vote_config(name), "plan")
-    return engine.calls
+    verifier = self.verifier(name)
+    recorder = _Recorder(
+      None, self.model, self.engine_mesh, self.prompter.end_id, 1, _ROOM, len(verifier.prompt(*_PAIR))
+    )
+    verifier.votes(recorder, [_PAIR], self.vote_config(name), "plan")
+    return recorder.calls
 
 
 def planned(config: ml_collections.ConfigDict, where: Slice) -> PlannedRun:
@@ -168,28 +150,26 @@ class _StandIn:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Recorder(Engine):
+class _Recorder(engine.Engine):
   """Records its calls, and answers as an untrained model might: no rationale ends on its own."""
 
   num_tokens: int  # of the verifier's prompt
   calls: list[Call] = dataclasses.field(default_factory=list)
 
-  def _record(self, method: str, prompts: Sequence[Sequence[int]], **options: Any) -> None:
-    self.calls.append(Call(method, max(0, max(map(len, prompts)) - self.num_tokens), options))
+  def _record(self, function: Any, prompts: Sequence[Sequence[int]], **options: Any) -> None:
+    self.calls.append(Call(function, max(0, max(map(len, prompts)) - self.num_tokens), options))
 
-  def next_token_probs(self, prompts, token_ids, label):
-    self._record("next_token_probs", prompts, token_ids=token_ids)
+  def _next_token(self, function, prompts, token_ids, label):
+    self._record(function, prompts, token_ids=token_ids)
     return np.full((len(prompts), len(token_ids)), 0.5, np.float32)
 
-  def next_token_logits(self, prompts, token_ids, label):
-    self._record("next_token_logits", prompts, token_ids=token_ids)
-    return np.zeros((len(prompts), len(token_ids)), np.float32)
-
   def log_likelihood(self, prompts, continuations, label):
-    self._record("log_likelihood", prompts)  # `Lengths` count the solution already
+    self._record(engine.log_probs_from, prompts)  # `Lengths` count the solution already
     return np.zeros(len(prompts))
 
   def generate(self, prompts, keys, settings, tracked, label):
-    self._record("generate", prompts, settings=settings, tracked=tracked, num_rollouts=keys.shape[1])
-    rollout = Rollout([0] * settings.max_new_tokens, np.zeros((settings.max_new_tokens, len(tracked)), np.float32))
+    self._record(engine.slots.decode, prompts, settings=settings, tracked=tracked, num_rollouts=keys.shape[1])
+    rollout = engine.Rollout(
+      [0] * settings.max_new_tokens, np.zeros((settings.max_new_tokens, len(tracked)), np.float32)
+    )
     return [[rollout] * keys.shape[1] for _ in prompts]

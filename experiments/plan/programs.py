@@ -1,12 +1,13 @@
 """The programs that training and scoring run on devices, lowered from shapes alone: no array is ever made."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from experiments.plan.compiling import Program, bytes_of
 from experiments.plan.planned import Call, PlannedRun
@@ -17,8 +18,6 @@ from genrm_jax.pipeline import trained
 from genrm_jax.pytrees import PairBatch, TokenBatch
 from genrm_jax.runtime import sharding
 from genrm_jax.train import loop, optim, step
-
-TRAIN_STEP = "train step"
 
 
 def _shaped(shapes: Any, shardings: Any) -> Any:
@@ -34,28 +33,28 @@ def _params(run: PlannedRun, adapters: lora.LoraConfig | None, mesh: Mesh) -> An
   return _shaped(jax.eval_shape(init, jax.random.key(0)), trained.param_shardings(run.model, adapters, mesh))
 
 
-def train_program(run: PlannedRun, name: str) -> Program:
+def train_programs(run: PlannedRun, name: str) -> list[Program]:
   """The training step. The evaluation step, which reads a micro-batch, needs less memory."""
-  config, adapters, counts = run.train_config(name), run.adapters(name), run.counts(name)
-  rows = sharding.batch_sharding(run.mesh, run.model.rules)
+  config, settings, adapters = run.train_config(name), run.config.verifiers[name], run.adapters(name)
+  counts, rows = run.counts(name), sharding.batch_sharding(run.mesh, run.model.rules)
   loop.check_batch_size(name, config, rows)
   params = _params(run, adapters, run.mesh)
   optimizer = optim.make_optimizer(config.optim, lora.split(gemma.norm_mask(run.model, adapters))[0])
   state = jax.eval_shape(lambda p, f: step.init_state(p, optimizer, f), *lora.split(params))
   shardings = step.state_shardings(state, jax.tree.map(lambda a: a.sharding, params), run.mesh)
-  state = _shaped(state, shardings)
-  kind: Any = PairBatch if counts.max_pairs else TokenBatch
-  shape = config.batch_size, run.config.verifiers[name].row_length
+  state, shape = _shaped(state, shardings), (config.batch_size, settings.row_length)
   floats, ints = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.float32, jnp.int32))
+  kind: Any = PairBatch if counts.max_pairs else TokenBatch
   batch = kind(**{f.name: floats if f.name in ("weights", "reference") else ints for f in dataclasses.fields(kind)})
-  loss = run.verifier(name).loss(run.model, counts, run.config.verifiers[name].remat)
+  loss = run.verifier(name).loss(run.model, counts, settings.remat)
   train_step = step.make_train_step(loss, optimizer, rows, shardings, config.num_micro_batches)
   held = {"parameters": bytes_of(params), "optimiser": bytes_of(state.opt_state)}
-  return Program(TRAIN_STEP, train_step, (state, batch), {}, held, least={"gradients": bytes_of(state.params)})
+  least = {"gradients": bytes_of(state.params)}
+  return [Program("train step", run.where, run.mesh, train_step, (state, batch), {}, held, least)]
 
 
 class Sizes:
-  """The sizes with which the engine makes one call, for the texts of the run's `lengths`.
+  """The sizes with which the engine makes one call, for texts of the run's `lengths`.
 
   Attributes:
     num_rows: rows that go through the model at a time; slots, where rationales are sampled.
@@ -66,15 +65,14 @@ class Sizes:
   """
 
   def __init__(self, run: PlannedRun, call: Call):
-    c, lengths, self.rows = run.config.engine, run.lengths, sharding.batch_sharding(run.engine_mesh, run.model.rules)
-    self.samples, self.num_shards = call.method == "generate", sharding.num_shards(self.rows)
+    c, lengths, self.samples = run.config.engine, run.lengths, call.function is slots.decode
+    self.num_shards = sharding.num_shards(sharding.batch_sharding(run.engine_mesh, run.model.rules))
     self.num_rows = -(-c.rows_per_batch // self.num_shards) * self.num_shards
     self.num_prompts = engine.refill_size(self.num_rows, self.num_shards) if self.samples else self.num_rows
     num_sampled = call.options["settings"].max_new_tokens if self.samples else 0
 
     def bucket(length: int, num_more: int = 0) -> int:
-      fitting = min(length + call.num_extra, c.max_tokens - num_sampled)
-      return engine.bucket(fitting + num_more, c.max_tokens)
+      return engine.bucket(min(length + call.num_extra, c.max_tokens - num_sampled) + num_more, c.max_tokens)
 
     first, self.width, last = map(bucket, (lengths.shortest, lengths.median, lengths.longest))
     self.widths = [width for width in engine.buckets(c.max_tokens) if first <= width <= last]
@@ -82,71 +80,61 @@ class Sizes:
 
 
 def score_programs(run: PlannedRun, name: str) -> list[Program]:
-  """What scoring runs on a host, each program at its largest width."""
-  model, stored = run.model, _params(run, None, run.engine_mesh)  # with adapters merged
+  """What scoring runs on a host, each program at its largest width; those that compile fast come first."""
+  model, mesh, rows = run.model, run.engine_mesh, sharding.batch_sharding(run.engine_mesh, run.model.rules)
+  stored = _params(run, None, mesh)  # with adapters merged
   cast: Any = jax.jit(lambda tree: gemma.as_used(tree, model), donate_argnums=0)
   params = _shaped(jax.eval_shape(cast, stored), jax.tree.map(lambda a: a.sharding, stored))
-  programs = [Program("loading", cast, (stored,), {}, {"parameters": bytes_of(stored)})]
+  held, key_type = {"parameters": bytes_of(params)}, jax.eval_shape(lambda: jax.random.key(0)).dtype
+  programs = [Program("loading", run.where.of_one_host, mesh, cast, (stored,), {}, {"parameters": bytes_of(stored)})]
+
+  def add(function: Any, args: tuple[Any, ...], held: dict[str, int], **static: Any) -> None:
+    static["config"] = model
+    programs.append(Program(function.__name__, run.where.of_one_host, mesh, function, args, static, held))
+
+  def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows if sizes else None)
+
+  def made(of: Callable[[int, int], jax.stages.Lowered], num: int, max_len: int, num_shards: int) -> Any:
+    """Shapes with the shardings that the compiler chooses, read from a small one, which always fits."""
+    with jax.set_mesh(mesh):
+      return _shaped(of(num, max_len).out_info, of(num_shards, 1).compile().output_shardings)
+
+  def new_cache(num: int, max_len: int) -> jax.stages.Lowered:
+    return jax.jit(lambda: kv_cache.init(model, num, max_len)).lower()
+
+  def new_slots(call: Call, num: int, max_len: int) -> jax.stages.Lowered:
+    o, settings = call.options, call.options["settings"]
+    how = {"max_new_tokens": settings.max_new_tokens, "num_tracked": len(o["tracked"])}
+    return slots.init.lower(num_slots=num, max_len=max_len, num_rollouts=o["num_rollouts"], config=model, **how)
+
   for call in run.calls(name):
-    sizes = Sizes(run, call)
-    if sizes.samples:
-      programs += _sampling(run, call, sizes, params)
+    sizes, options = Sizes(run, call), dict(call.options)
+    num, num_prompts, width, shards = sizes.num_rows, sizes.num_prompts, sizes.widths[-1], sizes.num_shards
+    prompts = (params, shape(num_prompts, width), shape(num_prompts))
+    if not sizes.samples:
+      more = (shape(num), shape()) if call.function is engine.log_probs_from else ()
+      add(call.function, (*prompts, *more), held, **options)
       continue
-    function: Any = engine.log_probs_from if call.method == "log_likelihood" else getattr(engine, call.method)
-    args: tuple[Any, ...] = (params, _ints(sizes.rows, sizes.num_rows, sizes.widths[-1]), _ints(sizes.rows, sizes.num_rows))
-    if call.method == "log_likelihood":
-      args += (_ints(sizes.rows, sizes.num_rows), _ints(None))
-    static = {"config": model, **call.options}
-    programs.append(Program(call.method, function, args, static, {"parameters": bytes_of(params)}))
+    state = made(functools.partial(new_slots, call), num, sizes.max_len, shards)
+    x_PD = shape(num_prompts, model.embed_dim, dtype=jnp.dtype(model.dtype))
+    prefilled = slots.Prefilled(made(new_cache, num_prompts, width, shards), x_PD)
+    keys = shape(num, options.pop("num_rollouts"), dtype=key_type)
+    with_cache = {**held, "cache": bytes_of(state)}
+    add(slots.fork, (state, shape(num)), with_cache, num_shards=shards)
+    add(slots.insert, (state, prefilled, shape(num)), {**with_cache, "prompts": bytes_of(prefilled)})
+    add(slots.decode, (params, state, keys, shape(), shape()), with_cache, end_id=run.prompter.end_id, **options)
+    add(slots.prefill, prompts, with_cache)
   return programs
 
 
-def _ints(rows: NamedSharding | None, *shape: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-
-
-def _sampling(run: PlannedRun, call: Call, sizes: Sizes, params: Any) -> list[Program]:
-  """Prompts are prefilled, inserted into free slots, and decoded; slots are forked. Those that compile fast first."""
-  model, settings, tracked, num_rollouts = run.model, *call.options.values()
-  prompts, width, rows = sizes.num_prompts, sizes.widths[-1], sizes.rows
-  static = {"max_new_tokens": settings.max_new_tokens, "num_tracked": len(tracked), "num_rollouts": num_rollouts}
-
-  def free_slots(num: int, max_len: int) -> jax.stages.Lowered:
-    return slots.init.lower(num_slots=num, max_len=max_len, config=model, **static)
-
-  def empty_cache(num: int, max_len: int) -> jax.stages.Lowered:
-    return jax.jit(lambda: kv_cache.init(model, num, max_len)).lower()
-
-  def made(of: Callable[[int, int], jax.stages.Lowered], num: int, max_len: int) -> Any:
-    """Shapes with the shardings that the compiler chooses, read from a small one, which always fits."""
-    return _shaped(of(num, max_len).out_info, of(sizes.num_shards, 1).compile().output_shardings)
-
-  with jax.set_mesh(run.engine_mesh):
-    state, cache = made(free_slots, sizes.num_rows, sizes.max_len), made(empty_cache, prompts, width)
-  x_PD: Any = jax.ShapeDtypeStruct((prompts, model.embed_dim), model.dtype, sharding=rows)
-  prefilled = slots.Prefilled(cache, x_PD)
-  key = jax.eval_shape(lambda: jax.random.key(0)).dtype
-  keys = jax.ShapeDtypeStruct((sizes.num_rows, num_rollouts), key, sharding=rows)
-  decode = {"config": model, "settings": settings, "end_id": run.prompter.end_id, "tracked": tracked}
-  per_slot, shards = _ints(rows, sizes.num_rows), {"num_shards": sizes.num_shards, "config": model}
-  held = {"parameters": bytes_of(params), "cache": bytes_of(state)}
-  with_prompts = {**held, "prompts": bytes_of(prefilled)}
-  tokens = (_ints(rows, prompts, width), _ints(rows, prompts))
-  return [
-    Program("fork", slots.fork, (state, per_slot), shards, held),
-    Program("insert", slots.insert, (state, prefilled, per_slot), {"config": model}, with_prompts),
-    Program("decode", slots.decode, (params, state, keys, _ints(None), _ints(None)), decode, held),
-    Program("prefill", slots.prefill, (params, *tokens), {"config": model}, held),
-  ]
-
-
 def num_compilations(run: PlannedRun, name: str) -> tuple[int, dict[str, int]]:
-  """How many programs a run compiles at most: for training; and for a scoring stage by name."""
+  """How many programs a run compiles at most: for training; and for a scoring stage, by name."""
   scoring: dict[str, int] = {}
   for call in run.calls(name):
     sizes = Sizes(run, call)
     once = {"init": 1, "decode": 1, "fork": 1, "resume": 1} if sizes.samples else {}
-    each = ("prefill", "insert") if sizes.samples else (call.method,)
+    each = ("prefill", "insert") if sizes.samples else (call.function.__name__,)
     scoring |= once | dict.fromkeys(each, len(sizes.widths))
   if not run.verifier(name).is_trained:
     return 0, scoring

@@ -112,7 +112,7 @@ class Run:
   @functools.cached_property
   def verifier_names(self) -> list[str]:
     """Those of the config: the paper's in the order of its tables, then the user's own."""
-    names = list(self.config.verifiers)
+    names = list(self.config.get("verifiers", {}))
     return [*(n for n in VERIFIERS if n in names), *(n for n in names if n not in VERIFIERS)]
 
   def verifier_type(self, name: str) -> type[Verifier]:
