@@ -29,28 +29,19 @@ _SEARCH = flags.DEFINE_bool("search", False, "Try settings until they fit.")
 _SOLUTIONS = flags.DEFINE_integer("solutions", costs.GSM8K_SOLUTIONS, "How many solutions are scored.", lower_bound=1)
 
 
-def plan_verifier(run: PlannedRun, name: str, num_solutions: int, searches: bool) -> str:
-  """What is shown for one verifier."""
-  is_trained = run.verifier(name).is_trained
-  changes, fits, estimates = dict[str, object](), list[Fit](), dict[str, list[costs.Estimate]]()
-  if is_trained:
-    attempts: list[search.Changes] = search.training_attempts(run, name) if searches else [{}]
-    changes, fits = search.search(run, name, attempts, programs.train_programs)
-  attempts = search.scoring_attempts(run, name) if searches else [{}]
-  outcome = search.search(run, name, attempts, programs.score_programs)
-  changes, fits = changes | outcome.changes, fits + outcome.programs
-  run = run.changed(changes)
-  if is_trained:
-    estimates["training"] = costs.training(run, name)
-  estimates[f"scoring {num_solutions:,} solutions"] = costs.scoring(run, name, num_solutions)
-  training, scoring = programs.num_compilations(run, name)
-  each = ", ".join(f"{n} {program}" for program, n in scoring.items())
-  lines = [*(f"--config.{key}={value}" for key, value in changes.items()), *memory_table(fits)]
-  if not all(fit.fits for fit in fits):
+def show(run: PlannedRun, name: str, num_solutions: int, searches: bool) -> str:
+  """The plan of one verifier, as text."""
+  parts = ["training", "scoring"] if run.verifier(name).is_trained else ["scoring"]
+  plan = search.plan(run, name, parts, num_solutions, searches)
+  lines = [*(f"--config.{key}={value}" for key, value in plan.changes.items()), *memory_table(plan.programs)]
+  if not plan.fits:
     lines.append("To fit: --search, a larger slice, adapters (lora.rank), or a smaller engine.rows_per_batch")
+  training, scoring = programs.num_compilations(run.changed(plan.changes), name)
+  each = ", ".join(f"{n} {program}" for program, n in scoring.items())
   lines.append(f"compilations: {training} for training, at most {sum(scoring.values())} for scoring ({each})")
-  for what, steps in estimates.items():
+  for part, steps in plan.times.items():
     lines += [f"{e.what}: at least {1000 * e.seconds:,.3g} ms ({e.limit}), {e.number:,} times" for e in steps]
+    what = part if part == "training" else f"scoring {num_solutions:,} solutions"
     lines.append(f"{what}: at least {costs.hours(steps):,.2g} hours")
   return "\n  ".join([f"{name}:", *lines])
 
@@ -84,7 +75,7 @@ def _main(argv: list[str]) -> None:
     print(f"Training mesh: {meshes[0]}. Scoring mesh of each host: {meshes[1]}.")
     print(f"Model {run.model.name}, vocabulary {run.model.vocab_size:,}. Assumed tokens of texts: {run.lengths}")
     for name in names:
-      print(f"\n{plan_verifier(run, name, _SOLUTIONS.value, _SEARCH.value)}", flush=True)
+      print(f"\n{show(run, name, _SOLUTIONS.value, _SEARCH.value)}", flush=True)
     print(
       f"\nTimes are lower bounds, not measurements: see docs/plans.md. Planned in {time.monotonic() - start:.0f} s."
     )

@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.plan import costs
+from experiments.plan import costs, programs
 from experiments.plan.compiling import Fit, Program
+from experiments.plan.costs import Estimate
 from experiments.plan.planned import PlannedRun
 from genrm_jax.runtime.errors import UserError
 
@@ -14,32 +15,49 @@ ROWS = (512, 256, 128, 64, 32, 16)  # values of engine.rows_per_batch that are t
 Changes = dict[str, Any]  # {"verifiers.orm.remat": "layer"}
 
 
-class Outcome(NamedTuple):
-  """One choice of settings: how they differ from the config's, and the programs on a chip."""
+class Plan(NamedTuple):
+  """One choice of settings: how they differ from the config's, its programs on a chip, and the time of each part."""
 
   changes: Changes
   programs: list[Fit]
+  times: dict[str, list[Estimate]]
 
   @property
   def fits(self) -> bool:
     return all(fit.fits for fit in self.programs)
 
 
+def plan(run: PlannedRun, name: str, parts: Sequence[str], num_solutions: int, searches: bool) -> Plan:
+  """The parts "training" and "scoring" of a verifier, with the config's settings or a search for the fastest that fit.
+
+  A search ends with the first part that does not fit.
+  """
+  changes, fits, times = Changes(), list[Fit](), dict[str, list[Estimate]]()
+  for part in parts:
+    attempts_of, programs_of = _PARTS[part]
+    found, of_part = search(run, name, attempts_of(run, name) if searches else [{}], programs_of)
+    changes, fits, run = changes | found, fits + of_part, run.changed(found)
+    times[part] = costs.training(run, name) if part == "training" else costs.scoring(run, name, num_solutions)
+    if searches and not all(fit.fits for fit in fits):
+      break
+  return Plan(changes, fits, times)
+
+
 def search(
   run: PlannedRun, name: str, attempts: Sequence[Changes], programs_of: Callable[[PlannedRun, str], list[Program]]
-) -> Outcome:
+) -> tuple[Changes, list[Fit]]:
   """The first attempt whose programs all fit; or the last attempt, up to its first program that does not fit."""
   if not attempts:
     raise UserError(f"{name}: batch_size or heads do not divide over {run.where.name} on any mesh; use another slice")
   for changes in attempts:
-    outcome = Outcome(changes, [])
+    fits: list[Fit] = []
     for program in programs_of(run.changed(changes), name):
-      outcome.programs.append(program.fit())
-      if not outcome.fits:
+      fits.append(program.fit())
+      if not fits[-1].fits:
         break
     else:
       break
-  return outcome
+  return changes, fits
 
 
 def training_attempts(run: PlannedRun, name: str) -> list[Changes]:
@@ -67,3 +85,9 @@ def scoring_attempts(run: PlannedRun, name: str) -> list[Changes]:
 def _tensor_shards(run: PlannedRun, num_chips: int) -> list[int]:
   heads = run.model.num_heads, run.model.num_kv_heads
   return [n for n in (1, 2, 4) if num_chips % n == 0 and all(h % n == 0 or h == 1 for h in heads)]
+
+
+_PARTS = {
+  "training": (training_attempts, programs.train_programs),
+  "scoring": (scoring_attempts, programs.score_programs),
+}

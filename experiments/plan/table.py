@@ -18,17 +18,19 @@ from typing import Any
 import jax
 
 from experiments.configs import gsm8k
-from experiments.plan import costs, programs, search, tpus
-from experiments.plan.compiling import Fit
-from experiments.plan.planned import PlannedRun, planned
-from experiments.plan.search import Outcome
+from experiments.plan import costs, search, tpus
+from experiments.plan.planned import planned
 from genrm_jax.data import jsonl
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.runtime.progress import say
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The work that is planned, and its verifier. The ORM needs no more than GenRM, which learns to solve as well.
-WORK = {"orm/genrm": "genrm", "genrm_cot": "genrm_cot", "votes": "genrm_cot"}
+# The verifier of each work, and the parts of it. The ORM needs no more than GenRM, which learns to solve as well.
+WORK = {
+  "orm/genrm": ("genrm", ("training", "scoring")),
+  "genrm_cot": ("genrm_cot", ("training",)),
+  "votes": ("genrm_cot", ("scoring",)),
+}
 NAMES = ["/".join(parts) for parts in itertools.product(gsm8k.MODELS, WORK, tpus.KINDS)]
 MARK = "<!-- The tables are written by python -m experiments.plan.table. -->\n"
 _HEADER = """
@@ -38,49 +40,28 @@ _HEADER = """
 
 def plan_cell(name: str) -> dict[str, Any]:
   """The smallest slice of a kind on which MODEL/WORK/KIND fits, and with which settings; and the attempts before."""
-  (model, *of_work, kind), tried = name.split("/"), list[dict[str, Any]]()
-  work = "/".join(of_work)
+  (model, *work, kind), tried = name.split("/"), list[dict[str, Any]]()
+  verifier, parts = WORK["/".join(work)]
   for shape in tpus.KINDS[kind].slices:
     run = planned(gsm8k.get_config(model), tpus.get_slice(f"{kind}:{shape}"))
     say(f"{name} on {run.where.name}")
-    outcome = try_slice(run, work)
-    if outcome.fits:
+    plan = search.plan(run, verifier, parts, costs.GSM8K_SOLUTIONS, searches=True)
+    if plan.fits:
       git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
       return {
         "slice": run.where.name,
-        "changes": outcome.changes,
-        "programs": [dataclasses.asdict(fit) for fit in outcome.programs],
-        **times(run.changed(outcome.changes), work),
+        "changes": plan.changes,
+        "programs": [dataclasses.asdict(fit) for fit in plan.programs],
+        "estimates": [e._asdict() for steps in plan.times.values() for e in steps],
+        "totals": [{"what": part, "hours": costs.hours(steps)} for part, steps in plan.times.items()],
         "tried": tried,
         "config": _digest(model),
         "commit": git.stdout.strip() or "unknown",
         "compiler": f"libtpu {importlib.metadata.version('libtpu')}, jax {jax.__version__}",
       }
-    last = outcome.programs[-1]
-    tried.append({"slice": run.where.name, "changes": outcome.changes, "program": last.program, "wanted": last.total})
+    last = next(fit for fit in plan.programs if not fit.fits)
+    tried.append({"slice": run.where.name, "changes": plan.changes, "program": last.program, "wanted": last.total})
   raise UserError(f"{name}: no slice up to {tpus.KINDS[kind].slices[-1]} is large enough")
-
-
-def try_slice(run: PlannedRun, work: str) -> Outcome:
-  """The fastest settings, by arithmetic, with which the work fits on the run's slice; the last attempt if none does."""
-  name, changes, fits = WORK[work], dict[str, Any](), list[Fit]()
-  for is_done, attempts, programs_of in (
-    (work == "votes", search.training_attempts, programs.train_programs),
-    (work == "genrm_cot", search.scoring_attempts, programs.score_programs),
-  ):
-    if not is_done and all(fit.fits for fit in fits):
-      outcome = search.search(run, name, attempts(run, name), programs_of)
-      changes, fits = changes | outcome.changes, fits + outcome.programs
-  return Outcome(changes, fits)
-
-
-def times(run: PlannedRun, work: str) -> dict[str, Any]:
-  """The estimates and totals of the work, by arithmetic."""
-  steps = {"training": costs.training(run, WORK[work])} if work != "votes" else {}
-  if work != "genrm_cot":
-    steps["scoring"] = costs.scoring(run, WORK[work], costs.GSM8K_SOLUTIONS)
-  estimates = [e._asdict() for of_part in steps.values() for e in of_part]
-  return {"estimates": estimates, "totals": [{"what": k, "hours": costs.hours(v)} for k, v in steps.items()]}
 
 
 def _digest(model: str) -> str:

@@ -27,9 +27,8 @@ from experiments.configs import gsm8k
 from experiments.plan import programs, search, tpus
 from experiments.plan.planned import planned
 run = planned(gsm8k.get_config("smoke"), tpus.get_slice("v6e:2x2")).changed({"engine.max_tokens": 64})
-outcome = search.search(run, "genrm_cot", [{"engine.rows_per_batch": 3_000_000}], programs.score_programs)
-last = outcome.programs[-1]
-print(len(outcome.programs), last.parts["cache"] / 2**30, last.total / 2**30, last.seconds)
+_, fits = search.search(run, "genrm_cot", [{"engine.rows_per_batch": 3_000_000}], programs.score_programs)
+print(len(fits), fits[-1].parts["cache"] / 2**30, fits[-1].total / 2**30, fits[-1].seconds)
 """
 
 
@@ -45,15 +44,9 @@ def plan(*arguments):
 
 
 def test_a_small_gemma_is_trained_and_votes_on_four_chips_of_a_v5e():
-  done = plan(
-    "--topology=v5e:2x2",
-    "--verifier=genrm_cot",
-    "--config.model.overrides.num_layers=2",
-    "--config.mesh.data=1",
-    "--config.mesh.fsdp=-1",
-    "--config.engine.max_tokens=64",
-    "--config.verifiers.genrm_cot.row_length=64",
-  )
+  mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=-1")
+  sizes = ("model.overrides.num_layers=2", "engine.max_tokens=64", "verifiers.genrm_cot.row_length=64")
+  done = plan("--topology=v5e:2x2", "--verifier=genrm_cot", *mesh, *(f"--config.{size}" for size in sizes))
   assert done.returncode == 0, done.stderr
   assert "data=1, fsdp=4, tensor=1. " in done.stdout and "data=4, fsdp=1, tensor=1." in done.stdout
   rows = re.findall(r"^  (.+?)  +([\d.]+) .* of 16,128: fits \(compiled in \d+ s\)$", done.stdout, re.MULTILINE)
