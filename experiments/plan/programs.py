@@ -1,8 +1,6 @@
 """The programs that training and scoring run on devices, lowered from shapes alone: no array is ever made."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,14 +93,6 @@ def score_programs(run: PlannedRun, name: str) -> list[Program]:
   def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows if sizes else None)
 
-  def made(of: Callable[[int, int], jax.stages.Lowered], num: int, max_len: int, num_shards: int) -> Any:
-    """Shapes with the shardings that the compiler chooses, read from a small one, which always fits."""
-    with jax.set_mesh(mesh):
-      return _shaped(of(num, max_len).out_info, of(num_shards, 1).compile().output_shardings)
-
-  def new_cache(num: int, max_len: int) -> jax.stages.Lowered:
-    return jax.jit(lambda: kv_cache.init(model, num, max_len)).lower()
-
   def new_slots(call: Call, num: int, max_len: int) -> jax.stages.Lowered:
     o, settings = call.options, call.options["settings"]
     how = {"max_new_tokens": settings.max_new_tokens, "num_tracked": len(o["tracked"])}
@@ -116,9 +106,13 @@ def score_programs(run: PlannedRun, name: str) -> list[Program]:
       more = (shape(num), shape()) if call.function is engine.log_probs_from else ()
       add(call.function, (*prompts, *more), held, **options)
       continue
-    state = made(functools.partial(new_slots, call), num, sizes.max_len, shards)
-    x_PD = shape(num_prompts, model.embed_dim, dtype=jnp.dtype(model.dtype))
-    prefilled = slots.Prefilled(made(new_cache, num_prompts, width, shards), x_PD)
+    with jax.set_mesh(
+      mesh
+    ):  # the compiler chooses the shardings; a small batch of slots, which always fits, has the same
+      placed = new_slots(call, shards, 1).compile().output_shardings
+      state = _shaped(new_slots(call, num, sizes.max_len).out_info, placed)
+    cache = _shaped(jax.eval_shape(lambda n=num_prompts, s=width: kv_cache.init(model, n, s)), placed.cache)
+    prefilled = slots.Prefilled(cache, shape(num_prompts, model.embed_dim, dtype=jnp.dtype(model.dtype)))
     keys = shape(num, options.pop("num_rollouts"), dtype=key_type)
     with_cache = {**held, "cache": bytes_of(state)}
     add(slots.fork, (state, shape(num)), with_cache, num_shards=shards)

@@ -79,7 +79,12 @@ def scoring_attempts(run: PlannedRun, name: str) -> list[Changes]:
     {"engine.mesh.data": num_chips // n, "engine.mesh.tensor": n, "engine.rows_per_batch": rows}
     for n, rows in itertools.product(_tensor_shards(run, num_chips), ROWS)
   ]
-  return sorted(attempts, key=lambda c: costs.hours(costs.scoring(run.changed(c), name, costs.GSM8K_SOLUTIONS)))
+
+  def hours(changes: Changes) -> float:
+    found = costs.hours(costs.scoring(run.changed(changes), name, costs.GSM8K_SOLUTIONS))
+    return float(f"{found:.1e}")  # where it makes no difference, more rows come first
+
+  return sorted(attempts, key=hours)
 
 
 def _tensor_shards(run: PlannedRun, num_chips: int) -> list[int]:

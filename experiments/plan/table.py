@@ -41,13 +41,13 @@ _HEADER = """
 def plan_cell(name: str) -> dict[str, Any]:
   """The smallest slice of a kind on which MODEL/WORK/KIND fits, and with which settings; and the attempts before."""
   (model, *work, kind), tried = name.split("/"), list[dict[str, Any]]()
+  git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
   verifier, parts = WORK["/".join(work)]
   for shape in tpus.KINDS[kind].slices:
     run = planned(gsm8k.get_config(model), tpus.get_slice(f"{kind}:{shape}"))
     say(f"{name} on {run.where.name}")
     plan = search.plan(run, verifier, parts, costs.GSM8K_SOLUTIONS, searches=True)
     if plan.fits:
-      git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
       return {
         "slice": run.where.name,
         "changes": plan.changes,

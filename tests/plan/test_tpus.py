@@ -10,12 +10,7 @@ def test_every_slice_on_offer_is_found_by_its_name():
     assert [s.name for s in slices] == [f"{chip.name}:{shape}" for shape in chip.slices]
     sizes = [s.num_chips for s in slices]
     assert sizes == sorted(set(sizes)), "from the smallest"
-
-
-def test_a_slice_counts_its_chips_and_hosts():
-  pod = tpus.get_slice("v5p:2x2x4")
-  assert (pod.num_chips, pod.num_hosts) == (16, 4)
-  assert tpus.get_slice("v5e:1x1").num_hosts == 1
+  assert [tpus.get_slice(name).num_hosts for name in ("v5e:1x1", "v5p:2x2x4")] == [1, 4]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +22,5 @@ def test_a_chip_receives_over_the_links_that_its_slice_uses(name, rate):
 
 @pytest.mark.parametrize("name", ["v7x:2x2", "2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x2", "v5e"])
 def test_a_slice_that_cannot_be_is_named(name):
-  with pytest.raises(
-    UserError, match=f"topology '{name}'.* such as 1x1, 2x2|topology '{name}'.* such as 2x2x1|from v5e:1x1"
-  ):
+  with pytest.raises(UserError, match=f"topology '{name}'.*(1x1|2x2x1)"):
     tpus.get_slice(name)
