@@ -40,7 +40,7 @@ def show(run: PlannedRun, name: str, num_solutions: int, searches: bool) -> str:
   each = ", ".join(f"{n} {program}" for program, n in scoring.items())
   lines.append(f"compilations: {training} for training, at most {sum(scoring.values())} for scoring ({each})")
   for part, steps in plan.times.items():
-    lines += [f"{e.what}: at least {1000 * e.seconds:,.3g} ms ({e.limit}), {e.number:,} times" for e in steps]
+    lines += [f"{e.what}: at least {costs.ms_text(e.seconds)} ({e.limit}), {e.number:,} times" for e in steps]
     what = part if part == "training" else f"scoring {num_solutions:,} solutions"
     lines.append(f"{what}: at least {costs.hours(steps):,.2g} hours")
   return "\n  ".join([f"{name}:", *lines])

@@ -40,6 +40,10 @@ def hours(estimates: Sequence[Estimate]) -> float:
   return sum(e.number * e.seconds for e in estimates) / 3600
 
 
+def ms_text(seconds: float) -> str:
+  return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
+
+
 def least(what: str, number: int, where: Slice, flops: float, moved: float, received: float) -> Estimate:
   """The least time of operations on all chips, and of bytes through memory and from other chips per chip."""
   by = {"compute": flops / where.num_chips / where.chip.peak_flops, "memory": moved / where.chip.hbm_bandwidth}

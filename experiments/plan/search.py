@@ -80,8 +80,10 @@ def scoring_attempts(run: PlannedRun, name: str) -> list[Changes]:
     for n, rows in itertools.product(_tensor_shards(run, num_chips), ROWS)
   ]
 
+  num_solutions = ROWS[0] * 64 * run.where.num_hosts  # whole batches, so that the last one makes no difference
+
   def hours(changes: Changes) -> float:
-    found = costs.hours(costs.scoring(run.changed(changes), name, costs.GSM8K_SOLUTIONS))
+    found = costs.hours(costs.scoring(run.changed(changes), name, num_solutions))
     return float(f"{found:.1e}")  # where it makes no difference, more rows come first
 
   return sorted(attempts, key=hours)

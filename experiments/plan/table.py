@@ -83,7 +83,7 @@ def _row(name: str, cell: Mapping[str, Any]) -> str:
   compiled = f"{sum(p['seconds'] for p in cell['programs']):.0f}"
   changes = {k: v for k, v in cell["changes"].items() if ".mesh." not in f".{k}" or v != 1}
   shown = (("engine " if k.startswith("engine.") else "") + f"{k.rpartition('.')[2]}={v}" for k, v in changes.items())
-  once = "; ".join(f"{e['what']} {1000 * e['seconds']:,.3g} ms ({e['limit']})" for e in cell["estimates"])
+  once = "; ".join(f"{e['what']} {costs.ms_text(e['seconds'])} ({e['limit']})" for e in cell["estimates"])
   whole = "; ".join(f"{t['what']} {t['hours']:.2g} h" for t in cell["totals"])
   work = name.partition("/")[2].rpartition("/")[0]
   return f"| {' | '.join([work, cell['slice'], ', '.join(shown), memory, compiled, cell['commit'], once, whole])} |"
