@@ -20,7 +20,7 @@ from experiments.plan.compiling import Fit
 from experiments.plan.planned import PlannedRun, planned
 from genrm_jax.pipeline import api, cli
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import one_message
+from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.train import loop
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: KIND:SHAPE, such as v5e:2x2.")
@@ -66,9 +66,12 @@ def _main(argv: list[str]) -> None:
   with one_message():
     jax.config.update("jax_platforms", "cpu")  # leave a TPU of this machine alone
     run = planned(cli._CONFIG.value, tpus.get_slice(str(_TOPOLOGY.value)))
-    names, rows = api.chosen_verifiers(run, _VERIFIER.value), sharding.batch_sharding(run.mesh, run.model.rules)
+    names = api.chosen_verifiers(run, _VERIFIER.value)
+    if not names:
+      raise UserError(f"the config {run.config.variant} has no verifiers; give one that trains or scores with some")
     for name in names:  # now, not after minutes
       if run.verifier(name).is_trained and not _SEARCH.value:
+        rows = sharding.batch_sharding(run.mesh, run.model.rules)
         loop.check_batch_size(name, run.train_config(name), rows)
     meshes = [", ".join(f"{axis}={n}" for axis, n in mesh.shape.items()) for mesh in (run.mesh, run.engine_mesh)]
     print(f"{run.config.variant} on {run.where.name}: {run.where.num_chips} chips, {run.where.num_hosts} hosts")

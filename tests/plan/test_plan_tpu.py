@@ -71,6 +71,7 @@ def test_a_program_that_does_not_fit_has_the_compilers_own_number():
   [
     ("--topology=v5e:3x3", "topology v5e:3x3: .*1x1, 2x2"),
     ("--topology=v7:2x2", "unknown topology 'v7:2x2'"),
+    ("--config=base", "no verifiers"),
     ("--verifier=nope", "no verifier nope; it has: orm, genrm, genrm_cot"),
     ("--config.verifiers.genrm.loop.batch_size=6", "genrm: batch_size 6"),
   ],
