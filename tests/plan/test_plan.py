@@ -60,22 +60,14 @@ def test_a_run_needs_neither_checkpoint_nor_tokenizer(tmp_path):
   ) + "2" + prompter.template("verify")
 
 
-@pytest.mark.parametrize(
-  ("name", "calls"),
-  [
-    ("orm", [engine.next_token_logits]),
-    ("genrm", [engine.next_token_probs]),
-    ("dpo", [engine.log_probs_from]),
-    ("genrm_cot", [engine.slots.decode, engine.next_token_probs]),
-    ("judge", [engine.slots.decode, engine.next_token_probs]),
-  ],
-)
-def test_the_engines_functions_are_those_that_the_verifier_calls(name, calls):
-  found = paper().calls(name)
-  assert [call.function for call in found] == calls
-  if len(calls) == 2:
-    assert found[0].options["settings"].max_new_tokens == 768 and found[0].options["num_rollouts"] == 32
-    assert found[1].num_extra > 768, "a forced verdict is read after the rationale"
+def test_the_engines_functions_are_those_that_the_verifier_calls():
+  run, votes = paper(), [engine.slots.decode, engine.next_token_probs]
+  found = {name: [call.function for call in run.calls(name)] for name in run.verifier_names}
+  direct = {"orm": [engine.next_token_logits], "genrm": [engine.next_token_probs], "dpo": [engine.log_probs_from]}
+  assert found == {**direct, "genrm_cot": votes, "judge": votes}
+  sampled, forced = run.calls("genrm_cot")
+  assert sampled.options["settings"].max_new_tokens == 768 and sampled.options["num_rollouts"] == 32
+  assert forced.num_extra > 768, "a forced verdict is read after the rationale"
 
 
 class TwoPrompts(GenRM):
@@ -109,8 +101,13 @@ def test_programs_are_counted_as_the_engine_compiles_them(monkeypatch):
   (call, _) = run.calls("genrm_cot")
   widths = programs.Sizes(run, call).widths
   assert widths == [32, 64, 96, 128, 192, 256] and scoring["prefill"] == scoring["insert"] == len(widths)
-  shapes = []
-  monkeypatch.setattr(engine.slots, "prefill", _recorded(engine.slots.prefill, shapes))
+  shapes, prefill = [], engine.slots.prefill
+
+  def record(params, tokens, length, config):
+    shapes.append(tokens.shape)
+    return prefill(params, tokens, length, config=config)
+
+  monkeypatch.setattr(engine.slots, "prefill", record)
   params = gemma.init(run.model, jax.random.key(0))
   real = engine.Engine(params, run.model, run.engine_mesh, run.prompter.end_id, 8, 256)
   prompts = [[3] * n for n in (20, 40, 70, 100, 150, 248) for _ in range(4)]
@@ -118,14 +115,6 @@ def test_programs_are_counted_as_the_engine_compiles_them(monkeypatch):
   real.generate(prompts, keys, call.options["settings"], (2, 3), "")
   assert {width for _, width in shapes} <= set(widths) and max(w for _, w in shapes) == widths[-1]
   assert {rows for rows, _ in shapes} == {programs.Sizes(run, call).num_prompts}
-
-
-def _recorded(function, shapes):
-  def call(params, tokens, length, **options):
-    shapes.append(tokens.shape)
-    return function(params, tokens, length, **options)
-
-  return call
 
 
 # The arithmetic.
@@ -173,12 +162,8 @@ def test_more_chips_and_fewer_operations_take_less_time():
   fewer = paper(verifiers__genrm__loop__max_eval_rows=64, verifiers__genrm__loop__eval_every_steps=500)
   capped = costs.training(fewer, "genrm")[1]
   assert capped.seconds == pytest.approx(evaluation.seconds / 4) and capped.number == 12
-
-
-def test_more_hosts_take_proportionally_less_time_to_score():
   one, two = (costs.scoring(paper(where=tpus.get_slice(f"v5e:{s}")), "genrm_cot", 4096) for s in ("2x2", "2x4"))
-  assert [e.seconds for e in one] == [e.seconds for e in two], "each host does what one does"
-  assert costs.hours(two) == pytest.approx(costs.hours(one) / 2)
+  assert costs.hours(two) == pytest.approx(costs.hours(one) / 2), "each host scores its share"
 
 
 # Memory and search.
@@ -227,17 +212,14 @@ def test_the_verifiers_of_the_papers_tables_are_planned(name, num_programs):
   assert "scoring 100 solutions: at least" in shown and ("evaluation of" in shown) == run.verifier(name).is_trained
 
 
-@pytest.mark.parametrize(
-  ("changes", "key_words"),
-  [
+def test_a_mesh_or_batch_that_does_not_divide_is_one_message():
+  for changes, key_words in (
     ({"mesh__fsdp": 3}, "fsdp=3.*config.mesh.*4 chips of v5e:2x2"),
     ({"engine__mesh__tensor": 3}, "tensor=3.*config.engine.mesh"),
     ({"verifiers__genrm__loop__batch_size": 6}, "genrm: batch_size 6.*4 batch shards"),
-  ],
-)
-def test_a_mesh_or_batch_that_does_not_divide_is_one_message(changes, key_words):
-  with pytest.raises(UserError, match=key_words):
-    fits_of(small(**changes), "genrm")
+  ):
+    with pytest.raises(UserError, match=key_words):
+      fits_of(small(**changes), "genrm")
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):

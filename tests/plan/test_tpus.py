@@ -13,11 +13,9 @@ def test_every_slice_on_offer_is_found_by_its_name():
   assert [tpus.get_slice(name).num_hosts for name in ("v5e:1x1", "v5p:2x2x4")] == [1, 4]
 
 
-@pytest.mark.parametrize(
-  ("name", "rate"), [("v5e:1x1", 0), ("v5e:2x2", 100e9), ("v5e:4x4", 200e9), ("v5p:4x4x4", 600e9)]
-)
-def test_a_chip_receives_over_the_links_that_its_slice_uses(name, rate):
-  assert tpus.get_slice(name).receive_bandwidth == pytest.approx(rate)
+def test_a_chip_receives_over_the_links_that_its_slice_uses():
+  for name, rate in {"v5e:1x1": 0, "v5e:2x2": 100e9, "v5e:4x4": 200e9, "v5p:4x4x4": 600e9}.items():
+    assert tpus.get_slice(name).receive_bandwidth == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("name", ["v7x:2x2", "2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x2", "v5e"])
