@@ -1,50 +1,32 @@
-"""The real TPU compiler, ahead of time and without a TPU: whether a program fits a chip, and what it keeps there.
-
-libtpu compiles for slices that are not there. It looks for none (TPU_SKIP_MDS_QUERY), and since nothing is run, several
-processes may have it loaded at once (ALLOW_MULTIPLE_LIBTPU_LOAD; else a lock file lets in one).
-"""
+"""The TPU compiler, ahead of time and without a TPU: whether a program fits on a chip, and what it holds there."""
 
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
-from experiments.plan.programs import Program
 from experiments.plan.tpus import Slice
-from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
 
-_ENVIRONMENT = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_LOG_DIR": "disabled",
-  "TPU_STDERR_LOG_LEVEL": "3",
-  # What the library would else ask the machine for, and warn of when there is no answer.
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-}
-# "... the total memory required for HLO temporaries (16.03G) exceeds available HBM (15.75G)": arguments are among them.
-_WANTED = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# libtpu must not look for a TPU, nor mind other processes that have it loaded.
+_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+_ENVIRONMENT |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_LOG_DIR": "disabled", "TPU_STDERR_LOG_LEVEL": "3"}
+# "... the total memory required for HLO temporaries (16.03G) exceeds available HBM (15.75G)", arguments included.
+_NEEDED = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM")
 
 
 @functools.cache
 def devices(where: Slice) -> Sequence[Any]:
-  """The devices of a slice that is not there.
-
-  Raises:
-    UserError: libtpu is not installed, or it knows no such slice.
-  """
+  """Devices of a slice to compile for; they run nothing. UserError without libtpu, or if it does not know the slice."""
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("planning needs the TPU compiler, which runs on Linux x86_64: pip install 'genrm-jax[plan]'")
   for name, value in _ENVIRONMENT.items():
@@ -52,51 +34,21 @@ def devices(where: Slice) -> Sequence[Any]:
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=where.name).devices
   except jax.errors.JaxRuntimeError as e:
-    message = str(e).splitlines()[0]
-    if not message.startswith("INVALID_ARGUMENT"):
-      raise UserError(f"the TPU compiler (libtpu) does not start: {message}") from e
-    raise UserError(
-      f"topology {where.name}: {message.partition(': ')[2]}; there are {', '.join(where.chip.slices)}"
-    ) from e
+    first, known = str(e).splitlines()[0], ", ".join(where.chip.slices)
+    raise UserError(f"topology {where.name}: the TPU compiler says {first!r}; shapes on offer: {known}") from e
 
 
-def training_mesh(config: ml_collections.ConfigDict, where: Slice) -> Mesh:
-  """The config's mesh over the devices of a slice.
-
-  Raises:
-    UserError: libtpu or the slice is not there, or the mesh does not divide.
-  """
-  return _mesh(config.mesh, "mesh", where)
-
-
-def engine_mesh(config: ml_collections.ConfigDict, where: Slice) -> Mesh:
-  """The mesh of the config's engine, of which each host of a slice has one over its own devices.
-
-  Raises:
-    UserError: as for `training_mesh`.
-  """
-  return _mesh(config.engine.mesh, "engine.mesh", where.of_one_host)
-
-
-def _mesh(axes: ml_collections.ConfigDict, option: str, where: Slice) -> Mesh:
-  chips = devices(where)
-  try:
-    return sharding.make_mesh(**axes.to_dict(), devices=chips)
-  except UserError as e:
-    options = ", ".join(f"--config.{option}.{axis}" for axis in axes)
-    raise UserError(f"{e} Set {options} for the {where.num_chips} chips of {where.name}") from e
+def bytes_of(tree: Any) -> int:
+  """Bytes per chip of shapes, which may have shardings."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(a.sharding.shard_shape(a.shape) if a.sharding else a.shape) * a.dtype.itemsize for a in leaves)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A program on a chip.
+  """The memory of a program on a chip: bytes by content, the limit, and the time to trace and compile.
 
-  Attributes:
-    program: its name.
-    parts: bytes by what they hold.
-    limit: bytes that there are.
-    seconds: that tracing and compiling took here; None where `parts` is arithmetic, the least that is needed, and it is
-      too much, so that nothing was compiled.
+  Where `seconds` is None, nothing was compiled: what the program needs in any case exceeds the limit.
   """
 
   program: str
@@ -112,44 +64,48 @@ class Fit:
   def fits(self) -> bool:
     return self.total <= self.limit
 
-  @property
-  def largest(self) -> str:
-    """What takes the most."""
-    return max(self.parts, key=lambda name: self.parts[name])
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A jitted function with the shapes of its arguments, for a mesh of chips of `where`.
 
-def fit(program: Program, where: Slice, mesh: Mesh, least: Mapping[str, int]) -> Fit:
-  """Compiles a program for a slice, unless arithmetic tells that it cannot fit.
-
-  Args:
-    program: what.
-    where: for which slice.
-    mesh: of its devices.
-    least: bytes that it needs for certain, beside what it holds.
+  While it runs, a chip holds `held` (bytes by content) and its temporaries, which are `least` in any case.
   """
-  limit = where.chip.hbm_bytes
-  certain = Fit(program.name, {**program.held, **least}, limit, seconds=None)
-  if not certain.fits:
-    return certain
-  say(f"compiling for {where.name}: {program.name}")
-  start = time.monotonic()
-  try:
-    with jax.set_mesh(mesh):
-      compiled = program.lower().compile()
-    stats: Any = compiled.memory_analysis()
-    # Outputs that take the place of donated arguments (alias) lie where these lay.
-    total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    total += stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
-  except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    total = wanted_bytes(str(e)) or limit + 1
-  seconds = round(time.monotonic() - start, 1)
-  held = sum(program.held.values())
-  return Fit(program.name, {**program.held, "temporaries": max(0, total + program.beside - held)}, limit, seconds)
+
+  name: str
+  where: Slice
+  mesh: jax.sharding.Mesh
+  function: Any
+  args: tuple[Any, ...]
+  static: dict[str, Any]
+  held: dict[str, int]
+  least: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def lower(self) -> jax.stages.Lowered:
+    with jax.set_mesh(self.mesh):
+      return self.function.lower(*self.args, **self.static)
+
+  def fit(self) -> Fit:
+    """Compiles the program, unless it cannot fit in any case."""
+    limit, start = self.where.chip.hbm_bytes, time.monotonic()
+    bound = Fit(self.name, {**self.held, **self.least}, limit, seconds=None)
+    if not bound.fits:
+      return bound
+    say(f"compiling for {self.where.name}: {self.name}")
+    try:
+      stats: Any = self.lower().compile().memory_analysis()
+      # Outputs that take the place of donated arguments (alias) need no memory of their own.
+      size = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+      size += stats.generated_code_size_in_bytes
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" not in str(e):
+        raise
+      size = (needed_bytes(str(e)) or limit + 1) - bytes_of(self.args)
+    seconds = round(time.monotonic() - start, 1)
+    return Fit(self.name, {**self.held, "temporaries": max(0, size)}, limit, seconds)
 
 
-def wanted_bytes(message: str) -> int | None:
-  """The bytes of arguments, results and temporaries that a program would need by the compiler's message, if it says."""
-  found = _WANTED.search(message)
-  return int(float(found[1]) * _UNITS[found[2].upper()]) if found else None
+def needed_bytes(message: str) -> int | None:
+  """The bytes that a program would need according to the compiler's message, if it says."""
+  found = _NEEDED.search(message)
+  return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]]) if found else None

@@ -1,192 +1,141 @@
-"""Arithmetic of a step: operations, bytes, the least time and the least memory of one chip.
+"""Lower bounds of time, by arithmetic.
 
-The compiler's own count sees the body of a loop once, and the layers are a loop, and so are micro-batches and decoding;
-its `optimal_seconds` is negative for most of our programs. So the work is counted from the config: matrix products (of
-attention all T x S, of which a kernel may leave out what is masked), and the bytes that any implementation has to move.
-What a step does is bounded by
+XLA's own count sees the body of a loop once, and layers, micro-batches and decoding are loops. So operations are
+counted from the config (matrix products, attention as T x S), and the bytes that any implementation has to move. The
+time of a step is the largest of
 
     operations / peak      bytes / memory bandwidth      bytes from other chips / bandwidth of the links
 
-and its time here is the largest of the three, as if the others hid behind it. That is a bound that no run meets: left
-out are activations inside a layer and attention's logits on their way through memory, norms and softmax, products too
-small to fill the matrix units, the start of each transfer, the host, and reading back what was sampled.
+as if the others overlapped with it completely. No run reaches that bound: it leaves out activations on their way
+through memory, norms and softmax, products too small to fill the matrix units, the latency of transfers, and the host.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from experiments.plan.planned import PlannedRun
+from experiments.plan.programs import Sizes
 from experiments.plan.tpus import Slice
+from genrm_jax.infer.engine import log_probs_from
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 
-_FLOAT32 = 4
+GSM8K_SOLUTIONS = 1_319 * 16  # the test problems, and the solutions to each
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-  """What one chip does: operations, bytes to or from its memory, bytes from other chips."""
+class Estimate(NamedTuple):
+  """The least time of one step, what limits it (compute, memory, links), and how many steps there are."""
 
-  flops: float
-  moved: float
-  received: float
-
-  def __add__(self, other: "Work") -> "Work":
-    return Work(self.flops + other.flops, self.moved + other.moved, self.received + other.received)
-
-  def times(self, n: float) -> "Work":
-    return Work(self.flops * n, self.moved * n, self.received * n)
-
-  def seconds(self, where: Slice) -> dict[str, float]:
-    """The least time by what limits it."""
-    chip, links = where.chip, where.receive_bandwidth
-    return {
-      "compute": self.flops / chip.peak_flops,
-      "memory": self.moved / chip.hbm_bandwidth,
-      "links": self.received / links if self.received else 0.0,
-    }
+  what: str
+  seconds: float
+  limit: str
+  number: int
 
 
-def least_seconds(work: Work, where: Slice) -> tuple[float, str]:
-  """The least time of the work, and what limits it."""
-  by = work.seconds(where)
+def hours(estimates: Sequence[Estimate]) -> float:
+  """The least time of all steps."""
+  return sum(e.number * e.seconds for e in estimates) / 3600
+
+
+def ms_text(seconds: float) -> str:
+  return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
+
+
+def least(what: str, number: int, where: Slice, flops: float, moved: float, received: float) -> Estimate:
+  """The least time of operations on all chips, and of bytes through memory and from other chips per chip."""
+  by = {"compute": flops / where.num_chips / where.chip.peak_flops, "memory": moved / where.chip.hbm_bandwidth}
+  by["links"] = received / where.receive_bandwidth if received else 0.0
   limit = max(by, key=lambda name: by[name])
-  return by[limit], limit
+  return Estimate(what, by[limit], limit, number)
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-  """What of a step's settings costs something."""
-
-  rows: int
-  row_length: int
-  targets: int  # of a row
-  remat: gemma.Remat
-  num_micro_batches: int
-  trains_all: bool  # not only adapters, whose own work is left out
+def forward_flops(model: ModelConfig, tokens: int, keys: int, num_logits: int) -> tuple[float, float, float]:
+  """Operations of a forward pass of tokens that attend to `keys` tokens each: (matrices, attention, logits)."""
+  projections = 2 * model.embed_dim * model.head_dim * (model.num_heads + model.num_kv_heads)
+  matrices = 2.0 * tokens * model.num_layers * (projections + 3 * model.embed_dim * model.ffw_dim)
+  attention = 4.0 * tokens * keys * model.num_layers * model.num_heads * model.head_dim
+  return matrices, attention, 2.0 * num_logits * model.vocab_size * model.embed_dim
 
 
-def matrix_params(model: ModelConfig) -> int:
-  """Parameters of the matrices of all layers: each makes two operations a token."""
-  attention = 2 * model.embed_dim * model.head_dim * (model.num_heads + model.num_kv_heads)
-  return model.num_layers * (attention + 3 * model.embed_dim * model.ffw_dim)
+def train_flops(run: PlannedRun, name: str) -> float:
+  """Operations of a training step: forward, twice that backward (once for frozen matrices), and what is recomputed."""
+  model, rows, s = run.model, run.train_config(name).batch_size, run.config.verifiers[name]
+  tokens, num_logits = rows * s.row_length, rows * run.counts(name).max_targets
+  matrices, attention, logits = forward_flops(model, tokens, s.row_length, num_logits)
+  recomputed = {"none": 0.0, "dots": attention, "layer": attention + matrices}[s.remat]
+  if s.remat == "layer" and not model.post_norms:  # the last product of a layer is not needed again
+    recomputed -= 2.0 * tokens * model.num_layers * model.embed_dim * model.ffw_dim
+  return (2 if run.adapters(name) else 3) * (matrices + logits) + 3 * attention + recomputed
 
 
-def layers_flops(model: ModelConfig, tokens: int, keys: int) -> float:
-  """Operations of all layers on so many tokens, of which each looks at so many keys."""
-  return 2.0 * tokens * matrix_params(model) + attention_flops(model, tokens, keys)
+def _traffic(model: ModelConfig, tokens: float, mesh: Mapping[str, int], passes: int = 1) -> tuple[float, float]:
+  """Bytes per chip (moved through memory, received from other chips) in so many passes, forward or backward.
 
-
-def attention_flops(model: ModelConfig, tokens: int, keys: int) -> float:
-  return 4.0 * tokens * keys * model.num_layers * model.num_heads * model.head_dim
-
-
-def unembed_flops(model: ModelConfig, tokens: int) -> float:
-  return 2.0 * tokens * model.vocab_size * model.embed_dim
-
-
-def train_flops(model: ModelConfig, t: Training) -> float:
-  """Operations of a step on all chips: forward, twice that backward, and what the backward pass computes again."""
-  tokens = t.rows * t.row_length
-  attention, matrices = attention_flops(model, tokens, t.row_length), 2.0 * tokens * matrix_params(model)
-  of_loss = unembed_flops(model, t.rows * t.targets)
-  # A frozen matrix needs no gradient of its own.
-  backward = 2 if t.trains_all else 1
-  again = {"none": 0.0, "dots": attention, "layer": attention + matrices}[t.remat]
-  if t.remat == "layer" and not model.post_norms:
-    # Nothing reads the last product of a layer again.
-    again -= 2.0 * tokens * model.num_layers * model.embed_dim * model.ffw_dim
-  return (1 + backward) * (matrices + of_loss) + 3 * attention + again
-
-
-def kept_bytes(model: ModelConfig, tokens: int, remat: gemma.Remat) -> int:
-  """Bytes that the forward pass keeps of so many tokens for the backward pass; the least that is known of "none"."""
-  widths = model.embed_dim  # the residual stream
-  if remat != "layer":
-    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    widths += heads + 2 * model.ffw_dim + model.embed_dim * (2 if model.post_norms else 1)
-  return model.num_layers * tokens * widths * _itemsize(model)
-
-
-def train_work(model: ModelConfig, t: Training, mesh: Mapping[str, int]) -> Work:
-  """Of one chip, in one step."""
-  data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
-  chips, dtype, stored = data * fsdp * tensor, _itemsize(model), jnp.dtype(model.param_dtype).itemsize
-  embedding, rest = gemma.num_params(model)
-  tokens = t.rows * t.row_length / (data * fsdp)
-  passes = 2 + (t.remat == "layer")  # forward, backward, and forward again
-  weights = t.num_micro_batches * passes * (rest + embedding) / tensor * dtype
-  kept = 2 * kept_bytes(model, math.ceil(tokens), t.remat) / tensor  # written and read
-  # Parameters and both moments are read and written, and so is a gradient.
-  update = (embedding + rest) / (fsdp * tensor) * (2 * stored + 6 * _FLOAT32) if t.trains_all else 0.0
-  gradients = (embedding + rest) / tensor * dtype if t.trains_all else 0.0
-  received = t.num_micro_batches * (_gathered(model, mesh, 2) + _others(fsdp) * gradients)
-  received += 2 * _others(data) * gradients / fsdp
-  received += (2 + 2 * (passes - 1)) * model.num_layers * 2 * _others(tensor) * tokens * model.embed_dim * dtype
-  return Work(train_flops(model, t) / chips, weights + kept + update, received)
-
-
-def read_work(model: ModelConfig, rows: int, width: int, mesh: Mapping[str, int]) -> Work:
-  """Of one chip, reading a batch of prompts."""
-  chips = math.prod(mesh.values())
-  flops = layers_flops(model, rows * width, width) + unembed_flops(model, rows)
-  return Work(flops / chips, *_forward_bytes(model, rows * width, mesh))
-
-
-def write_work(model: ModelConfig, rows: int, slots: int, mesh: Mapping[str, int]) -> Work:
-  """Of one chip, writing one token in each row: the whole cache is read, and the logits pass through memory."""
-  shards, tensor = mesh["data"] * mesh["fsdp"], mesh["tensor"]
-  moved, received = _forward_bytes(model, rows, mesh)
-  cache = cache_bytes_per_chip(model, rows, slots, mesh)
-  # Made, normalised, summed up, searched.
-  logits = 4 * rows / shards * model.vocab_size / tensor * _FLOAT32
-  flops = layers_flops(model, rows, slots) + unembed_flops(model, rows)
-  return Work(flops / (shards * tensor), moved + cache + logits, received)
-
-
-def cache_bytes_per_chip(model: ModelConfig, rows: int, slots: int, mesh: Mapping[str, int]) -> float:
-  """Keys and values of one chip's share of so many rows; a single kv head is on every tensor shard."""
-  heads = model.num_kv_heads / mesh["tensor"] if model.num_kv_heads > 1 else 1
-  rows_here = rows / (mesh["data"] * mesh["fsdp"])
-  return 2 * model.num_layers * rows_here * slots * heads * model.head_dim * _itemsize(model)
-
-
-def _forward_bytes(model: ModelConfig, tokens: int, mesh: Mapping[str, int]) -> tuple[float, float]:
-  """Bytes moved and received in a forward pass: the weights, and with tensor shards the sums of activations."""
-  shards, tensor, dtype = mesh["data"] * mesh["fsdp"], mesh["tensor"], _itemsize(model)
-  weights = sum(gemma.num_params(model)) / (mesh["fsdp"] * tensor) * dtype
-  sums = 2 * model.num_layers * 2 * _others(tensor) * tokens / shards * model.embed_dim * dtype
-  return weights, _gathered(model, mesh, 1) + sums
-
-
-def _gathered(model: ModelConfig, mesh: Mapping[str, int], passes: int) -> float:
-  """Bytes of weights that a chip is sent by those that share them: layers in each pass, the embedding for tokens and
-  for logits."""
-  embedding, rest = gemma.num_params(model)
-  return _others(mesh["fsdp"]) * (passes * rest + 2 * embedding) / mesh["tensor"] * _itemsize(model)
-
-
-def _others(shards: int) -> float:
-  """The share of an array that other chips hold."""
-  return (shards - 1) / shards
+  Weights are gathered from the other fsdp shards: layers in the forward and in the backward pass, the embedding for
+  tokens and for logits. Activations are summed over tensor shards, twice per layer.
+  """
+  (embedding, rest), fsdp, tensor = gemma.num_params(model), mesh["fsdp"], mesh["tensor"]
+  read = passes * (embedding + rest) / tensor / (1 if passes > 1 else fsdp)
+  gathered = (1 - 1 / fsdp) * (min(passes, 2) * rest + 2 * embedding) / tensor
+  summed = 4 * passes * model.num_layers * (1 - 1 / tensor) * tokens / (mesh["data"] * fsdp) * model.embed_dim
+  return read * _itemsize(model), (gathered + summed) * _itemsize(model)
 
 
 def _itemsize(model: ModelConfig) -> int:
   return jnp.dtype(model.dtype).itemsize
 
 
-def least_memory(model: ModelConfig, t: Training, mesh: Mapping[str, int]) -> dict[str, int]:
-  """Bytes that a training step needs on a chip for certain, beside parameters and moments."""
-  shards, tensor = mesh["data"] * mesh["fsdp"], mesh["tensor"]
-  rows = t.rows // shards // t.num_micro_batches
-  logits = rows * t.targets * model.vocab_size // tensor * _FLOAT32
-  kept = kept_bytes(model, rows * t.row_length, t.remat) // tensor
-  # Those of micro-batches are summed up in float32; those of a whole batch are made while logits are no longer needed.
-  stored = jnp.dtype(model.param_dtype).itemsize if t.num_micro_batches == 1 else _FLOAT32
-  gradients = sum(gemma.num_params(model)) // (mesh["fsdp"] * tensor) * stored if t.trains_all else 0
-  parts = {"gradients": gradients, "kept for the backward pass": kept, "logits": logits}
-  if t.num_micro_batches == 1:
-    parts.pop("logits" if logits < gradients else "gradients")
-  return parts
+def training(run: PlannedRun, name: str) -> list[Estimate]:
+  """A training step, and an evaluation of at most `max_eval_rows` rows. Saves are written in the background."""
+  model, config, s, mesh = run.model, run.train_config(name), run.config.verifiers[name], run.mesh.shape
+  num_steps, parts, num_params = config.optim.num_steps, config.num_micro_batches, sum(gemma.num_params(model))
+  rows, tokens, fsdp = config.micro_batch_size, config.micro_batch_size * s.row_length, mesh["fsdp"]
+  moved, received = (parts * size for size in _traffic(model, tokens, mesh, passes=2 + (s.remat == "layer")))
+  if run.adapters(name) is None:
+    # Parameters, both moments and the gradient, in float32; gradients are summed over fsdp and data shards.
+    moved += num_params / (fsdp * mesh["tensor"]) * 8 * 4
+    gradients = num_params / mesh["tensor"] * _itemsize(model)
+    received += (parts * (1 - 1 / fsdp) + 2 * (1 - 1 / mesh["data"]) / fsdp) * gradients
+  step = least("training step", num_steps, run.where, train_flops(run, name), moved, received)
+  # Without a cap, the number of held-out rows is that of the data.
+  what = f"evaluation of {config.max_eval_rows} rows" if config.max_eval_rows else f"evaluation per {rows} rows"
+  n, num_evals = math.ceil((config.max_eval_rows or rows) / rows), math.ceil(num_steps / config.eval_every_steps)
+  flops = sum(forward_flops(model, tokens, s.row_length, rows * run.counts(name).max_targets))
+  moved, received = _traffic(model, tokens, mesh)
+  return [step, least(what, num_evals, run.where, n * flops, n * moved, n * received)]
+
+
+def scoring(run: PlannedRun, name: str, num_solutions: int) -> list[Estimate]:
+  """A host's batch of prompts and, where rationales are sampled, a token in each slot and a refill of slots.
+
+  The hosts share the solutions. Each vote counts as if it were sampled alone, though common prefixes are sampled once;
+  forced verdicts are left out.
+  """
+  model, mesh, host, estimates = run.model, run.engine_mesh.shape, run.where.of_one_host, list[Estimate]()
+  per_host = math.ceil(num_solutions / run.where.num_hosts)
+  for call in run.calls(name):
+    sizes = Sizes(run, call)
+    prompts, rows, tokens = sizes.num_prompts, sizes.num_rows, sizes.num_prompts * sizes.width
+    num_logits = tokens // 2 if call.function is log_probs_from else prompts
+    what, number = f"reading {prompts} prompts of {sizes.width} tokens", math.ceil(per_host / prompts)
+    flops = sum(forward_flops(model, tokens, sizes.width, num_logits))
+    estimates.append(least(what, number, host, flops, *_traffic(model, tokens, mesh)))
+    if sizes.samples:
+      num_texts = per_host * call.options["num_rollouts"]
+      # Keys and values per chip, of which all are read. A single kv head is on every tensor shard.
+      heads = model.num_kv_heads / mesh["tensor"] if model.num_kv_heads > 1 else 1
+      rows_of_chip, per_token = rows / sizes.num_shards, 2 * model.num_layers * heads * model.head_dim
+      cache = rows_of_chip * sizes.max_len * per_token * _itemsize(model)
+      # Logits are computed, normalised, summed and searched, in float32.
+      logits = 4 * rows_of_chip * model.vocab_size / mesh["tensor"] * 4
+      moved, received = _traffic(model, rows, mesh)
+      flops, number = sum(forward_flops(model, rows, sizes.max_len, rows)), math.ceil(num_texts / rows)
+      what, number = f"a token in each of {rows} slots", number * run.lengths.rationale
+      estimates.append(least(what, number, host, flops, moved + cache + logits, received))
+      # Each refill of finished slots reads and writes the cache.
+      refill = least(f"a refill of {prompts} slots", math.ceil(num_texts / prompts), host, 0.0, 2 * cache, 0.0)
+      return [*estimates, refill]
+  return estimates

@@ -1,246 +1,135 @@
-"""The programs that training and scoring run on the devices, lowered from shapes alone: no array is ever made."""
+"""The programs that training and scoring run on devices, lowered from shapes alone: no array is ever made."""
 
 import dataclasses
-import math
-import types
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 
-from experiments.plan import sizes
-from genrm_jax import verifiers
+from experiments.plan.compiling import Program, bytes_of
+from experiments.plan.planned import Call, PlannedRun
 from genrm_jax.infer import engine, slots
-from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
-from genrm_jax.model.config import ModelConfig
 from genrm_jax.pipeline import trained
 from genrm_jax.pytrees import PairBatch, TokenBatch
 from genrm_jax.runtime import sharding
-from genrm_jax.training import optim, step
-from genrm_jax.verifiers import Verifier
-
-TRAIN_STEP = "train step"
-# Which tokens are watched, and which ends a text or is the ORM's class token, makes no difference to shapes.
-_WATCH, _END = (2, 3), 1
-_PROMPTER: Any = types.SimpleNamespace(tokenizer=types.SimpleNamespace(cls_id=_END))
+from genrm_jax.training import loop, optim, step
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """One compiled function, and what lies on a chip while it runs.
+def _shaped(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+
+
+def _params(run: PlannedRun, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
+  """Parameters and adapters, as shapes with shardings."""
+
+  def init(key: jax.Array) -> gemma.Params:
+    return {**gemma.init(run.model, key), **(lora.init(run.model, adapters, key) if adapters else {})}
+
+  return _shaped(jax.eval_shape(init, jax.random.key(0)), trained.param_shardings(run.model, adapters, mesh))
+
+
+def train_programs(run: PlannedRun, name: str) -> list[Program]:
+  """The training step. The evaluation step, which reads a micro-batch, needs less memory."""
+  config, settings, adapters = run.train_config(name), run.config.verifiers[name], run.adapters(name)
+  counts, rows = run.counts(name), sharding.batch_sharding(run.mesh, run.model.rules)
+  loop.check_batch_size(name, config, rows)
+  params = _params(run, adapters, run.mesh)
+  optimizer = optim.make_optimizer(config.optim, lora.split(gemma.norm_mask(run.model, adapters))[0])
+  state = jax.eval_shape(lambda p, f: step.init_state(p, optimizer, f), *lora.split(params))
+  shardings = step.state_shardings(state, jax.tree.map(lambda a: a.sharding, params), run.mesh)
+  state, shape = _shaped(state, shardings), (config.batch_size, settings.row_length)
+  floats, ints = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.float32, jnp.int32))
+  kind: Any = PairBatch if counts.max_pairs else TokenBatch
+  batch = kind(**{f.name: floats if f.name in ("weights", "reference") else ints for f in dataclasses.fields(kind)})
+  loss = run.verifier(name).loss(run.model, counts, settings.remat)
+  train_step = step.make_train_step(loss, optimizer, rows, shardings, config.num_micro_batches)
+  held = {"parameters": bytes_of(params), "optimiser": bytes_of(state.opt_state)}
+  least = {"gradients": bytes_of(state.params)}
+  return [Program("train step", run.where, run.mesh, train_step, (state, batch), {}, held, least)]
+
+
+class Sizes:
+  """The sizes with which the engine makes one call, for texts of the run's `lengths`.
 
   Attributes:
-    name: for a reader.
-    lower: lowers it, under the mesh.
-    held: bytes of a chip by what they hold: all that is there besides the function's own temporaries.
-    beside: of these, what is no argument of the function.
+    num_rows: rows that go through the model at a time; slots, where rationales are sampled.
+    num_prompts: prompts that are read at a time.
+    width: padded width of a prompt of median length.
+    widths: padded widths of all prompts; a program is compiled for each.
+    max_len: length of a slot: the longest prompt, and what is sampled after it.
   """
 
-  name: str
-  lower: Callable[[], jax.stages.Lowered]
-  held: dict[str, int]
-  beside: int = 0
+  def __init__(self, run: PlannedRun, call: Call):
+    c, lengths, self.samples = run.config.engine, run.lengths, call.function is slots.decode
+    self.num_shards = sharding.num_shards(sharding.batch_sharding(run.engine_mesh, run.model.rules))
+    self.num_rows = -(-c.rows_per_batch // self.num_shards) * self.num_shards
+    self.num_prompts = engine.refill_size(self.num_rows, self.num_shards) if self.samples else self.num_rows
+    num_sampled = call.options["settings"].max_new_tokens if self.samples else 0
+
+    def bucket(length: int, num_more: int = 0) -> int:
+      return engine.bucket(min(length + call.num_extra, c.max_tokens - num_sampled) + num_more, c.max_tokens)
+
+    first, self.width, last = map(bucket, (lengths.shortest, lengths.median, lengths.longest))
+    self.widths = [width for width in engine.buckets(c.max_tokens) if first <= width <= last]
+    self.max_len = bucket(lengths.longest, num_sampled)
 
 
-def bytes_of(tree: Any) -> int:
-  """Of one chip's shards; the shapes have shardings."""
-  return sum(
-    math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize if a.sharding else a.size * a.dtype.itemsize
-    for a in jax.tree.leaves(tree)
-  )
-
-
-def train_program(config: ml_collections.ConfigDict, verifier: Verifier, mesh: Mesh) -> Program:
-  """The training step. The evaluation between steps, which reads as many rows at a time, takes less."""
-  settings, model = config.verifiers[verifier.name], sizes.model_config(config)
-  adapters = sizes.adapters(settings)
-  shardings = trained.param_shardings(model, adapters, mesh)
-  params = params_like(model, adapters, mesh)
-  optimizer = optim.make_optimizer(optim.OptimConfig(**settings.optim.to_dict()))
-  abstract = jax.eval_shape(lambda p, f: step.init_state(p, optimizer, f), *lora.split(params))
-  state_shardings = step.state_shardings(abstract, shardings, mesh)
-  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, state_shardings)
-  kind: Any = PairBatch if verifier.learns_pairs else TokenBatch
-  shape, in_rows = (settings.loop.batch_size, settings.row_length), sharding.batch_sharding(mesh)
-
-  def field(name: str) -> jax.ShapeDtypeStruct:
-    dtype = jnp.float32 if name in ("weights", "reference") else jnp.int32
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=in_rows)
-
-  batch = kind(**{f.name: field(f.name) for f in dataclasses.fields(kind)})
-  loss = verifiers.make_loss(
-    verifier,
-    model,
-    _PROMPTER,
-    sizes.max_targets(verifier, settings, sizes.lengths(config)),
-    settings.get("solve_weight", 0.0),
-    settings.get("beta", 0.0),
-    settings.remat,
-  )
-  held = {"parameters": bytes_of(params), "optimiser": bytes_of(state.opt_state)}
-  train: Any = step.make_train_step(
-    loss, optimizer, sharding.batch_sharding(mesh), state_shardings, settings.loop.num_micro_batches
-  )
-  return Program(TRAIN_STEP, lambda: train.lower(state, batch), held)
-
-
-def score_programs(config: ml_collections.ConfigDict, verifier: Verifier, mesh: Mesh) -> list[Program]:
-  """What scoring runs on the mesh of a host's engine.
-
-  The parameters are brought to the dtype in which they are used; then it is one pass over each solution, or prompts
-  that are read and rationales that are written.
-  """
-  model, texts, rows = sizes.model_config(config), sizes.lengths(config), rows_per_batch(config, mesh.shape)
-  stored = params_like(model, None, mesh)  # adapters are merged
-  shapes = jax.eval_shape(lambda tree: gemma.as_used(tree, model), stored)
-  params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s.sharding), shapes, stored)
-  held = {"parameters": bytes_of(params)}
+def score_programs(run: PlannedRun, name: str) -> list[Program]:
+  """What scoring runs on a host, each program at its largest width; those that compile fast come first."""
+  model, mesh, rows = run.model, run.engine_mesh, sharding.batch_sharding(run.engine_mesh, run.model.rules)
+  stored = _params(run, None, mesh)  # with adapters merged
   cast: Any = jax.jit(lambda tree: gemma.as_used(tree, model), donate_argnums=0)
-  loading = Program("loading", lambda: cast.lower(stored), {"parameters": bytes_of(stored)})
+  params = _shaped(jax.eval_shape(cast, stored), jax.tree.map(lambda a: a.sharding, stored))
+  held, key_type = {"parameters": bytes_of(params)}, jax.eval_shape(lambda: jax.random.key(0)).dtype
+  programs = [Program("loading", run.where.of_one_host, mesh, cast, (stored,), {}, {"parameters": bytes_of(stored)})]
 
-  def ints(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+  def add(function: Any, args: tuple[Any, ...], held: dict[str, int], **static: Any) -> None:
+    static["config"] = model
+    programs.append(Program(function.__name__, run.where.of_one_host, mesh, function, args, static, held))
 
-  width = padded(texts.longest_prompt)
-  if verifier.writes_rationales:
-    return [loading, *_vote_programs(config, verifier, mesh, params, ints, width)]
-  if verifier.learns_pairs:  # its prompts hold no solution, which is read for its likelihood
-    return [
-      loading,
-      Program(
-        "scoring",
-        lambda: engine.read_places.lower(
-          params, ints(rows, width), ints(rows), ints(rows), config=model, num_places=padded(width // 2)
-        ),
-        held,
-      ),
-    ]
-  return [
-    loading,
-    Program(
-      "scoring",
-      lambda: engine.read_next.lower(params, ints(rows, width), ints(rows), config=model, watch=_WATCH),
-      held,
-    ),
-  ]
+  def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows if sizes else None)
 
+  def new_slots(call: Call, num: int, max_len: int) -> jax.stages.Lowered:
+    o, settings = call.options, call.options["settings"]
+    how = {"max_new_tokens": settings.max_new_tokens, "num_tracked": len(o["tracked"])}
+    return slots.init.lower(num_slots=num, max_len=max_len, num_rollouts=o["num_rollouts"], config=model, **how)
 
-def _vote_programs(
-  config: ml_collections.ConfigDict,
-  verifier: Verifier,
-  mesh: Mesh,
-  params: Any,
-  ints: Callable[..., jax.ShapeDtypeStruct],
-  width: int,
-) -> list[Program]:
-  """As the engine calls them: some prompts are read, take the place of rows that have ended, and all rows write."""
-  model, num_rows, num_votes = (
-    sizes.model_config(config),
-    rows_per_batch(config, mesh.shape),
-    config.votes.num_votes,
-  )
-  sampling = sample_config(config, verifier)
-  num_prompts, shards = prompts_per_read(num_rows, mesh.shape), mesh.shape["data"] * mesh.shape["fsdp"]
-  max_len = width + padded(sampling.max_new_tokens)
-
-  def free_rows(num_rows: int, max_len: int) -> jax.stages.Lowered:
-    return slots.free_rows.lower(
-      num_rows=num_rows,
-      num_rollouts=num_votes,
-      max_len=max_len,
-      max_new_tokens=sampling.max_new_tokens,
-      num_watched=len(_WATCH),
-      config=model,
-    )
-
-  def empty_cache(num_rows: int, max_len: int) -> jax.stages.Lowered:
-    return jax.jit(lambda: kv_cache.init(model, num_rows, max_len)).lower()
-
-  with jax.set_mesh(mesh):
-    rows = _made(free_rows(num_rows, max_len), free_rows(shards, 1))
-    read_cache = _made(empty_cache(num_prompts, width), empty_cache(shards, 1))
-  x_BD: Any = jax.ShapeDtypeStruct((num_prompts, model.embed_dim), model.dtype, sharding=sharding.batch_sharding(mesh))
-  prompts = slots.Prompts(read_cache, x_BD)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  keys = jax.ShapeDtypeStruct((num_rows, num_votes), key.dtype, sharding=sharding.batch_sharding(mesh))
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  weights, cache, read = bytes_of(params), bytes_of(rows), bytes_of(prompts)
-  held = {"parameters": weights, "cache": cache}
-  return [  # those first that take little time to compile
-    Program(
-      "copying rows",
-      lambda: slots.copy.lower(rows, ints(num_rows), num_shards=shards, config=model),
-      held,
-      beside=weights,
-    ),
-    Program(
-      "placing prompts",
-      lambda: slots.start.lower(rows, prompts, ints(num_rows), config=model),
-      {"parameters": weights, "cache": cache + read},
-      beside=weights,
-    ),
-    Program(
-      "writing",
-      lambda: slots.decode.lower(
-        params, rows, keys, count, count, config=model, settings=sampling, eos_id=_END, watch=_WATCH
-      ),
-      held,
-    ),
-    Program(
-      "reading prompts",
-      lambda: slots.read.lower(params, ints(num_prompts, width), ints(num_prompts), config=model),
-      held,
-      beside=cache,
-    ),
-  ]
+  for call in run.calls(name):
+    sizes, options = Sizes(run, call), dict(call.options)
+    num, num_prompts, width, shards = sizes.num_rows, sizes.num_prompts, sizes.widths[-1], sizes.num_shards
+    prompts = (params, shape(num_prompts, width), shape(num_prompts))
+    if not sizes.samples:
+      more = (shape(num), shape()) if call.function is engine.log_probs_from else ()
+      add(call.function, (*prompts, *more), held, **options)
+      continue
+    with jax.set_mesh(
+      mesh
+    ):  # the compiler chooses the shardings; a small batch of slots, which always fits, has the same
+      placed = new_slots(call, shards, 1).compile().output_shardings
+      state = _shaped(new_slots(call, num, sizes.max_len).out_info, placed)
+    cache = _shaped(jax.eval_shape(lambda n=num_prompts, s=width: kv_cache.init(model, n, s)), placed.cache)
+    prefilled = slots.Prefilled(cache, shape(num_prompts, model.embed_dim, dtype=jnp.dtype(model.dtype)))
+    keys = shape(num, options.pop("num_rollouts"), dtype=key_type)
+    with_cache = {**held, "cache": bytes_of(state)}
+    add(slots.fork, (state, shape(num)), with_cache, num_shards=shards)
+    add(slots.insert, (state, prefilled, shape(num)), {**with_cache, "prompts": bytes_of(prefilled)})
+    add(slots.decode, (params, state, keys, shape(), shape()), with_cache, end_id=run.prompter.end_id, **options)
+    add(slots.prefill, prompts, with_cache)
+  return programs
 
 
-def sample_config(config: ml_collections.ConfigDict, verifier: Verifier) -> SampleConfig:
-  """How votes are sampled; the judge, which is not trained to end, has a limit of its own."""
-  sampling = SampleConfig(**config.votes.sample.to_dict())
-  if verifier.is_trained:
-    return sampling
-  return dataclasses.replace(sampling, max_new_tokens=config.verifiers[verifier.name].max_new_tokens)
-
-
-def params_like(model: ModelConfig, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
-  """The parameters of a verifier as they are trained and saved, as shapes with shardings."""
-  specs = {name: (tree, model.param_dtype) for name, tree in gemma.param_specs(model).items()}
-  if adapters:
-    specs |= {name: (tree, "float32") for name, tree in lora.param_specs(model, adapters).items()}
-  shardings = trained.param_shardings(model, adapters, mesh)
-  return {
-    name: jax.tree.map(lambda s, h, d=dtype: jax.ShapeDtypeStruct(s.shape, d, sharding=h), tree, shardings[name])
-    for name, (tree, dtype) in specs.items()
-  }
-
-
-def rows_per_batch(config: ml_collections.ConfigDict, mesh: Mapping[str, int]) -> int:
-  """Rows that the engine sends through the model at a time: as configured, and as many on each batch shard."""
-  shards = mesh["data"] * mesh["fsdp"]
-  return -(-config.engine.rows_per_batch // shards) * shards
-
-
-def prompts_per_read(num_rows: int, mesh: Mapping[str, int]) -> int:
-  """Prompts that the engine reads at a time."""
-  shards = mesh["data"] * mesh["fsdp"]
-  return -(-num_rows // (engine._REFILLS * shards)) * shards
-
-
-def padded(num_tokens: int) -> int:
-  """The width to which the engine pads so many tokens."""
-  return engine._round_up(num_tokens)
-
-
-def _made(lowered: jax.stages.Lowered, smaller: jax.stages.Lowered) -> Any:
-  """What a function that takes nothing gives, as shapes with the shardings that the compiler chooses.
-
-  These are read from a smaller one, which always fits.
-  """
-  shardings = smaller.compile().output_shardings
-  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), lowered.out_info, shardings)
+def num_compilations(run: PlannedRun, name: str) -> tuple[int, dict[str, int]]:
+  """How many programs a run compiles at most: for training; and for a scoring stage, by name."""
+  scoring: dict[str, int] = {}
+  for call in run.calls(name):
+    sizes = Sizes(run, call)
+    once = {"init": 1, "decode": 1, "fork": 1, "resume": 1} if sizes.samples else {}
+    each = ("prefill", "insert") if sizes.samples else (call.function.__name__,)
+    scoring |= once | dict.fromkeys(each, len(sizes.widths))
+  if not run.verifier(name).is_trained:
+    return 0, scoring
+  return 2 + (run.counts(name).max_pairs > 0), scoring  # train step, evaluation step; log p under DPO's reference

@@ -1,137 +1,100 @@
-"""Whether a verifier's programs fit a slice, and under which settings: the fastest by arithmetic first."""
+"""Which settings fit on a slice: tries them, by arithmetic the fastest first."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import ml_collections
+from experiments.plan import costs, programs
+from experiments.plan.compiling import Fit, Program
+from experiments.plan.costs import Estimate
+from experiments.plan.planned import PlannedRun
+from genrm_jax.runtime.errors import UserError
 
-from experiments.plan import compiling, costs, estimates, sizes
-from experiments.plan import programs as plan_programs
-from experiments.plan.compiling import Fit, engine_mesh, training_mesh
-from experiments.plan.estimates import training_of
-from experiments.plan.programs import TRAIN_STEP
-from experiments.plan.tpus import Slice
-from genrm_jax.verifiers import Verifier
-
-ROWS = (512, 256, 128, 64, 32, 16)  # of a batch that is scored, as they are tried
+ROWS = (512, 256, 128, 64, 32, 16)  # values of engine.rows_per_batch that are tried
 
 Changes = dict[str, Any]  # {"verifiers.orm.remat": "layer"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """What came of one choice of settings: those that differ from the config's, and its programs on a chip."""
+class Plan(NamedTuple):
+  """One choice of settings: how they differ from the config's, its programs on a chip, and the time of each part."""
 
   changes: Changes
   programs: list[Fit]
+  times: dict[str, list[Estimate]]
 
   @property
   def fits(self) -> bool:
     return all(fit.fits for fit in self.programs)
 
 
-def fit_training(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Fit]:
-  """The training step on a chip."""
-  mesh = training_mesh(config, where)
-  sizes.check_batch(config, verifier.name, mesh.shape)
-  model, training = sizes.model_config(config), training_of(config, verifier)
-  least = costs.least_memory(model, training, mesh.shape)
-  return [compiling.fit(plan_programs.train_program(config, verifier, mesh), where, mesh, least)]
+def plan(run: PlannedRun, name: str, parts: Sequence[str], num_solutions: int, searches: bool) -> Plan:
+  """The parts "training" and "scoring" of a verifier, with the config's settings or a search for the fastest that fit.
 
-
-def fit_scoring(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> list[Fit]:
-  """All that scoring runs on a chip."""
-  mesh = engine_mesh(config, where)
-  programs = plan_programs.score_programs(config, verifier, mesh)
-  return [compiling.fit(program, where.of_one_host, mesh, {}) for program in programs]
-
-
-def search_training(config: ml_collections.ConfigDict, verifier: Verifier, where: Slice) -> Outcome:
-  """Tries what the backward pass computes again, and micro-batches; what was tried last if nothing fits."""
-  outcome = Outcome({}, [])
-  for changes in training_attempts(config, verifier, where, training_mesh(config, where).shape):
-    outcome = Outcome(changes, fit_training(_with(config, changes), verifier, where))
-    if outcome.fits:
+  A search ends with the first part that does not fit.
+  """
+  changes, fits, times = Changes(), list[Fit](), dict[str, list[Estimate]]()
+  for part in parts:
+    attempts_of, programs_of = _PARTS[part]
+    found, of_part = search(run, name, attempts_of(run, name) if searches else [{}], programs_of)
+    changes, fits, run = changes | found, fits + of_part, run.changed(found)
+    times[part] = costs.training(run, name) if part == "training" else costs.scoring(run, name, num_solutions)
+    if searches and not all(fit.fits for fit in fits):
       break
-  return outcome
+  return Plan(changes, fits, times)
 
 
-def search_scoring(
-  config: ml_collections.ConfigDict, verifier: Verifier, where: Slice, attempts: list[Changes]
-) -> Outcome:
-  """Tries one after another of `attempts` up to the first that fits; what was tried last if none does."""
-  outcome = Outcome({}, [])
+def search(
+  run: PlannedRun, name: str, attempts: Sequence[Changes], programs_of: Callable[[PlannedRun, str], list[Program]]
+) -> tuple[Changes, list[Fit]]:
+  """The first attempt whose programs all fit; or the last attempt, up to its first program that does not fit."""
+  if not attempts:
+    raise UserError(f"{name}: batch_size or heads do not divide over {run.where.name} on any mesh; use another slice")
   for changes in attempts:
-    tried, outcome = _with(config, changes), Outcome(changes, [])
-    mesh = engine_mesh(tried, where)
-    for program in plan_programs.score_programs(tried, verifier, mesh):
-      outcome.programs.append(compiling.fit(program, where.of_one_host, mesh, {}))
-      if not outcome.fits:
+    fits: list[Fit] = []
+    for program in programs_of(run.changed(changes), name):
+      fits.append(program.fit())
+      if not fits[-1].fits:
         break
-    if outcome.fits:
+    else:
       break
-  return outcome
+  return changes, fits
 
 
-def training_attempts(
-  config: ml_collections.ConfigDict, verifier: Verifier, where: Slice, mesh: Mapping[str, int]
-) -> list[Changes]:
-  """What may be set for training, the fastest first by arithmetic."""
-  loop, name = config.verifiers[verifier.name].loop, f"verifiers.{verifier.name}"
-  shards = mesh["data"] * mesh["fsdp"]
-
-  def counts() -> Iterator[int]:
-    count = 1
-    while count == 1 or loop.batch_size % (shards * count) == 0:  # where even 1 does not divide, a check says so
-      yield count
-      count *= 2
-
-  def seconds(changes: Changes) -> float:
-    return estimates.training(_with(config, changes), verifier, where, mesh)[0].seconds
-
-  found = [{f"{name}.remat": r, f"{name}.loop.num_micro_batches": n} for n in counts() for r in ("dots", "layer")]
-  return sorted(found, key=seconds)
+def training_attempts(run: PlannedRun, name: str) -> list[Changes]:
+  """Meshes of fsdp and tensor shards, remat and num_micro_batches, the fastest first."""
+  prefix, num_chips, batch_size = f"verifiers.{name}", run.where.num_chips, run.train_config(name).batch_size
+  attempts: list[Changes] = [
+    {"mesh.data": 1, "mesh.fsdp": num_chips // n, "mesh.tensor": n}
+    | {f"{prefix}.remat": remat, f"{prefix}.loop.num_micro_batches": parts}
+    for n, parts, remat in itertools.product(_tensor_shards(run, num_chips), (1, 2, 4, 8, 16), ("dots", "layer"))
+    if batch_size % (num_chips // n * parts) == 0
+  ]
+  return sorted(attempts, key=lambda changes: costs.training(run.changed(changes), name)[0].seconds)
 
 
-def scoring_attempts(config: ml_collections.ConfigDict) -> list[Changes]:
-  """The config's rows at a time, then fewer and fewer."""
-  return [{}, *({"engine.rows_per_batch": rows} for rows in ROWS if rows < config.engine.rows_per_batch)]
+def scoring_attempts(run: PlannedRun, name: str) -> list[Changes]:
+  """Meshes of a host and rows_per_batch, the fastest first: tensor shards, and copies on the rest of its chips."""
+  num_chips = run.where.of_one_host.num_chips
+  attempts: list[Changes] = [
+    {"engine.mesh.data": num_chips // n, "engine.mesh.tensor": n, "engine.rows_per_batch": rows}
+    for n, rows in itertools.product(_tensor_shards(run, num_chips), ROWS)
+  ]
+
+  num_solutions = ROWS[0] * 64 * run.where.num_hosts  # whole batches, so that the last one makes no difference
+
+  def hours(changes: Changes) -> float:
+    found = costs.hours(costs.scoring(run.changed(changes), name, num_solutions))
+    return float(f"{found:.1e}")  # where it makes no difference, more rows come first
+
+  return sorted(attempts, key=hours)
 
 
-def _with(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections.ConfigDict:
-  return sizes.with_settings(config, changes)
+def _tensor_shards(run: PlannedRun, num_chips: int) -> list[int]:
+  heads = run.model.num_heads, run.model.num_kv_heads
+  return [n for n in (1, 2, 4) if num_chips % n == 0 and all(h % n == 0 or h == 1 for h in heads)]
 
 
-def remedy(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, where: Slice) -> str:
-  """What takes the most of a program that does not fit, and what to do about it."""
-  if fit.program == TRAIN_STEP:
-    use = _for_training(config, verifier, fit, training_mesh(config, where).shape)
-  else:
-    use = _for_scoring(config, fit)
-  return f"{fit.program} needs {size_text(fit.total)} of {size_text(fit.limit)}, most of it {fit.largest}. Use {use}"
-
-
-def _for_training(config: ml_collections.ConfigDict, verifier: Verifier, fit: Fit, mesh: Mapping[str, int]) -> str:
-  settings, option = config.verifiers[verifier.name], f"--config.verifiers.{verifier.name}"
-  stays = sum(size for part, size in fit.parts.items() if part in ("parameters", "optimiser", "gradients"))
-  if stays > fit.limit:
-    return "a larger slice" + ("" if settings.lora.rank else f", or adapters ({option}.lora.rank=16)")
-  if settings.remat != "layer":
-    return f"{option}.remat=layer, or more micro-batches"
-  count = 2 * settings.loop.num_micro_batches
-  if settings.loop.batch_size % (mesh["data"] * mesh["fsdp"] * count) == 0:
-    return f"{option}.loop.num_micro_batches={count}"
-  return "a larger slice, or more of its chips on --config.mesh.tensor"
-
-
-def _for_scoring(config: ml_collections.ConfigDict, fit: Fit) -> str:
-  rows = config.engine.rows_per_batch
-  if fit.largest != "parameters" and rows > ROWS[-1]:
-    return f"--config.engine.rows_per_batch={rows // 2}"
-  return "more chips of a host on --config.engine.mesh.tensor, or chips with more memory"
-
-
-def size_text(size: float) -> str:
-  """Bytes, for a reader."""
-  return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
+_PARTS = {
+  "training": (training_attempts, programs.train_programs),
+  "scoring": (scoring_attempts, programs.score_programs),
+}

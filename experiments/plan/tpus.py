@@ -1,4 +1,4 @@
-"""Cloud TPUs by their published numbers, and slices of them by name: "v5e:2x2" is four chips of a v5e."""
+"""Cloud TPUs by their published numbers, and slices by name: "v5e:2x2" is four chips of a v5e."""
 
 import dataclasses
 import math
@@ -7,83 +7,35 @@ from collections.abc import Mapping
 
 from genrm_jax.runtime.errors import UserError
 
-_GIB = 2**30
+CHIPS_PER_HOST = 4  # in a slice of several hosts
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip of a kind of TPU.
-
-  Attributes:
-    name: as it stands before the colon of a slice.
-    hbm_bytes: memory that a program can have. Published are 16, 95 and 32 GB; these are the "available HBM" of the
-      compiler's own message (libtpu 0.0.52), which it refuses to go beyond.
-    peak_flops: bfloat16 operations a second.
-    hbm_bandwidth: bytes a second between memory and chip.
-    ici_bandwidth: bytes a second over all links to other chips, in and out together.
-    ici_links: links that a chip has, two for each dimension of a slice's shape.
-    chips_per_host: chips of one host in a slice of several hosts.
-    slices: shapes that are offered, from the smallest.
-    source: where the numbers stand, read in November 2026.
-  """
+  """One kind of chip; numbers from docs.cloud.google.com/tpu/docs/{v5e,v5p-training,v6e}, read in November 2026."""
 
   name: str
-  hbm_bytes: int
-  peak_flops: float
-  hbm_bandwidth: float
-  ici_bandwidth: float
-  ici_links: int
-  chips_per_host: int
-  slices: tuple[str, ...]
-  source: str
+  hbm_bytes: int  # published: 16, 95, 32 GB; these are the "available HBM" of the compiler's messages (libtpu 0.0.52)
+  peak_flops: float  # bfloat16 operations per second
+  hbm_bandwidth: float  # bytes per second between memory and chip
+  ici_bandwidth: float  # bytes per second over all links to other chips, both directions together
+  slices: tuple[str, ...]  # shapes on offer, from the smallest: tori with two links per axis
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 KINDS: Mapping[str, Chip] = types.MappingProxyType(
   {
-    chip.name: chip
-    for chip in (
-      Chip(
-        name="v5e",
-        hbm_bytes=int(15.75 * _GIB),
-        peak_flops=197e12,
-        hbm_bandwidth=819e9,
-        ici_bandwidth=400e9,
-        ici_links=4,
-        chips_per_host=4,
-        slices=_FLAT,
-        source="https://docs.cloud.google.com/tpu/docs/v5e",
-      ),
-      Chip(
-        name="v5p",
-        hbm_bytes=int(95.73 * _GIB),
-        peak_flops=459e12,
-        hbm_bandwidth=2765e9,
-        ici_bandwidth=1200e9,
-        ici_links=6,
-        chips_per_host=4,
-        slices=("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
-        source="https://docs.cloud.google.com/tpu/docs/v5p-training",
-      ),
-      Chip(
-        name="v6e",
-        hbm_bytes=int(31.24 * _GIB),
-        peak_flops=918e12,
-        hbm_bandwidth=1638e9,
-        ici_bandwidth=800e9,
-        ici_links=4,
-        chips_per_host=4,
-        slices=_FLAT,
-        source="https://docs.cloud.google.com/tpu/docs/v6e",
-      ),
-    )
+    "v5e": Chip("v5e", int(15.75 * 2**30), 197e12, 819e9, 400e9, _FLAT),
+    "v5p": Chip("v5p", int(95.73 * 2**30), 459e12, 2765e9, 1200e9, _CUBES),
+    "v6e": Chip("v6e", int(31.24 * 2**30), 918e12, 1638e9, 800e9, _FLAT),
   }
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips of one kind, wired to a grid."""
+  """Chips of one kind, wired to a torus."""
 
   chip: Chip
   shape: tuple[int, ...]
@@ -98,36 +50,27 @@ class Slice:
 
   @property
   def num_hosts(self) -> int:
-    return -(-self.num_chips // self.chip.chips_per_host)
+    return -(-self.num_chips // CHIPS_PER_HOST)
 
   @property
   def of_one_host(self) -> "Slice":
-    """The chips of one of its hosts: 2x2 of them, unless it has fewer."""
-    if self.num_hosts == 1:
-      return self
-    return Slice(self.chip, (2, 2) + (1,) * (len(self.shape) - 2))
+    """The chips of one host: 2x2, or all of a smaller slice."""
+    return self if self.num_hosts == 1 else Slice(self.chip, (2, 2) + (1,) * (len(self.shape) - 2))
 
   @property
   def receive_bandwidth(self) -> float:
-    """Bytes a second that a chip can take in from its neighbours; 0 where it has none.
-
-    Along a dimension of two chips one link is used, along a longer one both. Half of a link's published rate is inward.
-    """
+    """Bytes per second that a chip receives from its neighbours: half of each link's rate; an axis of two uses one."""
     used = sum(min(size - 1, 2) for size in self.shape)
-    return self.chip.ici_bandwidth / 2 * used / self.chip.ici_links
+    return self.chip.ici_bandwidth / 2 * used / (2 * len(self.shape))
 
 
 def get_slice(name: str) -> Slice:
-  """The slice called `name`, KIND:SHAPE.
-
-  Raises:
-    UserError: there is no such kind, or it has no such shapes.
-  """
+  """The slice called KIND:SHAPE. UserError if there is no such kind, or the shape has the wrong number of axes."""
   kind, _, shape = name.partition(":")
-  known = "; ".join(f"{c.name}:{c.slices[0]} to {c.name}:{c.slices[-1]}" for c in KINDS.values())
   if kind not in KINDS:
-    raise UserError(f"unknown topology {name!r}; it is KIND:SHAPE, from {known}")
+    known = "; ".join(f"{c.name}:{c.slices[0]} to {c.name}:{c.slices[-1]}" for c in KINDS.values())
+    raise UserError(f"unknown topology {name!r}; give KIND:SHAPE, from {known}")
   chip, sizes = KINDS[kind], shape.split("x")
-  if len(sizes) != chip.ici_links // 2 or not all(size.isdecimal() and int(size) for size in sizes):
-    raise UserError(f"topology {name!r}: the shape of a {kind} is one such as {', '.join(chip.slices)}")
+  if len(sizes) != len(chip.slices[0].split("x")) or not all(size.isdecimal() and int(size) for size in sizes):
+    raise UserError(f"topology {name!r}: give a shape of {kind} such as {', '.join(chip.slices)}")
   return Slice(chip, tuple(map(int, sizes)))

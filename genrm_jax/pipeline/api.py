@@ -66,7 +66,7 @@ def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
     UserError: a setting, an input or the workdir cannot be used.
   """
   run = open_run(config, workdir)
-  names = _chosen(run, verifiers)
+  names = chosen_verifiers(run, verifiers)
   run_up_to(run, [f"train_{name}" for name in names if run.verifier_type(name).is_trained])
   return {name: run.trained_verifier(name) for name in names}
 
@@ -78,7 +78,7 @@ def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
     One score per candidate for each verifier, as in scores/<verifier>.jsonl.
   """
   run = open_run(config, workdir)
-  names = _chosen(run, verifiers)
+  names = chosen_verifiers(run, verifiers)
   run_up_to(run, [f"score_{name}" for name in names])
   return {name: jsonl.read_records(run.path(run.scores_file(name, "eval")), Score) for name in names}
 
@@ -133,7 +133,8 @@ def use_cpu_devices(number: int) -> None:
       say(f"JAX has started with {jax.local_device_count()} CPU devices; config.cpu_devices={number} has no effect")
 
 
-def _chosen(run: Run, verifiers: Sequence[str]) -> list[str]:
+def chosen_verifiers(run: Run, verifiers: Sequence[str]) -> list[str]:
+  """The verifiers called `verifiers`, all of the config's if empty. UserError if it lacks one."""
   unknown = [name for name in verifiers if name not in run.verifier_names]
   if unknown:
     raise UserError(f"the config has no verifier {', '.join(unknown)}; it has: {', '.join(run.verifier_names)}")

@@ -112,7 +112,7 @@ class Run:
   @functools.cached_property
   def verifier_names(self) -> list[str]:
     """Names in the config: first the built-in verifiers in the order of VERIFIERS, then custom ones."""
-    names = list(self.config.verifiers)
+    names = list(self.config.get("verifiers", {}))
     return [*(n for n in VERIFIERS if n in names), *(n for n in names if n not in VERIFIERS)]
 
   def verifier_type(self, name: str) -> type[Verifier]:

@@ -115,7 +115,7 @@ def fit(
       `config.best_by` names a metric without held-out targets; a checkpoint of another run; a full disk.
   """
   mesh = cast(Mesh, batch.mesh)
-  _check_batch_size(name, config, batch)
+  check_batch_size(name, config, batch)
   trained, frozen = lora.split(init_params)
   _check_float32(name, trained)
   optimizer = optim.make_optimizer(config.optim, None if norm_mask is None else lora.split(norm_mask)[0])
@@ -218,7 +218,8 @@ def _say_start(name: str, first_step: int, num_steps: int, unfinished: Sequence[
     say(f"{name}: resuming from step {first_step} of {num_steps}{lost}")
 
 
-def _check_batch_size(name: str, config: TrainConfig, batch: NamedSharding) -> None:
+def check_batch_size(name: str, config: TrainConfig, batch: NamedSharding) -> None:
+  """UserError where a batch does not divide over the batch shards and the micro-batches."""
   num_shards = sharding.num_shards(batch)
   if config.batch_size % (num_shards * config.num_micro_batches):
     raise UserError(

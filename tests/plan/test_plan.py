@@ -1,4 +1,4 @@
-"""The planner: its arithmetic against XLA's counts, its search on CPU devices."""
+"""The planner: its arithmetic against XLA's counts, its programs and its search on CPU devices."""
 
 import dataclasses
 import importlib.metadata
@@ -7,354 +7,254 @@ import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from experiments.configs import gsm8k
-from experiments.plan import __main__, compiling, costs, sizes, table, tpus
-from experiments.plan import estimates as plan_estimates
-from experiments.plan import programs as plan_programs
-from experiments.plan import search as plan_search
-from experiments.plan.tpus import Slice
-from genrm_jax import verifiers
-from genrm_jax.infer import engine
+from experiments.plan import __main__, compiling, costs, planned, programs, search, table, tpus
+from genrm_jax.infer import engine, sampling
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
-from genrm_jax.pytrees import TokenBatch
-from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.training.step import make_eval_step
+from genrm_jax.verifiers.genrm import GenRM
 
-FOUR_CHIPS = tpus.get_slice("v5e:2x2")
-GENRM, COT = verifiers.GENRM, verifiers.GENRM_COT
-GIB = 2**30
-MESH = {"data": 1, "fsdp": 4, "tensor": 1}
+FOUR_CHIPS, ONE_CHIP = tpus.get_slice("v5e:2x2"), tpus.get_slice("v5e:1x1")
 
 
-def small(**changes):
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+  """CPU devices in place of TPU chips, as many as the slice has."""
+  monkeypatch.setattr(compiling, "devices", lambda where: jax.devices()[: where.num_chips])
+
+
+def small(where=FOUR_CHIPS, **changes):
   """The smoke config with two layers, over fsdp; `changes` by dotted key, with `__` for the dot."""
   overrides = {"model.overrides.num_layers": 2, "engine.max_tokens": 64, "mesh.data": 1, "mesh.fsdp": -1}
   rows = {f"verifiers.{name}.row_length": 64 for name in ("orm", "genrm", "genrm_cot")}
   changed = {key.replace("__", "."): value for key, value in changes.items()}
-  return sizes.with_settings(gsm8k.get_config("smoke"), {**overrides, **rows, **changed})
+  return planned.planned(gsm8k.get_config("smoke"), where).changed({**overrides, **rows, **changed})
 
 
-@pytest.fixture
-def on_cpu(monkeypatch):
-  """Compiles for CPU devices in place of TPU chips, as many as the slice has."""
-  monkeypatch.setattr(compiling, "devices", lambda where: jax.devices()[: where.num_chips])
+def paper(model="gemma_2b", where=FOUR_CHIPS, **changes):
+  run = planned.planned(gsm8k.get_config(model), where)
+  return run.changed({key.replace("__", "."): value for key, value in changes.items()})
 
 
-def with_memory(where: Slice, size: int) -> Slice:
+def with_memory(where, size):
   return dataclasses.replace(where, chip=dataclasses.replace(where.chip, hbm_bytes=size))
+
+
+def fits_of(run, name):
+  return [p.fit() for p in [*programs.train_programs(run, name), *programs.score_programs(run, name)]]
+
+
+# The run: the pipeline's own, without files.
+
+
+def test_a_run_needs_neither_checkpoint_nor_tokenizer(tmp_path):
+  run = paper(model__checkpoint=f"{tmp_path}/gemma", tokenizer__path=f"{tmp_path}/tokenizer.model")
+  assert run.model == dataclasses.replace(get_config("gemma_2b", dtype="bfloat16"), sharding=run.model.sharding)
+  assert small().model.vocab_size == 320, "that of the tokenizer that the run would learn"
+  prompter = run.prompter
+  assert prompter.tokenizer.decode(prompter.direct("1?", "2")[1:]) == run.prompter.format.render(
+    run.prompter.format.solve, question="1?"
+  ) + "2" + prompter.template("verify")
+
+
+def test_the_engines_functions_are_those_that_the_verifier_calls():
+  run, votes = paper(), [engine.slots.decode, engine.next_token_probs]
+  found = {name: [call.function for call in run.calls(name)] for name in run.verifier_names}
+  direct = {"orm": [engine.next_token_logits], "genrm": [engine.next_token_probs], "dpo": [engine.log_probs_from]}
+  assert found == {**direct, "genrm_cot": votes, "judge": votes}
+  sampled, forced = run.calls("genrm_cot")
+  assert sampled.options["settings"].max_new_tokens == 768 and sampled.options["num_rollouts"] == 32
+  assert forced.num_extra > 768, "a forced verdict is read after the rationale"
+
+
+class TwoPrompts(GenRM):
+  """A verifier of the user's own."""
+
+  def votes(self, engine, pairs, how, label):
+    engine.next_token_probs([self.prompter.solve(q) for q, _ in pairs], (1, 2, 3), label)
+    return super().votes(engine, pairs, how, label)
+
+
+def test_a_verifier_of_ones_own_is_planned(monkeypatch):
+  run = small(verifiers__genrm__solve_weight=0.5)
+  monkeypatch.setattr(
+    planned.PlannedRun, "verifier", lambda self, name: TwoPrompts(name, self.prompter, self.config.verifiers[name])
+  )
+  assert next(call.options["token_ids"] for call in run.calls("genrm")) == (1, 2, 3)
+  assert [fit.fits for fit in fits_of(run, "genrm")] == [True] * 4
+
+
+def test_targets_are_examples_of_a_row_or_a_share_of_its_tokens():
+  assert paper().counts("orm") == (5, 0), "1,024 tokens have room for five of the shortest"
+  assert 0.6 * 1024 < paper().counts("genrm").max_targets < 1024, "it learns to solve as well"
+  assert paper(verifiers__genrm__solve_weight=0.0).counts("genrm") == (5, 0)
+  assert paper().counts("dpo").max_pairs > 0
+
+
+def test_programs_are_counted_as_the_engine_compiles_them(monkeypatch):
+  run = small(engine__max_tokens=256, engine__rows_per_batch=8, votes__sample__max_new_tokens=8, votes__num_votes=1)
+  training, scoring = programs.num_compilations(run, "genrm_cot")
+  assert training == 2 and programs.num_compilations(paper(), "dpo")[0] == 3
+  (call, _) = run.calls("genrm_cot")
+  widths = programs.Sizes(run, call).widths
+  assert widths == [32, 64, 96, 128, 192, 256] and scoring["prefill"] == scoring["insert"] == len(widths)
+  shapes, prefill = [], engine.slots.prefill
+
+  def record(params, tokens, length, config):
+    shapes.append(tokens.shape)
+    return prefill(params, tokens, length, config=config)
+
+  monkeypatch.setattr(engine.slots, "prefill", record)
+  params = gemma.init(run.model, jax.random.key(0))
+  real = engine.Engine(params, run.model, run.engine_mesh, run.prompter.end_id, 8, 256)
+  prompts = [[3] * n for n in (20, 40, 70, 100, 150, 248) for _ in range(4)]
+  keys = sampling.sample_keys(0, "vote", [str(i) for i in range(len(prompts))], 1)
+  real.generate(prompts, keys, call.options["settings"], (2, 3), "")
+  assert {width for _, width in shapes} <= set(widths) and max(w for _, w in shapes) == widths[-1]
+  assert {rows for rows, _ in shapes} == {programs.Sizes(run, call).num_prompts}
 
 
 # The arithmetic.
 
 
-def one_layer(size):
+def one_layer(size, where=ONE_CHIP, **changes):
   """XLA counts the body of a loop once: right for one layer."""
-  return get_config(size, num_layers=1, embed_dim=512, ffw_dim=2048, vocab_size=8192, dtype="bfloat16")
-
-
-def train_program(config, verifier=GENRM, num_devices=1):
-  mesh = sharding.make_mesh(fsdp=num_devices, devices=jax.devices()[:num_devices])
-  return plan_programs.train_program(config, verifier, mesh), mesh
+  widths = {f"model__overrides__{k}": v for k, v in (("num_layers", 1), ("embed_dim", 512), ("ffw_dim", 2048))}
+  narrow = {"verifiers__genrm__row_length": 512, "tokenizer__vocab_size": 8192, "engine__max_tokens": 512}
+  run = small(where, model__size=size, model__dtype="bfloat16", **widths, **narrow, **changes)
+  config = run.config.to_dict()
+  config["model"]["sharding"] = dict(get_config(size).rules)
+  return planned.planned(config, where)
 
 
 @pytest.mark.parametrize("size", ["gemma_2b", "gemma2_9b"])
 @pytest.mark.parametrize("remat", ["none", "dots", "layer"])
-def test_a_step_has_the_operations_that_xla_counts(size, remat):
-  model = one_layer(size)
-  config = small(model__size=size, model__dtype="bfloat16", verifiers__genrm__remat=remat)
-  widths = {f"model.overrides.{name}": getattr(model, name) for name in ("num_layers", "embed_dim", "ffw_dim")}
-  config = sizes.with_settings(
-    config,
-    widths | {"tokenizer.vocab_size": 8192, "verifiers.genrm.row_length": 512, "verifiers.genrm.solve_weight": 0.5},
-  )
-  assert sizes.model_config(config) == model
-  program, mesh = train_program(config)
-  with jax.set_mesh(mesh):
-    counted = program.lower().cost_analysis()["flops"]
-  assert costs.train_flops(model, plan_estimates.training_of(config, GENRM)) == pytest.approx(counted, rel=0.02)
+def test_a_training_step_has_the_operations_that_xla_counts(size, remat):
+  run = one_layer(size, verifiers__genrm__remat=remat, verifiers__genrm__solve_weight=0.5)
+  (program,) = programs.train_programs(run, "genrm")
+  assert costs.train_flops(run, "genrm") == pytest.approx(program.lower().cost_analysis()["flops"], rel=0.02)
 
 
 def test_reading_has_the_operations_that_xla_counts():
-  model, rows, width = one_layer("gemma2_9b"), 4, 512
-  params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), gemma.param_specs(model))
-  tokens, length = jax.ShapeDtypeStruct((rows, width), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
-  counted = engine.next_token_probs.lower(params, tokens, length, config=model, token_ids=(1, 2)).cost_analysis()[
-    "flops"
-  ]
-  mesh = {"data": 1, "fsdp": 1, "tensor": 1}
-  assert costs.read_work(model, rows, width, mesh).flops == pytest.approx(counted, rel=0.02)
-
-
-@pytest.mark.parametrize("size", ["gemma_2b", "gemma2_9b"])
-@pytest.mark.parametrize("remat", ["dots", "layer"])
-def test_what_is_kept_for_the_backward_pass_is_what_the_scan_over_layers_hands_on(size, remat):
-  model = get_config(size, num_layers=3, embed_dim=128, ffw_dim=512, vocab_size=512, dtype="bfloat16")
-  rows, width = 2, 256
-  params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), gemma.param_specs(model))
-  tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
-
-  def loss(params, tokens):
-    return jnp.sum(gemma.forward(params, model, tokens, tokens, tokens, remat=remat)[0].astype(jnp.float32))
-
-  scans = [e for e in jax.make_jaxpr(jax.grad(loss))(params, tokens).jaxpr.eqns if e.primitive.name == "scan"]
-  (forward,) = (e for e in scans if not e.params["reverse"])
-  stacked = [v.aval for v in forward.outvars if v.aval.ndim > 2 and v.aval.shape[0] == model.num_layers]
-  handed_on = sum(a.size * a.dtype.itemsize for a in stacked if rows * width in (a.shape[1], a.shape[1] * a.shape[2]))
-  assert costs.kept_bytes(model, rows * width, remat) == pytest.approx(handed_on, rel=0.05)
-
-
-@pytest.mark.parametrize(("remat", "count"), [("dots", 1), ("layer", 2)])
-def test_the_certain_memory_of_a_step_is_a_bound_of_what_the_compiler_takes(on_cpu, remat, count):
-  config = small(verifiers__genrm__remat=remat, verifiers__genrm__loop__num_micro_batches=count)
-  training, model = plan_estimates.training_of(config, GENRM), sizes.model_config(config)
-  (fit,) = plan_search.fit_training(config, GENRM, FOUR_CHIPS)
-  assert fit.seconds is not None and sum(costs.least_memory(model, training, MESH).values()) <= fit.parts["temporaries"]
-
-
-def test_parameters_and_moments_are_counted_as_they_lie_on_a_chip(on_cpu):
-  (train,) = plan_search.fit_training(small(), GENRM, FOUR_CHIPS)
-  num_params = sum(gemma.num_params(sizes.model_config(small())))
-  assert train.parts["parameters"] == 4 * num_params / 4
-  # Adam's two counters beside the moments.
-  assert train.parts["optimiser"] == pytest.approx(2 * 4 * num_params / 4, abs=8)
-
-
-def test_adapters_have_no_moments_but_their_own(on_cpu):
-  (fit,) = plan_search.fit_training(small(verifiers__genrm__lora__rank=2), GENRM, FOUR_CHIPS)
-  assert fit.fits and fit.parts["optimiser"] < fit.parts["parameters"] / 4
+  run = one_layer("gemma2_9b", engine__rows_per_batch=4)
+  (*_, program) = programs.score_programs(run, "genrm")
+  _, tokens, _ = program.args
+  counted = program.lower().cost_analysis()["flops"]
+  assert sum(costs.forward_flops(run.model, tokens.size, tokens.shape[1], 4)) == pytest.approx(counted, rel=0.02)
 
 
 def test_the_least_time_is_that_of_the_scarcest_rate():
-  work = costs.Work(flops=197e12, moved=819e9 / 2, received=0)
-  assert costs.least_seconds(work, FOUR_CHIPS) == (pytest.approx(1), "compute")
-  assert costs.least_seconds(costs.Work(0, 819e9, 1e9), FOUR_CHIPS) == (pytest.approx(1), "memory")
-  assert costs.least_seconds(costs.Work(0, 1, 300e9), FOUR_CHIPS) == (pytest.approx(3), "links")
+  for work, limit in (((4 * 197e12, 4e11, 0), "compute"), ((0, 819e9, 1e9), "memory"), ((0, 1, 100e9), "links")):
+    assert costs.least("", 1, FOUR_CHIPS, *work) == ("", pytest.approx(1), limit, 1)
 
 
 def test_more_chips_and_fewer_operations_take_less_time():
-  config = gsm8k.get_config("gemma_2b")
-  step, total = plan_estimates.training(config, GENRM, FOUR_CHIPS, MESH)
-  more, _ = plan_estimates.training(config, GENRM, tpus.get_slice("v5e:4x4"), MESH | {"fsdp": 16})
-  again = sizes.with_settings(config, {"verifiers.genrm.remat": "layer"})
-  assert more.seconds < step.seconds < plan_estimates.training(again, GENRM, FOUR_CHIPS, MESH)[0].seconds
-  assert total.hours == pytest.approx(6_000 * step.seconds / 3600)
-  # Six operations a parameter and token, by the rule of thumb, and some for attention.
-  assert step.flops * 4 == pytest.approx(6 * 2.0e9 * 16 * 1024, rel=0.25)
+  step, evaluation = costs.training(paper(), "genrm")
+  more, _ = costs.training(paper(where=tpus.get_slice("v5e:2x4")), "genrm")
+  assert more.seconds < step.seconds < costs.training(paper(verifiers__genrm__remat="layer"), "genrm")[0].seconds
+  # Six operations per parameter and token, by the rule of thumb, and some for attention.
+  assert step.seconds * 4 * 197e12 == pytest.approx(6 * 2.0e9 * 16 * 1024, rel=0.25)
+  assert (step.number, evaluation.number) == (6_000, 24)
+  assert evaluation.seconds == pytest.approx(256 / 16 * step.seconds / 3, rel=0.1), "256 rows forward, 16 at a time"
+  fewer = paper(verifiers__genrm__loop__max_eval_rows=64, verifiers__genrm__loop__eval_every_steps=500)
+  capped = costs.training(fewer, "genrm")[1]
+  assert capped.seconds == pytest.approx(evaluation.seconds / 4) and capped.number == 12
+  one, two = (costs.scoring(paper(where=tpus.get_slice(f"v5e:{s}")), "genrm_cot", 4096) for s in ("2x2", "2x4"))
+  assert costs.hours(two) == pytest.approx(costs.hours(one) / 2), "each host scores its share"
 
 
-def test_weights_that_every_chip_has_need_no_links_to_write_a_token():
-  config = gsm8k.get_config("gemma_7b")
-
-  def of_mesh(axis):
-    mesh = {"data": 1, "fsdp": 1, "tensor": 1, axis: 4}
-    return plan_estimates.scoring(config, COT, FOUR_CHIPS, mesh, 64)[0][1]
-
-  gathered, whole, split = (of_mesh(axis) for axis in ("fsdp", "data", "tensor"))
-  assert (gathered.limit, whole.limit, split.limit) == ("links", "memory", "memory")
-  assert split.seconds < whole.seconds < gathered.seconds
+# Memory and search.
 
 
-def test_targets_are_examples_of_a_row_or_a_share_of_its_tokens():
-  config = gsm8k.get_config("gemma_2b")
-  texts = sizes.lengths(config)
-  orm = sizes.max_targets(verifiers.ORM, config.verifiers.orm, texts)
-  assert orm == 5, "1,024 tokens have room for five of the shortest"
-  assert 0.6 * 1024 < sizes.max_targets(GENRM, config.verifiers.genrm, texts) < 1024, "it learns to solve as well"
-  alone = sizes.with_settings(config, {"verifiers.genrm.solve_weight": 0.0})
-  assert sizes.max_targets(GENRM, alone.verifiers.genrm, texts) == orm
+def test_parameters_and_moments_are_counted_as_they_lie_on_a_chip():
+  (program,) = programs.train_programs(small(), "genrm")
+  num_params = sum(gemma.num_params(small().model))
+  assert program.held["parameters"] == 4 * num_params / 4
+  # Adam's two counters beside the moments.
+  assert program.held["optimiser"] == pytest.approx(2 * 4 * num_params / 4, abs=8)
+  assert program.fit().parts["temporaries"] >= program.least["gradients"] == 4 * num_params / 4
+  too_small = dataclasses.replace(program, where=with_memory(FOUR_CHIPS, 1000)).fit()
+  assert not too_small.fits and too_small.seconds is None, "by arithmetic, without the compiler"
+  (adapted,) = programs.train_programs(small(verifiers__genrm__lora__rank=2), "genrm")
+  assert adapted.fit().fits and adapted.held["optimiser"] < program.held["optimiser"] / 4
 
 
-# Search and remedies.
-
-
-def test_the_fastest_settings_are_tried_first():
-  config = gsm8k.get_config("gemma_7b")
-  attempts = plan_search.training_attempts(config, COT, FOUR_CHIPS, MESH)
-  tried = [tuple(changes.values()) for changes in attempts]
-  assert sorted(tried) == [(r, n) for r in ("dots", "layer") for n in (1, 2, 4)]
-  assert tried[0] == ("dots", 1)
-  of = [plan_estimates.training(sizes.with_settings(config, c), COT, FOUR_CHIPS, MESH)[0].seconds for c in attempts]
-  assert of == sorted(of) and of[0] < of[-1]
-
-
-def test_search_takes_the_first_settings_that_fit(on_cpu):
-  config = small(verifiers__genrm__row_length=256, verifiers__genrm__loop__batch_size=4)
-  attempts = plan_search.training_attempts(config, GENRM, FOUR_CHIPS, MESH)
-  assert [tuple(changes.values()) for changes in attempts] == [("dots", 1), ("layer", 1)]
-  mesh = compiling.training_mesh(config, FOUR_CHIPS)
-  dots, layer = (plan_programs.train_program(sizes.with_settings(config, changes), GENRM, mesh) for changes in attempts)
-  room = compiling.fit(dots, FOUR_CHIPS, mesh, {}).total - 1
-  outcome = plan_search.search_training(config, GENRM, with_memory(FOUR_CHIPS, room))
-  assert outcome.fits and outcome.changes == attempts[1]
-  assert outcome.programs[0].parts == compiling.fit(layer, with_memory(FOUR_CHIPS, room), mesh, {}).parts
-
-
-def test_evaluation_takes_less_than_the_training_step(on_cpu):
-  config = small(verifiers__genrm__row_length=256, verifiers__genrm__loop__num_micro_batches=2)
-  program, mesh = train_program(config, num_devices=4)
-  train = compiling.fit(program, FOUR_CHIPS, mesh, {})
-  settings, model = config.verifiers.genrm, sizes.model_config(config)
-  loss = verifiers.make_loss(GENRM, model, None, plan_estimates.training_of(config, GENRM).targets, 0.0, 0.0)
-  params = plan_programs.params_like(model, None, mesh)
-  shape = (settings.loop.batch_size // 2, settings.row_length)
-  ints, floats = (
-    jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh)) for dtype in (jnp.int32, jnp.float32)
-  )
-  batch = TokenBatch(**{f.name: floats if f.name == "weights" else ints for f in dataclasses.fields(TokenBatch)})
-  evaluate = make_eval_step(loss, sharding.batch_sharding(mesh), jax.tree.map(lambda a: a.sharding, params))
-  with jax.set_mesh(mesh):
-    evaluation = evaluate.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
-  assert 0 < evaluation < train.parts["temporaries"]
-
-
-def test_what_cannot_fit_by_arithmetic_is_not_compiled(on_cpu):
-  (fit,) = plan_search.fit_training(small(), GENRM, with_memory(FOUR_CHIPS, 1000))
-  assert not fit.fits and fit.seconds is None
-
-
-def test_scoring_takes_fewer_rows_until_it_fits(on_cpu):
-  fits = plan_search.fit_scoring(small(engine__rows_per_batch=128), COT, FOUR_CHIPS)
-  config = small(engine__rows_per_batch=512)
-  attempts = plan_search.scoring_attempts(config)
-  assert attempts[0] == {} and [changes["engine.rows_per_batch"] for changes in attempts[1:3]] == [256, 128]
-  room = max(fit.total for fit in fits)
-  outcome = plan_search.search_scoring(config, COT, with_memory(FOUR_CHIPS, room), attempts)
-  assert outcome.fits and outcome.changes == {"engine.rows_per_batch": 128}
-
-
-@pytest.mark.parametrize(
-  ("program", "parts", "changes", "told"),
-  [
-    ("train step", {"parameters": 5, "optimiser": 10, "temporaries": 3}, {}, "a larger slice, or adapters"),
-    ("train step", {"parameters": 2, "optimiser": 4, "temporaries": 12}, {}, "verifiers.genrm.remat=layer, or more"),
-    ("train step", {"parameters": 2, "kept for the backward pass": 12}, {"remat": "layer"}, "num_micro_batches=2"),
-    (
-      "train step",
-      {"parameters": 2, "temporaries": 12},
-      {"remat": "layer", "loop.num_micro_batches": 4},
-      "a larger slice, or more of its chips on --config.mesh.tensor",
-    ),
-    ("writing", {"parameters": 2, "cache": 12}, {}, "engine.rows_per_batch=128"),
-    ("loading", {"parameters": 12, "temporaries": 2}, {}, "more chips of a host on --config.engine.mesh.tensor, or"),
-  ],
-)
-def test_what_takes_most_is_named_with_its_remedy(on_cpu, program, parts, changes, told):
-  settings = {f"verifiers.genrm.{key}": value for key, value in changes.items()}
-  config = sizes.with_settings(gsm8k.get_config("gemma_2b"), settings)
-  fit = compiling.Fit(program, {name: size * GIB for name, size in parts.items()}, 13 * GIB, 1.0)
-  line = plan_search.remedy(config, GENRM, fit, FOUR_CHIPS)
-  largest = max(parts, key=parts.get)
-  assert f"{program} needs {sum(parts.values())}.00 GiB of 13.00 GiB, most of it {largest}" in line and told in line
-
-
-def test_the_bytes_that_the_compiler_wanted_are_read_from_its_message():
-  message = (
-    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
-    "temporaries (16.15G) exceeds available HBM (15.75G). HLO module: jit_train_step."
-  )
-  assert compiling.wanted_bytes(message) == int(16.15 * GIB)
-  assert compiling.wanted_bytes("RESOURCE_EXHAUSTED: in other words") is None
+def test_search_takes_the_fastest_settings_that_fit():
+  run = paper("gemma_7b", tpus.get_slice("v5e:2x4"))
+  meshes = [
+    tuple(c[f"engine.mesh.{axis}"] for axis in ("data", "tensor")) for c in search.scoring_attempts(run, "genrm_cot")
+  ]
+  assert set(meshes) == {(4, 1), (2, 2), (1, 4)}, "of the four chips of a host"
+  attempts = search.training_attempts(run, "genrm_cot")
+  seconds = [costs.training(run.changed(changes), "genrm_cot")[0].seconds for changes in attempts]
+  assert seconds == sorted(seconds) and seconds[0] < seconds[-1]
+  run = small(verifiers__genrm__row_length=256, verifiers__genrm__loop__batch_size=4)
+  dots, layer = ({"verifiers.genrm.remat": remat} for remat in ("dots", "layer"))
+  first, second = (programs.train_programs(run.changed(c), "genrm")[0].fit() for c in (dots, layer))
+  tight = planned.planned(run.config, with_memory(FOUR_CHIPS, first.total - 1))
+  changes, (fit,) = search.search(tight, "genrm", [dots, layer], programs.train_programs)
+  assert fit.fits and changes == layer and fit.parts == second.parts
+  assert not search.search(tight, "genrm", [dots], programs.train_programs)[1][0].fits
 
 
 # The command and the table.
 
 
-@pytest.mark.parametrize(("name", "programs"), [("judge", 5), ("dpo", 3)])
-def test_the_verifiers_of_the_papers_tables_are_planned_too(on_cpu, name, programs):
-  config = sizes.with_settings(
-    gsm8k.get_config("gemma_2b"),
-    {"model.size": "tiny_gemma1", "engine.max_tokens": 800, "engine.rows_per_batch": 8, "verifiers.dpo.row_length": 64},
-  )
-  (verifier,) = sizes.chosen_verifiers(config, [name])
-  told = __main__.plan_verifier(config, verifier, FOUR_CHIPS, 100, search=False)
-  assert told.count(": fits (compiled in ") == programs and "NOT FIT" not in told
-  assert "scoring 100 solutions" in told and ("training steps" in told) == verifier.is_trained
+@pytest.mark.parametrize(("name", "num_programs"), [("judge", 6), ("dpo", 3), ("orm", 3)])
+def test_the_verifiers_of_the_papers_tables_are_planned(name, num_programs):
+  tiny = {"model__size": "tiny_gemma1", "engine__max_tokens": 1664, "engine__rows_per_batch": 8}
+  run = paper(**tiny, verifiers__dpo__row_length=64, verifiers__orm__row_length=64)
+  shown = __main__.show(run, name, 100, searches=False)
+  assert shown.count(": fits (compiled in ") == num_programs and "NOT FIT" not in shown
+  assert "scoring 100 solutions: at least" in shown and ("evaluation of" in shown) == run.verifier(name).is_trained
 
 
-def test_a_mesh_or_batch_that_does_not_divide_is_told_with_a_remedy(on_cpu):
-  with pytest.raises(UserError, match=r"fsdp=3.* the 4 devices\. Set --config\.mesh\.data, .* the 4 chips of v5e:2x2"):
-    compiling.training_mesh(small(mesh__fsdp=3), FOUR_CHIPS)
-  with pytest.raises(UserError, match=r"tensor=3.* Set --config\.engine\.mesh\.data, .* the 4 chips of v5e:2x2"):
-    compiling.engine_mesh(small(engine__mesh__tensor=3), tpus.get_slice("v5e:4x4"))
-  with pytest.raises(
-    UserError, match=r"genrm: batch_size 6 does not divide by 4 .* use --config\.mesh\.data=1 .*fsdp=2"
+def test_a_mesh_or_batch_that_does_not_divide_is_one_message():
+  for changes, key_words in (
+    ({"mesh__fsdp": 3}, "fsdp=3.*config.mesh.*4 chips of v5e:2x2"),
+    ({"engine__mesh__tensor": 3}, "tensor=3.*config.engine.mesh"),
+    ({"verifiers__genrm__loop__batch_size": 6}, "genrm: batch_size 6.*4 batch shards"),
   ):
-    plan_search.fit_training(small(verifiers__genrm__loop__batch_size=6), GENRM, FOUR_CHIPS)
-  with pytest.raises(UserError, match="the config has no verifier nope; there are: orm, genrm, genrm_cot"):
-    sizes.chosen_verifiers(small(), ["nope"])
+    with pytest.raises(UserError, match=key_words):
+      fits_of(small(**changes), "genrm")
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
+  monkeypatch.undo()
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   compiling.devices.cache_clear()
-  with pytest.raises(UserError, match=r"pip install 'genrm-jax\[plan\]'"):
+  with pytest.raises(UserError, match=r"genrm-jax\[plan\]"):
     compiling.devices(FOUR_CHIPS)
 
 
-def test_a_finished_cell_is_kept_and_the_page_shows_it(on_cpu, monkeypatch, tmp_path):
-  config, changed = small(engine__rows_per_batch=64), small(engine__rows_per_batch=64, seed=1)
-  monkeypatch.setattr(importlib.metadata, "version", lambda name: "0")
-
-  def run(config, *only):
-    monkeypatch.setattr(gsm8k, "get_config", lambda model: config)
-    files = [f"--results={tmp_path}/plans.json", f"--page={tmp_path}/plans.md"]
-    monkeypatch.setattr(sys, "argv", ["plan_table", f"--only={','.join(only)}", *files])
-    table.main()
-    return json.loads((tmp_path / "plans.json").read_text())
-
-  cell = run(config, "gemma_2b/orm/genrm/v6e")["gemma_2b/orm/genrm/v6e"]
-  assert cell["slice"] == "v6e:1x1"
-  assert [p["program"] for p in cell["programs"]] == ["train step", "loading", "scoring"]
-  both = run(config, "gemma_2b/orm/genrm/v6e", "gemma_2b/votes/v6e")
-  assert both["gemma_2b/orm/genrm/v6e"] == cell, "not planned again"
-  shown = (tmp_path / "plans.md").read_text()
-  assert "| orm/genrm | v6e:1x1 |" in shown and "| votes | v6e:1x1 |" in shown
-  assert list(run(changed, "gemma_2b/votes/v6e")) == ["gemma_2b/votes/v6e"], "the other is of another config"
-
-
-def test_a_larger_slice_is_taken_where_the_smaller_does_not_suffice(on_cpu, monkeypatch):
-  config = small(model__overrides__embed_dim=256, model__overrides__ffw_dim=1024)
-  state = 12 * sum(gemma.num_params(sizes.model_config(config)))  # parameters and two moments
-  chip = dataclasses.replace(tpus.KINDS["v6e"], hbm_bytes=state)
-  monkeypatch.setattr(tpus, "KINDS", {**tpus.KINDS, "v6e": chip})
+def test_finished_cells_are_kept_and_shown_on_the_page(monkeypatch, tmp_path):
+  config = small(model__overrides__embed_dim=256, model__overrides__ffw_dim=1024).config
+  # Parameters, moments and gradients, 16 bytes per parameter, are too much for one chip.
+  chip = with_memory(ONE_CHIP, 12 * sum(gemma.num_params(planned.planned(config, ONE_CHIP).model))).chip
+  monkeypatch.setattr(tpus, "KINDS", {**tpus.KINDS, "v5e": chip})
   monkeypatch.setattr(gsm8k, "get_config", lambda model: config)
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "0")
-  cell = table.plan_cell("gemma_2b/genrm_cot/v6e")
-  assert [(t["slice"], cell["slice"]) for t in cell["tried"]] == [("v6e:1x1", "v6e:2x2")]
-  assert cell["changes"]["mesh.fsdp"] == 4
+  monkeypatch.setattr(search, "ROWS", (8,))
+  results, page = tmp_path / "plans.json", tmp_path / "plans.md"
+  page.write_text(f"Prose.\n\n{table.MARK}an old table")
 
+  def run(names, *arguments):
+    monkeypatch.setattr(table, "NAMES", names)
+    monkeypatch.setattr(sys, "argv", ["table", f"--results={results}", f"--page={page}", *arguments])
+    table.main()
+    return json.loads(results.read_text())
 
-def test_the_training_mesh_has_no_more_rows_than_the_batch():
-  found = [tuple(table.training_mesh(16, tpus.get_slice(f"v5e:{shape}")).values()) for shape in ("1x1", "4x4", "8x8")]
-  assert found == [(1, 1, 1), (1, 16, 1), (1, 16, 4)]
-
-
-def test_a_mesh_for_scoring_divides_heads_and_chips():
-  for model in gsm8k.MODELS:
-    config = gsm8k.get_config(model)
-    heads = sizes.model_config(config)
-    for changes in table.voting_attempts(config, tpus.get_slice("v5e:4x4")):
-      data, tensor = changes["engine.mesh.data"], changes["engine.mesh.tensor"]
-      assert data * tensor == 4 and heads.num_heads % tensor == 0
-      assert heads.num_kv_heads == 1 or heads.num_kv_heads % tensor == 0
-
-
-def test_more_hosts_take_as_much_less_time_to_score():
-  config, mesh = gsm8k.get_config("gemma_2b"), {"data": 4, "fsdp": 1, "tensor": 1}
-  once, hours = [], []
-  for shape in ("2x2", "4x4"):
-    estimates, total = plan_estimates.scoring(config, COT, tpus.get_slice(f"v5e:{shape}"), mesh, 4096)
-    once.append(estimates)
-    hours.append(total.hours)
-  assert once[0] == once[1], "each host does what one does"
-  assert hours[1] == pytest.approx(hours[0] / 4)
-
-
-def test_an_unknown_cell_is_told():
-  with pytest.raises(UserError, match="no cell gemma_2b/v5e; there are: gemma_2b/orm/genrm/v5e"):
-    table.names(["gemma_2b/v5e"])
+  training, votes = "gemma_2b/genrm_cot/v5e", "gemma_2b/votes/v6e"
+  cell = run([training])[training]
+  assert [(t["slice"], cell["slice"]) for t in cell["tried"]] == [("v5e:1x1", "v5e:2x2")]
+  assert cell["changes"]["mesh.fsdp"] * cell["changes"]["mesh.tensor"] == 4
+  results.write_text(json.dumps({training: {**cell, "commit": "earlier"}}))
+  assert run([training, votes])[training]["commit"] == "earlier", "not planned again"
+  assert page.read_text().startswith(f"Prose.\n\n{table.MARK}")
+  assert "| genrm_cot | v5e:2x2 |" in page.read_text() and "| votes | v6e:1x1 |" in page.read_text()
+  assert run([training], f"--only={training}")[training]["commit"] != "earlier"
+  with pytest.raises(SystemExit):
+    run([training], "--only=gemma_2b/v5e")
