@@ -18,7 +18,7 @@ import pytest
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
   *("damage_for_many", "docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "imports", "install", "library"),
-  *("parity_hf", "pretrained", "rows_for_many", "smoke", "tour", "two_processes", "verifiers"),
+  *("parity", "pretrained", "rows_for_many", "smoke", "tour", "two_processes", "verifiers"),
 }
 
 

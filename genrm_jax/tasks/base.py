@@ -80,7 +80,9 @@ class Task(Protocol):
     few_shot(solve_template) -> str: worked examples that precede the prompt for a base model. `solve_template` is the
       template for a solution, with `{question}` in it.
     first_solution(text) -> str: what a base model wrote before it went on to a further question of its own.
-    released(seed) -> Released | None: the data that others released; None for sampling candidates instead.
+    released(seed) -> Released: the data that others released, in place of sampled candidates.
+
+  and an attribute `notes`, sentences that open the report.
   """
 
   @property

@@ -58,6 +58,16 @@ class ListTask:
     """The splits that have settings."""
     return tuple(split for split in base.SPLITS if getattr(self, split) is not None)
 
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """For the report: on which lengths verifiers are trained and evaluated."""
+    if self.train is None or self.eval is None:
+      return ()
+    lengths = "those of BIG-Bench Hard (2-20)" if self.eval.get("bbh") else _lengths(self.eval)
+    return (
+      f"Generator and verifiers are trained on lists of {_lengths(self.train)} words and evaluated on {lengths}.",
+    )
+
   def _check_split(self, split: str) -> None:
     settings, known = {**getattr(self, split)}, (*_NUMBERS, *self.split_options.get(split, ()))
     if not set(_NUMBERS) <= set(settings) <= set(known):
@@ -105,3 +115,7 @@ class ListTask:
   def extract_answer(self, text: str) -> str | None:
     """The answer of a solution, None where it gives none."""
     raise NotImplementedError
+
+
+def _lengths(split: Mapping[str, Any]) -> str:
+  return "-".join(str(n) for n in sorted({split["min_words"], split["max_words"]}))

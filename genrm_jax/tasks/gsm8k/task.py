@@ -86,6 +86,16 @@ class GSM8K:
     answer = answers.extract_answer(text)
     return base.Grade(answer, answers.same_answer(answer, problem.answer))
 
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """For the report: where the candidates come from."""
+    if self._own_candidates:
+      return (f"Candidates: {self._own_candidates}, solutions to GSM8K test problems.",)
+    return (
+      "Candidates: the released solutions of Gemini 1.0 Pro to GSM8K train problems; the evaluation problems are in no "
+      "training row.",
+    )
+
   def released(self, seed: int) -> base.Released:
     """The release: training problems with all their solutions, held-out ones with those of the pool.
 
