@@ -70,19 +70,15 @@ def test_the_engines_functions_are_those_that_the_verifier_calls():
   assert forced.num_extra > 768, "a forced verdict is read after the rationale"
 
 
-class TwoPrompts(GenRM):
-  """A verifier of the user's own."""
-
-  def votes(self, engine, pairs, how, label):
-    engine.next_token_probs([self.prompter.solve(q) for q, _ in pairs], (1, 2, 3), label)
-    return super().votes(engine, pairs, how, label)
-
-
 def test_a_verifier_of_ones_own_is_planned(monkeypatch):
+  class TwoPrompts(GenRM):
+    def votes(self, engine, pairs, how, label):
+      engine.next_token_probs([self.prompter.solve(q) for q, _ in pairs], (1, 2, 3), label)
+      return super().votes(engine, pairs, how, label)
+
   run = small(verifiers__genrm__solve_weight=0.5)
-  monkeypatch.setattr(
-    planned.PlannedRun, "verifier", lambda self, name: TwoPrompts(name, self.prompter, self.config.verifiers[name])
-  )
+  verifier = TwoPrompts("genrm", run.prompter, run.config.verifiers.genrm)
+  monkeypatch.setattr(planned.PlannedRun, "verifier", lambda self, name: verifier)
   assert next(call.options["token_ids"] for call in run.calls("genrm")) == (1, 2, 3)
   assert [fit.fits for fit in fits_of(run, "genrm")] == [True] * 4
 
@@ -258,3 +254,23 @@ def test_finished_cells_are_kept_and_shown_on_the_page(monkeypatch, tmp_path):
   assert run([training], f"--only={training}")[training]["commit"] != "earlier"
   with pytest.raises(SystemExit):
     run([training], "--only=gemma_2b/v5e")
+
+
+# Chips and slices.
+
+
+def test_every_slice_on_offer_is_found_by_its_name():
+  for chip in tpus.KINDS.values():
+    slices = [tpus.get_slice(f"{chip.name}:{shape}") for shape in chip.slices]
+    assert [s.name for s in slices] == [f"{chip.name}:{shape}" for shape in chip.slices]
+    sizes = [s.num_chips for s in slices]
+    assert sizes == sorted(set(sizes)), "from the smallest"
+  assert [tpus.get_slice(name).num_hosts for name in ("v5e:1x1", "v5p:2x2x4")] == [1, 4]
+  for name in ("v7x:2x2", "2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x2", "v5e"):
+    with pytest.raises(UserError, match=f"topology '{name}'.*(1x1|2x2x1)"):
+      tpus.get_slice(name)
+
+
+def test_a_chip_receives_over_the_links_that_its_slice_uses():
+  for name, rate in {"v5e:1x1": 0, "v5e:2x2": 100e9, "v5e:4x4": 200e9, "v5p:4x4x4": 600e9}.items():
+    assert tpus.get_slice(name).receive_bandwidth == pytest.approx(rate)
