@@ -7,10 +7,9 @@ import importlib.metadata
 import os
 import pathlib
 
-XLA_FLAGS = "--xla_backend_optimization_level=0"
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # removed later
   XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-  XLA_FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=1200 --xla_cpu_collective_timeout_seconds=1200"
 
 
 def environ(folder: pathlib.Path) -> dict[str, str]:
