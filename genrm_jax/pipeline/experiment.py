@@ -59,7 +59,8 @@ def data_stages_of(run: Run) -> list[Stage]:
       sources={"tokenizer.path": given} if given else {},
     )
     stages.insert(0 if given else len(stages), stage)
-  if "base" in c and any(s.get("init_from") == "base" for s in (*c.verifiers.values(), c.get("grader", {}))):
+  started = [*c.verifiers.values(), *([c.grader] if way in ("reference", "plain") else [])]
+  if "base" in c and any(s.get("init_from") == "base" for s in started):
     reads = (*known, *tokenizer)
     stages.append(_stage(run, data_stages.train_base, "base", reads=reads, writes=("checkpoints/base",), devices=True))
   if sampled:

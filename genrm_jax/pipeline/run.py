@@ -17,7 +17,7 @@ from genrm_jax.checkpoints.tensor_map import CheckpointReader
 from genrm_jax.data import jsonl
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
-from genrm_jax.model.config import ModelConfig, get_config
+from genrm_jax.model.config import SIZES, ModelConfig, get_config
 from genrm_jax.pipeline import locate, trained
 from genrm_jax.pipeline.stages import fingerprint
 from genrm_jax.pipeline.trained import TrainedVerifier
@@ -141,7 +141,9 @@ class Run:
     ours = {"dtype": c.dtype, "param_dtype": c.param_dtype, "sharding": c.sharding.to_dict()}
     if self.pretrained:
       check_vocab(self.tokenizer, self.pretrained.config.vocab_size)
-      return ModelConfig.from_dict(self.pretrained.config.to_dict() | ours)
+      found = self.pretrained.config
+      # The name of a size that is not in the table is that of the folder, which may move.
+      return ModelConfig.from_dict(found.to_dict() | ours | {"name": found.name if found.name in SIZES else "gemma"})
     return get_config(c.size, vocab_size=self.tokenizer.vocab_size, **ours, **c.overrides.to_dict())
 
   @functools.cached_property
@@ -253,7 +255,7 @@ class Run:
   def _checkpoint_name(self) -> str:
     if not self.pretrained:
       return "random numbers"
-    return f"{self.pretrained.config.name}, files {fingerprint(epath.Path(self.checkpoint_path))[:12]}"
+    return f"{self.model.name}, files {fingerprint(epath.Path(self.checkpoint_path))[:12]}"
 
   def _base_of(self, name: str) -> Any:
     """The path that `name` is initialized from; None if at random."""

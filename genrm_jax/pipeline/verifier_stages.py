@@ -68,7 +68,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
   embedding, rest = gemma.num_params(run.model)
   meta = {
     **identity(run),
-    "model": f"{run.model.name}, {embedding + rest:,} parameters",
+    "model": f"{(run.pretrained.config if run.pretrained else run.model).name}, {embedding + rest:,} parameters",
     "num_params": embedding + rest,
     "train_steps": {n: v.optim.num_steps for n, v in config.verifiers.items() if "optim" in v},
     "best_by": {n: v.loop.best_by for n, v in config.verifiers.items() if "loop" in v},

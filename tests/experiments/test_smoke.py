@@ -223,7 +223,7 @@ def test_a_base_is_made_that_other_runs_start_from(first, work):
   config = pretrained.open_checkpoint(asset).config
   assert (config.num_layers, config.embed_dim, config.vocab_size) == (1, 32, 102)
   assert "it is no verifier" in (asset / "README.md").read_text()
-  for name, start in (("generator", "tiny_gemma1"), ("orm", "tiny_gemma1"), ("dpo", "generator")):
+  for name, start in (("generator", "gemma, files "), ("orm", "gemma, files "), ("dpo", "generator")):
     manifest = saved.read_manifest(saved.find(work["word_sorting"] / "checkpoints" / name)[0])
     assert manifest["init_from"].startswith(start)
 

@@ -79,7 +79,7 @@ def _compilations():
   counts = collections.Counter()
 
   def listen(event, seconds, **kwargs):
-    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+    if event.endswith("/jaxpr_to_mlir_module_duration"):
       counts[kwargs["fun_name"].removeprefix("jit(").removesuffix(")")] += 1
 
   jax.monitoring.register_event_duration_secs_listener(listen)
@@ -127,7 +127,7 @@ def test_a_rollout_depends_neither_on_its_batch_nor_on_the_number_of_rollouts():
 
 def _slots(engine, num_slots, num_rollouts, prompts):
   """Free slots, the prefilled prompts, `decode` and what puts arrays on the mesh."""
-  put = functools.partial(sharding.host_to_global, mesh=engine.mesh)
+  put = functools.partial(sharding.host_to_global, sharding=sharding.batch_sharding(engine.mesh))
   decode = functools.partial(
     slots.decode, engine.params, config=engine.config, settings=SAMPLED, end_id=END, tracked=TRACKED
   )
@@ -148,7 +148,7 @@ def test_decoding_stops_when_enough_slots_are_free():
   engine = tiny.engine()
   with jax.set_mesh(engine.mesh):
     state, prefilled, decode, put = _slots(engine, 8, 1, prompts[:2])
-    state = slots.insert(state, prefilled, *put((source,)))
+    state = slots.insert(state, prefilled, *put((source,)), config=engine.config)
     for min_free in (4, 8):
       state, sampled = decode(state, keys[source, vote][:, None], np.int32(min_free), NEVER)
       done = sorted(map(len, want))[min_free - 1]
@@ -160,7 +160,7 @@ def test_decoding_stops_when_enough_slots_are_free():
     assert not np.asarray(sampled.ids)[[1, 4]].any(), "a free slot samples nothing"
     # The next rollout of a slot does not see the one before.
     source, vote = np.array([-1, -1, 1, 0, 0, -1, -1, -1], np.int32), np.array([0, 0, 2, 3, 1, 0, 0, 0])
-    state = slots.insert(state, prefilled, *put((source,)))
+    state = slots.insert(state, prefilled, *put((source,)), config=engine.config)
     _, sampled = decode(state, keys[source, vote][:, None], np.int32(8), NEVER)
   for slot in (2, 3, 4):
     ids = np.asarray(sampled.ids)[slot, : sampled.length[slot]].tolist()
@@ -174,7 +174,7 @@ def test_diverged_rollouts_are_resumed_where_they_diverged():
   places = [next((t for t, (a, b) in enumerate(zip(ids, texts[0], strict=False)) if a != b), -1) for ids in texts]
   with jax.set_mesh(engine.mesh):
     state, prefilled, decode, put = _slots(engine, 3, 6, prompts[i : i + 1])
-    state = slots.insert(state, prefilled, *put((np.array([0, -1, -1], np.int32),)))
+    state = slots.insert(state, prefilled, *put((np.array([0, -1, -1], np.int32),)), config=engine.config)
     # Decoding stops after the first divergence, and continues from there as if it had not stopped.
     slot_keys = jnp.broadcast_to(keys[i][order], (3, 6))
     state, sampled = decode(state, slot_keys, np.int32(3), np.int32(1))
@@ -190,8 +190,8 @@ def test_diverged_rollouts_are_resumed_where_they_diverged():
     gone = [r for r in range(6) if places[r] >= 0 and len(texts[r]) > places[r] + 1][:2]
     place = np.array([places[gone[0]], 0, places[gone[1]]], np.int32)
     token = np.array([texts[gone[0]][place[0]], -1, texts[gone[1]][place[2]]], np.int32)
-    state = slots.fork(state, *put((np.array([0, 1, 0], np.int32),)), num_shards=1)
-    state = slots.resume(state, *put((place + len(prompts[i]), place, token)))
+    state = slots.fork(state, *put((np.array([0, 1, 0], np.int32),)), num_shards=1, config=engine.config)
+    state = slots.resume(state, *put((place + len(prompts[i]), place, token)), config=engine.config)
     alone = order[np.array([gone[0], 0, gone[1]])]
     _, sampled = decode(state, jnp.broadcast_to(keys[i][alone][:, None], (3, 6)), np.int32(3), NEVER)
     sampled = jax.device_get(sampled)
@@ -255,9 +255,12 @@ def test_diverged_rollouts_move_into_free_slots(monkeypatch):
 def test_prompts_enter_while_others_are_decoded(monkeypatch):
   prompts, keys, want = _sampled()
   function, live = slots.insert, []
-  monkeypatch.setattr(
-    slots, "insert", lambda state, *args: live.append(int(state.sampled.live.sum())) or function(state, *args)
-  )
+
+  def insert(state, *args, **kwargs):
+    live.append(int(state.sampled.live.sum()))
+    return function(state, *args, **kwargs)
+
+  monkeypatch.setattr(slots, "insert", insert)
   _assert_same(tiny.engine(end_id=END, rows_per_batch=2).generate(prompts, keys, SAMPLED, TRACKED, "generate"), want)
   assert len(live) == len(prompts) and sum(n > 0 for n in live) >= 3
 
@@ -266,7 +269,7 @@ def test_results_do_not_depend_on_the_mesh():
   prompts, keys, rollouts = _sampled()
   model = tiny.config()
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, sharding.rules_for(model.num_kv_heads))
+  shardings = sharding.param_shardings(gemma.param_specs(model), mesh, model.rules)
   engine = dataclasses.replace(tiny.engine(end_id=END), mesh=mesh, params=jax.device_put(tiny.params(), shardings))
   # Three prompts on four shards leave one row empty; twelve rollouts share eight slots.
   texts, index = [prompts[i] for i in SHORT[:3]], list(SHORT[:3])
@@ -320,7 +323,6 @@ def test_log_likelihood_sums_over_the_continuation(rows_per_batch, order):
 @pytest.mark.parametrize(
   ("max_tokens", "want"),
   [
-    (1, [32]),
     (33, [32, 64]),
     (160, [32, 64, 96, 128, 160]),
     (1024, [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]),
@@ -350,10 +352,8 @@ def test_many_lengths_share_few_compilations():
   sums = np.concatenate([[0, 0], np.cumsum(np.log(p[np.arange(len(text) - 1), text[1:]]))])  # of the tokens before
   np.testing.assert_allclose(logp, [sums[n] - sums[n // 3] for n in lengths], rtol=1e-5)
   assert [r.ids for (r,) in rollouts] == z[at].argmax(1)[:, None].tolist()
-  widths = len([width for width in engines.buckets(400) if width > 96])
-  assert widths == 5
   for name in ("next_token_probs", "next_token_logits", "log_probs_from", "prefill", "insert"):
-    assert 0 < counts[name] <= widths, name
+    assert 0 < counts[name] <= 5, name
   assert (counts["init"], counts["decode"]) == (1, 1)
 
 

@@ -1,5 +1,7 @@
 """An experiment that starts from a Gemma checkpoint with its own tokenizer, trained in full or by adapters."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ def _run(workdir, folder, **changes):
 def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
   run = _run(tmp_path, folder, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
   run.check_settings()
+  staging.claim_workdir(run.workdir, run.config.to_dict())
   stages = make_stages(run)
   assert "base" not in [s.name for s in stages], "nothing starts from it"
   chosen = ["release", "tokenizer", "train_genrm", "score_genrm"]
@@ -60,6 +63,20 @@ def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
   moved = jax.tree.map(lambda a, b: float(np.abs(a.astype(np.float32) - b).max()), start, now)
   assert moved["layers"]["q"] > 1e-5, "it was trained"
   assert (moved["layers"]["gate"] > 0) == (not rank), "adapters leave the rest alone"
+
+  # The checkpoint may move: the run is still this one, and its training resumes from what it has saved.
+  elsewhere, said = tmp_path / "elsewhere" / "renamed", []
+  shutil.copytree(folder, elsewhere)
+  again = _run(run.workdir, elsewhere, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
+  staging.claim_workdir(again.workdir, again.config.to_dict())
+  staging.run_stages(again.workdir, make_stages(again), chosen, said.append)
+  assert said[-1].endswith("nothing was run")
+  again.path("stages", "train_genrm.json").unlink()
+  staging.run_stages(again.workdir, make_stages(again), ["train_genrm"], said.append)
+  assert [step.name for step in saved.find(path)] == [step.name for step in steps]
+  (elsewhere / "model.safetensors").rename(elsewhere / "another.safetensors")
+  with pytest.raises(UserError, match=r"train_genrm was done with another model\.checkpoint"):
+    staging.run_stages(again.workdir, make_stages(again), ["train_genrm"], said.append)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
