@@ -12,8 +12,7 @@ import pytest
 import saved_runs
 
 import genrm_jax
-from genrm_jax.model import gemma, lora
-from genrm_jax.pipeline import trained
+from genrm_jax.model import gemma
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.training import saved
@@ -224,8 +223,10 @@ def test_adapters_that_would_be_lost_are_refused_before_anything_runs(tmp_path):
     saved_runs.run_of(tmp_path, **ADAPTERS, verifiers__genrm__lora__targets=("bogus",)).check_settings()
 
 
-def test_merging_is_of_what_was_split(tmp_path):
-  run = saved_runs.run_of(tmp_path, **{**ADAPTERS, "verifiers__genrm__init_from": ""})
-  adapters, frozen = lora.split(run.init_params("genrm", run.mesh))
-  assert set(adapters) == {"lora"} and "lora_scale" in frozen
-  assert trained.param_shardings(run.model, run.adapters("genrm"), run.mesh).keys() == {*frozen, "lora"}
+def test_sharding_rules_of_a_config_hold_for_all_that_a_run_builds(tmp_path):
+  usual, other = (saved_runs.run_of(tmp_path / rule, model__sharding__embed=rule) for rule in ("fsdp", "data"))
+  for run, axis in ((usual, "fsdp"), (other, "data")):
+    saved_runs.save(run, "generator")
+    for params in (run.init_params("generator", run.mesh), run.load_params("generator", run.mesh)[0]):
+      assert params["layers"]["q"].sharding.spec[1] == axis
+  assert other.manifest("generator") == usual.manifest("generator"), "the layout is no part of what was trained"
