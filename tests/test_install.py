@@ -76,10 +76,9 @@ def test_module_finds_packaged_config_and_asset(scripts, tmp_path):
   assert sorted(p.name for p in (tmp_path / "runs/smoke").iterdir()) == ["config.json", "problems", "stages"]
 
 
-def test_console_command(scripts, tmp_path):
-  flags = ("--config=last_letter:smoke", f"--workdir={tmp_path / 'smoke'}", "--stages=problems")
-  check(run(scripts / "genrm-jax", "last_letter", *flags, folder=tmp_path))
-  assert (tmp_path / "smoke/config.json").exists() and (tmp_path / "smoke/problems/eval.jsonl").exists()
+def test_console_command_runs_to_the_report(scripts, tmp_path):
+  check(run(scripts / "genrm-jax", "last_letter", "--config=last_letter:smoke", "--workdir=smoke", folder=tmp_path))
+  assert (tmp_path / "smoke/report/index.html").exists() and (tmp_path / "smoke/scores/genrm_cot.jsonl").exists()
 
 
 @pytest.mark.parametrize("task", ["", "no_such_task"])
