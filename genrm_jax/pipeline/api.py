@@ -13,7 +13,7 @@ call resumes. To change settings, edit a config: `config = genrm_jax.get_config(
 import importlib.util
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -23,7 +23,6 @@ from genrm_jax.data import jsonl
 from genrm_jax.pipeline import locate, stages
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
-from genrm_jax.pipeline.stages import Stage
 from genrm_jax.pipeline.trained import TrainedVerifier
 from genrm_jax.records import Score
 from genrm_jax.runtime import distributed
@@ -51,7 +50,28 @@ def get_config(name: str) -> ml_collections.ConfigDict:
   return module.get_config(*([variant.removeprefix(":")] if variant else []))
 
 
-def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, TrainedVerifier]:
+class TrainedVerifiers(Mapping[str, TrainedVerifier]):
+  """The verifiers of a run by name. Each is opened on the devices when it is first used, and stays open."""
+
+  def __init__(self, run: Run, names: Sequence[str]):
+    self._run, self._names = run, tuple(names)
+    self._open: dict[str, TrainedVerifier] = {}
+
+  def __getitem__(self, name: str) -> TrainedVerifier:
+    if name not in self._names:
+      raise KeyError(name)
+    if name not in self._open:
+      self._open[name] = self._run.trained_verifier(name)
+    return self._open[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._names)
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+
+def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> TrainedVerifiers:
   """Trains verifiers, after making what they need: problems, a generator, candidates, rationales.
 
   Args:
@@ -60,15 +80,19 @@ def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
     verifiers: names in `config.verifiers`; all if empty. The judge, which is not trained, is included.
 
   Returns:
-    The verifiers by name, ready to score.
+    The verifiers by name, each opened when it is first used.
 
   Raises:
     UserError: a setting, an input or the workdir cannot be used.
   """
   run = open_run(config, workdir)
   names = chosen_verifiers(run, verifiers)
-  run_up_to(run, [f"train_{name}" for name in names if run.verifier_type(name).is_trained])
-  return {name: run.trained_verifier(name) for name in names}
+  untrained = [name for name in names if not run.verifier_type(name).is_trained]
+  # An untrained verifier needs what it starts from.
+  files = [f"checkpoints/{run.training(name).init_from}" for name in untrained]
+  files += ["tokenizer.model"] if untrained else []
+  run_up_to(run, [f"train_{name}" for name in names], files)
+  return TrainedVerifiers(run, names)
 
 
 def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, list[Score]]:
@@ -107,16 +131,16 @@ def open_run(config: Config, workdir: Any) -> Run:
   return run
 
 
-def run_up_to(run: Run, last: Sequence[str], make: Callable[[Run], list[Stage]] = make_stages) -> None:
-  """Runs the stages named in `last`, preceded by those whose files they need."""
-  every = make(run)
-  needed: set[str] = set()
-  chosen = []
+def run_up_to(run: Run, last: Collection[str], files: Collection[str] = ()) -> None:
+  """Runs the stages named in `last` and those that write `files`, preceded by the stages whose files they need."""
+  every = make_stages(run)
+  needed, chosen = set(files), []
   for stage in reversed(every):
     if stage.name in last or needed & set(stage.writes):
       chosen.append(stage.name)
       needed |= set(stage.reads)
-  stages.run_stages(run.workdir, every, chosen, say)
+  if chosen:
+    stages.run_stages(run.workdir, every, chosen, say)
 
 
 def use_cpu_devices(number: int) -> None:

@@ -118,3 +118,9 @@ def test_stages_that_are_not_needed_are_not_run(tmp_path, monkeypatch):
   run = saved_runs.run_of(tmp_path)
   api.run_up_to(run, ["score_orm"])
   assert set(ran[0]) == {"problems", "generator", "candidates", "train_orm", "score_orm"}
+  monkeypatch.setattr(api, "open_run", lambda config, workdir: saved_runs.run_of(tmp_path, "gsm8k"))
+  assert list(api.train("gsm8k:smoke", tmp_path, ["orm"])) == ["orm"], "opened when it is used"
+  assert set(ran[1]) == {"release", "tokenizer", "base", "train_orm"}
+  config = saved_runs.run_of(tmp_path, "gsm8k", "gemma_2b_judge", tokenizer__path="t", model__checkpoint="c")
+  monkeypatch.setattr(api, "open_run", lambda *args: config)
+  assert list(api.train("gsm8k:gemma_2b_judge", tmp_path)) == ["judge"] and ran[2] == ["tokenizer"]
