@@ -270,6 +270,7 @@ class Run:
     """
     if "verifiers" not in self.config:  # experiments that train nothing
       return
+    sharding.check_rules("config.model.sharding", self.config.model.sharding.to_dict())
     for name in self.verifier_names:
       self.verifier_type(name)
     for name in ("base", "generator", *self.verifier_names):

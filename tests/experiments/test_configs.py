@@ -176,9 +176,7 @@ def test_a_variant_with_no_number_is_named(variant):
 )
 def test_bad_settings_are_refused_before_anything_runs(changes, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    run = saved_runs.run_of(tmp_path, **changes)
-    run.check_settings()
-    _ = run.model
+    saved_runs.run_of(tmp_path, **changes).check_settings()
 
 
 @pytest.mark.parametrize("given", ["model__checkpoint", "seed"])
