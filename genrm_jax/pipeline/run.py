@@ -270,6 +270,7 @@ class Run:
     """
     if "verifiers" not in self.config:  # experiments that train nothing
       return
+    found = self.pretrained  # a folder that is no checkpoint is refused here
     sharding.check_rules("config.model.sharding", self.config.model.sharding.to_dict())
     for name in self.verifier_names:
       self.verifier_type(name)
@@ -295,5 +296,5 @@ class Run:
     if self.config.tokenizer.type == "sentencepiece" and self.config.tokenizer.path:
       tokenizer = SentencePieceTokenizer(self.config.tokenizer.path)
       Prompter(tokenizer, prompt_format)
-      if self.pretrained:
-        check_vocab(tokenizer, self.pretrained.config.vocab_size)
+      if found:
+        check_vocab(tokenizer, found.config.vocab_size)
