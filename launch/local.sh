@@ -48,7 +48,7 @@ test)
   "$VENV/bin/ruff" check .
   "$VENV/bin/mypy"
   "$VENV/bin/lint-imports"
-  "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile "${@:2}"
+  "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "${@:2}"
   ;;
 *)
   usage

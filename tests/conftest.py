@@ -22,10 +22,18 @@ _ONE_PYTHON = {
 }
 
 
+# Files that take longest, the longest first: begun last, one of them would keep one core waiting.
+_LONGEST = ("two_processes", "smoke", "gcs", "library", "tour", "install", "extending", "device_splits", "distributed")
+
+
 def pytest_collection_modifyitems(items):
+  def name(item):
+    return item.path.stem.removeprefix("test_")
+
   for item in items:
-    if {item.path.parent.name, item.path.stem.removeprefix("test_")} & _ONE_PYTHON:
+    if {item.path.parent.name, name(item)} & _ONE_PYTHON:
       item.add_marker(pytest.mark.one_python)
+  items.sort(key=lambda item: _LONGEST.index(name(item)) if name(item) in _LONGEST else len(_LONGEST))
 
 
 @pytest.fixture(scope="session")
