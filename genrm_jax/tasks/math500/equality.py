@@ -105,7 +105,8 @@ class MathEqual:
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
     )
     try:
-      assert _reply(self._worker, _START_SECONDS) == "ready"
+      if _reply(self._worker, _START_SECONDS) != "ready":
+        raise RuntimeError("the process that compares answers did not start")
     except (TimeoutError, EOFError) as e:
       self._stop()
       raise UserError(
