@@ -142,7 +142,7 @@ def _tour(task: Numbers) -> dict[str, Any]:
   config["votes"]["num_votes"] = 8
   config["verifiers"] = {name: config["verifiers"][name] for name in ("orm", "genrm", "genrm_cot")}
   for settings in config["verifiers"].values():
-    settings["optim"]["num_steps"] = 600
+    settings["optim"]["num_steps"] = 250
   return config
 
 
