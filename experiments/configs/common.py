@@ -131,7 +131,7 @@ def dpo(*, max_pairs: int = 8, beta: float = 0.1, **train: Any) -> dict[str, Any
 
 
 def judge(max_new_tokens: int) -> dict[str, Any]:
-  """LLM-as-a-Judge: not trained. Untrained models rarely end a rationale, hence a limit of its own."""
+  """LLM-as-a-Judge: not trained. Untrained models rarely end a rationale, so its length is limited separately."""
   return dict(max_new_tokens=max_new_tokens, **start())
 
 

@@ -72,7 +72,7 @@ def train_flops(run: PlannedRun, name: str) -> float:
 
 
 def _traffic(model: ModelConfig, tokens: float, mesh: Mapping[str, int], passes: int = 1) -> tuple[float, float]:
-  """Bytes per chip (moved through memory, received from other chips) in so many passes, forward or backward.
+  """Bytes per chip (HBM traffic, received from other chips) for `passes` forward or backward passes.
 
   Weights are gathered from the other fsdp shards: layers in the forward and in the backward pass, the embedding for
   tokens and for logits. Activations are summed over tensor shards, twice per layer.

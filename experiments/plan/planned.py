@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun(Run):
-  """A run on the devices of `where`. A checkpoint or tokenizer that is not at hand is replaced by the size table."""
+  """A run on the devices of `where`. The size table stands in for a missing checkpoint or tokenizer."""
 
   where: Slice
 

@@ -238,7 +238,7 @@ def not_run(tasks: Sequence[StudyTask]) -> list[str]:
       if not task.variants(study):
         missing.append(f"{name}: {study}")
         continue
-      # Each task has ablations of its own.
+      # Ablations differ by task.
       absent = sorted(v for v in everywhere if study_of(v) == study != ABLATIONS and v not in task.runs)
       missing += [f"{name}: {variant}" for variant in absent]
     main = task.runs[MAIN]

@@ -39,7 +39,7 @@ _DIGEST_BLOCK_BYTES = 1 << 20
 def write_records(path: PathLike, records: Iterable[Record], every_process: bool = False) -> int:
   """Writes one JSON line per record and returns their number. `path` is replaced once the last line is on disk.
 
-  Of many processes only the first writes, unless `every_process` says that each has a path of its own.
+  Only process 0 writes, unless `every_process` is set: then each process must pass a different path.
 
   Raises:
     UserError: the place cannot be written, the disk is full, or a record holds NaN or infinity.

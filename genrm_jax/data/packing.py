@@ -92,7 +92,7 @@ class Rows:
 
   @property
   def max_targets(self) -> int:
-    """The largest number of targets in a row: logits are computed at so many positions of each row."""
+    """The largest number of targets in a row, which is the number of positions per row at which logits are computed."""
     return int(np.max(np.sum(np.asarray(self.data.weights) > 0, axis=1)))
 
   @property

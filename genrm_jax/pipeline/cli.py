@@ -42,7 +42,7 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
   def run_main(argv: list[str]) -> None:
     del argv
-    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of its own
+    logging.set_verbosity(logging.WARNING)  # Orbax logs each internal step
     with one_message(leave=distributed.leave):
       api.use_cpu_devices(_CONFIG.value.cpu_devices)
       distributed.start(_distributed_settings())

@@ -30,7 +30,7 @@ from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Toke
 from genrm_jax.training import loop, optim
 from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, VoteConfig, make_verifier, verifier_class
 
-# Each purpose has a random stream of its own, so that changing one leaves the others unchanged.
+# One random stream per purpose, so that changing one leaves the others unchanged.
 _STREAMS = {"train": 1, "val": 2, "eval": 3, "in_distribution": 4, "generator": 5, "gaps": 6}
 
 

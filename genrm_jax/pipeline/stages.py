@@ -69,7 +69,7 @@ def claim_workdir(workdir: epath.Path, config: dict[str, Any]) -> None:
     in_use = False
   except ImportError:
     raise
-  except Exception as e:  # gcsfs raises errors of its own if access is denied
+  except Exception as e:  # gcsfs raises its own exception types if access is denied
     raise UserError(f"{workdir} cannot be the workdir: {' '.join(str(e).splitlines())}") from e
   if path.exists():
     found = jsonl.read_json(path)

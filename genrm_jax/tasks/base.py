@@ -79,7 +79,7 @@ class Task(Protocol):
       solution correct. For training GenRM-CoT without a grader model (paper, section 3.3).
     few_shot(solve_template) -> str: worked examples that precede the prompt for a base model. `solve_template` is the
       template for a solution, with `{question}` in it.
-    first_solution(text) -> str: what a base model wrote before it went on to a further question of its own.
+    first_solution(text) -> str: the solution alone, cut where a base model starts to invent the next question.
     released(seed) -> Released: the data that others released, in place of sampled candidates.
 
   and an attribute `notes`, sentences that open the report.

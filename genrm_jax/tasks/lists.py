@@ -105,7 +105,7 @@ class ListTask:
     return base.Grade(answer, answer is not None and answer == problem.answer)
 
   def first_solution(self, text: str) -> str:
-    """What a base model wrote before it went on to a question of its own."""
+    """The solution alone, cut where a base model starts to invent the next question."""
     return natural.first_solution(text)
 
   def problem(self, rng: np.random.Generator, num_words: int, split: str, index: int) -> Problem:

@@ -41,7 +41,7 @@ wagon wall walnut water wave wax west whale wheat wheel willow wind window winte
 """
 WORDS = tuple(_WORDS.split())
 
-# In few-shot prompting a base model goes on to a question of its own, as in its examples.
+# After its solution, a few-shot prompted base model continues with an invented question, as in its examples.
 _NEXT_QUESTION = re.compile(r"^Q:", re.MULTILINE)
 _FINAL = re.compile(r"\banswer is\b[:\s]*(.+)", re.IGNORECASE)
 
@@ -67,7 +67,7 @@ def few_shot(name: str, style: str, examples: Sequence[Problem], solve: str) -> 
 
 
 def first_solution(text: str) -> str:
-  """What a base model wrote before it went on to a question of its own."""
+  """The solution alone, cut where a base model starts to invent the next question."""
   return _NEXT_QUESTION.split(text, maxsplit=1)[0].rstrip()
 
 

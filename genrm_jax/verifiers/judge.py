@@ -4,6 +4,6 @@ from genrm_jax.verifiers.genrm_cot import CoTVotes
 
 
 class Judge(CoTVotes):
-  """Untrained models rarely end a rationale, so `settings["max_new_tokens"]` sets a limit of its own."""
+  """Untrained models rarely end a rationale, so `settings["max_new_tokens"]` limits its length separately."""
 
   is_trained = False
