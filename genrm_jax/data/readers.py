@@ -5,7 +5,6 @@
 """
 
 import collections
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from genrm_jax.data import candidates
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task
+from genrm_jax.text.json_lines import json_object, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -47,7 +47,7 @@ def read_candidates(path: PathLike, problems: Sequence[Problem], task: Task) -> 
     graded = candidates.grade(problem, counts[problem.id], solution, task, source)
     correct = row.get("correct", graded.correct)
     if not isinstance(correct, bool):
-      raise UserError(f'{place}: field "correct" is {_shown(correct)}, expected true or false; correct or remove it')
+      raise UserError(f'{place}: field "correct" is {shown(correct)}, expected true or false; correct or remove it')
     counts[problem.id] += 1
     found.append(Candidate(problem.id, graded.index, solution, graded.answer, correct, source))
   if not found:
@@ -64,13 +64,13 @@ def _problem(
     problem = by_id.get(name := _text(row, "problem_id", place))
     if problem is None:
       raise UserError(
-        f'{place}: field "problem_id" is {_shown(name)}, none of the {len(by_id)} problems; give an id of theirs'
+        f'{place}: field "problem_id" is {shown(name)}, none of the {len(by_id)} problems; give an id of theirs'
       )
     return problem
   same = by_question.get(_folded(question := _text(row, "question", place)), [])
   if len(same) != 1:
     what = f"that of {len(same)} problems; give its problem_id" if same else f"none of the {len(by_id)} problems'"
-    raise UserError(f'{place}: field "question" is {_shown(question)}, {what}')
+    raise UserError(f'{place}: field "question" is {shown(question)}, {what}')
   return same[0]
 
 
@@ -85,12 +85,7 @@ def _rows(path: PathLike) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line)
-  except (ValueError, RecursionError) as e:
-    raise UserError(f"{place}: not JSON ({e}); correct or remove the line") from e
-  if not isinstance(row, dict):
-    raise UserError(f"{place}: expected a JSON object, found {_shown(row)}; each line is one solution in braces")
+  row = json_object(line, place)
   if unknown := [name for name in row if name not in _FIELDS]:
     raise UserError(f'{place}: unknown field "{unknown[0]}"; a line has {", ".join(_FIELDS)}')
   return row
@@ -99,15 +94,10 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
 def _text(row: dict[str, Any], name: str, place: str) -> str:
   value = row.get(name)
   if not isinstance(value, str) or not value.strip():
-    what = _shown(value) if name in row else "missing"
+    what = shown(value) if name in row else "missing"
     raise UserError(f'{place}: field "{name}" is {what}, expected a string that is not empty; correct it')
   return value
 
 
 def _folded(question: str) -> str:
   return " ".join(question.split())
-
-
-def _shown(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,6 @@ Lightman et al. 2023). Both files hold one JSON object per line:
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from etils import epath
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.math500.equality import MAX_CHARACTERS, plain
+from genrm_jax.text.json_lines import json_object, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -133,12 +133,7 @@ def _rows(
       if not line.strip():
         continue
       place = f"{os.fspath(path)}:{number}"
-      try:
-        row = json.loads(line)
-      except (ValueError, RecursionError) as e:
-        raise UserError(f"{place}: not JSON ({e}); correct or remove the line") from e
-      if not isinstance(row, dict):
-        raise UserError(f"{place}: expected a JSON object, found {type(row).__name__}; each line is one in braces")
+      row = json_object(line, place)
       _check_fields(row, known, required, place)
       yield place, row
 
@@ -154,7 +149,7 @@ def _check_fields(
       raise UserError(f'{place}: unknown field "{name}"; a line may have {", ".join(known)}')
     if type(value) not in known[name]:
       wanted = " or ".join({str: "a string", int: "a whole number", bool: "true or false"}[t] for t in known[name])
-      raise UserError(f'{place}: field "{name}" is {json.dumps(value)[:60]}, expected {wanted}; correct the value')
+      raise UserError(f'{place}: field "{name}" is {shown(value)}, expected {wanted}; correct the value')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
