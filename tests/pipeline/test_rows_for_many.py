@@ -63,9 +63,10 @@ def test_each_process_reads_the_rows_of_its_own_devices(tmp_path):
   rows, path = _pairs(), tmp_path / "train.npy"
   row_file.write(path, rows.num_rows, rows.take)
   assert rows.num_rows == 10
-  env = quick_compiles.environ(tmp_path / "compiled")
-  env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
-  env["PYTHONPATH"] = f"{processes.ROOT}:{processes.ROOT / 'tests' / 'helpers'}"
+  env = {
+    "XLA_FLAGS": f"{quick_compiles.XLA_FLAGS} --xla_force_host_platform_device_count=2",
+    "PYTHONPATH": f"{processes.ROOT}:{processes.ROOT / 'tests' / 'helpers'}",
+  }
   port = processes.free_port()
   started = processes.start([["-c", _READ, port, i, path, rows.max_targets] for i in range(2)], **env)
   found = []

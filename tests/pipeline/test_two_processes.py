@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 def done(folder):
   """What each start of the run by two processes ended with; "one" is the run that it is compared with."""
   config, out = genrm_jax.get_config(str(folder / "config.py")), {}
-  genrm_jax.evaluate(config, folder / "one")  # this process has eight devices
+  genrm_jax.score(config, folder / "one")  # this process has eight devices
   out["stopped"] = start_two(folder, "two", signalled=("genrm", 6, int(signal.SIGTERM)))
   out["steps after the stop"] = sorted(int(p.name) for p in (folder / "two/checkpoints/genrm").iterdir())
   out["killed"] = start_two(folder, "two", signalled=("genrm", 12, int(signal.SIGKILL)))
