@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import genrm_jax
-from genrm_jax.data import candidates, jsonl
+from genrm_jax.data import jsonl
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.pipeline import cli, stages, verifier_stages
+from genrm_jax.pipeline import checks, cli, stages, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.pipeline.trained import verifier_of
@@ -124,13 +124,8 @@ def grade_solutions(run: Run) -> None:
       graded += math500.grade(problem, chosen, equal)
       labels |= {(problem.id, i): s.correct for i, s in enumerate(chosen) if s.correct is not None}
       advance()
-  largest = max(len(pool) for pool in candidates.by_problem([g.candidate for g in graded]).values())
-  if max(run.config.report.ns) > largest:
-    raise UserError(
-      f"report.ns needs {max(run.config.report.ns)} candidates, but no problem of {source_files(run)[1]} has more "
-      f"than {largest}; give more solutions, or lower --config.report.ns"
-    )
   jsonl.write_records(run.path(_CANDIDATES), [g.candidate for g in graded])
+  checks.check_pools(run)
   jsonl.write_json(run.path(_LEDGER), _ledger(graded, labels, equal.counts, sum(map(len, solutions.values()))))
   say(f"pass@1 {sum(g.candidate.correct for g in graded) / len(graded):.3f} over {len(graded)} solutions")
 
@@ -254,6 +249,7 @@ def make_stages(run: Run) -> list[Stage]:
       functools.partial(read_problems, run),
       writes=(*made, _PROBLEMS),
       sources={} if made else _local("problems", problems),
+      settings=("task",),
     ),
     Stage(
       "candidates",
@@ -261,15 +257,22 @@ def make_stages(run: Run) -> list[Stage]:
       reads=(_PROBLEMS, *made[1:]),
       writes=(_CANDIDATES, _LEDGER),
       sources={} if made else _local("solutions", solutions),
+      settings=("task",),
     ),
   ]
   scored = tuple(run.scores_file(g.name, "eval") for g in given)
+  settings = ("seed", "votes", "engine.max_tokens")
   for g, file in zip(given, scored, strict=True):
     work, data = functools.partial(score, run, g), (_PROBLEMS, _CANDIDATES)
-    before.append(Stage(f"score_{g.name}", work, data, (file,), _local("verifier", g.path), uses_devices=True))
+    before.append(
+      Stage(f"score_{g.name}", work, data, (file,), _local(f"verifier.{g.name}", g.path), settings, uses_devices=True)
+    )
   writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
   report = functools.partial(write_report, run, given, before)
-  return [*before, Stage("report", report, (_PROBLEMS, _CANDIDATES, _LEDGER, *scored), writes)]
+  return [
+    *before,
+    Stage("report", report, (_PROBLEMS, _CANDIDATES, _LEDGER, *scored), writes, settings=("report", "seed")),
+  ]
 
 
 def _local(setting: str, path: str) -> dict[str, str]:

@@ -289,13 +289,12 @@ WRONG = {
   "another config": (
     "last_letter",
     [LETTERS, "--config.seed=1"],
-    r"WORK was made by another config; different: seed\. Use another --workdir",
+    r"WORK: stage problems was begun or done, but seed has changed; stage generator .*\. Add --rerun to do them again",
   ),
   "changed file": (
     "last_letter",
     [LETTERS],
-    r"stage candidates was done with another candidates/train\.jsonl than WORK holds now\. To do it again, delete "
-    r"WORK/stages/candidates\.json and ",
+    r"WORK: stage candidates was begun or done, but candidates/train\.jsonl has changed\. Add --rerun to do it again",
   ),
   "unknown key": ("last_letter", [LETTERS, "--config.nope=1"], r"--config\.nope: the config has no key 'nope'"),
   "no data": (
