@@ -12,6 +12,7 @@ from genrm_jax.model import gemma
 from genrm_jax.model.config import DTYPES, SIZES
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.sharding import MESH_AXES
+from genrm_jax.tasks.base import SPLITS
 from genrm_jax.training.loop import BEST_BY
 from genrm_jax.verifiers.base import VERIFIERS
 
@@ -149,8 +150,11 @@ def _verifier(name: str, settings: Any) -> Section:
   )
 
 
-_SPLIT = Kind("the settings of a split", lambda v: v is None or isinstance(v, Mapping))
-_TASKS = {
+_SPLIT = Section(dict(num_problems=SIZE, min_words=SIZE, max_words=SIZE), more=True)
+_LISTS = dict(style=TEXT, walk=OPEN, index_shift=FLAG) | {split: _SPLIT for split in SPLITS}
+_TASKS: dict[str, dict[str, Any]] = {
+  "last_letter": _LISTS,
+  "word_sorting": _LISTS,
   "gsm8k": dict(
     problems=TEXT,
     rounds=ROUNDS,
@@ -172,6 +176,17 @@ def _task(settings: Any) -> Section:
   return Section(known, optional=tuple(known.keys() - {"name"}), more=True)  # its constructor checks the rest
 
 
+def _tokenizer(settings: Any) -> Section:
+  if not isinstance(settings, Mapping):
+    return Section({})
+  kind = settings.get("type")
+  optional = {"path"} if kind == "char" else set()
+  if kind == "char" or "vocab_size" not in settings:  # then none is trained here
+    optional |= {"vocab_size", "max_lines"}
+  known = dict(type=one_of("char", "sentencepiece"), path=PATH, vocab_size=SIZE, max_lines=SIZE)
+  return Section(known, optional=tuple(optional))
+
+
 _CONFIG = Section(
   dict(
     variant=TEXT,
@@ -182,10 +197,6 @@ _CONFIG = Section(
     problems=PATH,
     solutions=PATH,
     cpu_devices=whole(1, 4096),
-    tokenizer=Section(
-      dict(type=one_of("char", "sentencepiece"), path=PATH, vocab_size=SIZE, max_lines=SIZE),
-      optional=("path", "vocab_size", "max_lines"),
-    ),
     prompts=OPEN,
     model=Section(
       dict(
@@ -229,14 +240,14 @@ def check(config: Mapping[str, Any]) -> None:
   Raises:
     UserError: names the setting, its value and what it must be.
   """
-  needed = _ALWAYS
+  needed: tuple[str, ...] = _ALWAYS
   if "verifiers" in config:
     needed += _TO_TRAIN + (_TO_SCORE if config["verifiers"] else ())
   for name in needed:
     if name not in config:
       raise UserError(f"the config has no {name!r}; see experiments/configs for examples")
-  optional = tuple(_CONFIG.settings.keys() - set(needed))
-  settings = {**_CONFIG.settings, "task": _task(config["task"])}
+  optional = tuple({*_CONFIG.settings, "tokenizer"} - set(needed))
+  settings = {**_CONFIG.settings, "task": _task(config["task"]), "tokenizer": _tokenizer(config.get("tokenizer", {}))}
   _check("config", config, _CONFIG._replace(settings=settings, optional=optional))
 
 
