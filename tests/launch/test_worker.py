@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 
@@ -12,11 +13,7 @@ from processes import wait_for
 # Saves on SIGTERM, as a training does.
 SAVE = """
 import json, signal, sys, time
-def save(*_):
-  time.sleep(0.3)
-  print("saved", flush=True)
-  sys.exit(143)
-signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print("saved", flush=True), sys.exit(143)))
 print(json.dumps(["ready", *sys.argv[1:]]), flush=True)
 while True:
   signal.pause()
@@ -28,14 +25,13 @@ READY = '\n["ready"'
 @pytest.fixture
 def worker(tmp_path):
   """Calls a copy of worker.sh; kills what still runs afterwards."""
-  logs = launchers.install_worker(tmp_path)
 
   def call(*words):
     return launchers.run(["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words], tmp_path)
 
-  call.logs = logs
+  call.logs = launchers.install_worker(tmp_path)
   yield call
-  for path in logs.glob("*.pid"):
+  for path in call.logs.glob("*.pid"):
     if "running" in call("status", path.stem).stdout:
       os.killpg(int(path.read_text()), signal.SIGKILL)
 
@@ -45,22 +41,39 @@ def has(path, text):
 
 
 def test_stop_and_start_again(worker):
+  log = worker.logs / "a.log"
   assert worker("status").stdout == ""
   assert worker("start", "a", *SAVING).returncode == 0
-  wait_for(has(worker.logs / "a.log", READY))
+  wait_for(has(log, READY))
   assert " a: running since" in worker("status").stdout
   again = worker("start", "a", "true")
   assert again.returncode == 1 and "stop it first" in again.stderr
-
   stopped = worker("stop", "a")
-  assert stopped.returncode == 0 and "ended with 143" in stopped.stdout
-  assert "saved\n" in (worker.logs / "a.log").read_text()
+  assert stopped.returncode == 0 and "ended with 143" in stopped.stdout and "saved\n" in log.read_text()
 
   assert worker("start", "a", "sh", "-c", "exit 3").returncode == 0
   wait_for(has(worker.logs / "a.exit", "3\n"))
   assert worker("status", "a").stdout.endswith(" a: ended with 3\n")
   assert "ended with 3" in worker("stop", "a").stdout  # nothing to stop
-  assert "saved\n" in (worker.logs / "a.log").read_text()  # logs of later starts are appended
+  assert "saved\n" in log.read_text()  # logs of later starts are appended
+
+
+def test_only_experiment_and_workdir_are_logged(worker):
+  for i, workdir in enumerate((["--workdir=gs://b/r 1"], ["--workdir", "gs://b/r 1"])):
+    command = ["env", "TOKEN=hf_secret", "python", "-m", "experiments.gsm8k", "--config=c:hf_secret", *workdir]
+    assert worker("start", f"r{i}", *command).returncode == 0
+    line = (worker.logs / f"r{i}.log").read_text().splitlines()[0]
+    assert "experiments.gsm8k" in line and "gs://b/r 1" in line and "secret" not in line
+
+
+def test_refused(worker, tmp_path):
+  before = sorted(tmp_path.rglob("*"))
+  for words in ("start ../../r true", "log ../r", "stop ../r", "status ../r", "start 'a b' true", "log", "mount -o"):
+    done = worker(*shlex.split(words))
+    assert done.returncode == 1 and not done.stdout and done.stderr.startswith("error: ")
+  for words in (("stop", "r", "a[$(touch ../x)]"), ("install", "tpu] x"), ("log", "r", "/etc/passwd")):
+    assert f"error: {words[-1]} is not" in worker(*words).stderr
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_killed_run(worker):
@@ -82,7 +95,7 @@ def test_run_that_ignores_sigterm(worker):
 
 
 def test_tpu_launcher_starts_and_stops_two_workers(tmp_path):
-  bench = launchers.bench_of(tmp_path, "tpu_vm.sh")
+  bench = launchers.Bench(tmp_path, **launchers.SETTINGS)
   logs = [folder / "r.log" for folder in bench.workers()]
   started = bench.run("tpu_vm.sh", "run", "r", "--", *SAVING, *launchers.ODD_WORDS)
   assert started.returncode == 0, started.stderr

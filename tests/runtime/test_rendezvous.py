@@ -93,7 +93,7 @@ def test_addresses_to_listen_on(monkeypatch):
   for name, address in names.items():
     with rendezvous.listen(name, 0, 2) as server:
       assert server.getsockname()[0] == address
-  with pytest.raises(UserError, match="nowhere.invalid"):
+  with pytest.raises(UserError, match=r"nowhere\.invalid"):
     rendezvous.listen("nowhere.invalid", 0, 2)
 
 
