@@ -116,20 +116,20 @@ def deferred_sigterm() -> Iterator[None]:
   Outside, SIGTERM ends the process at once. jax.distributed would defer it from startup to exit, so that a process
   could not be stopped while it samples or scores.
   """
-  _set_sigterm_handler(_jax_sigterm_handler())
+  before = set_sigterm_handler(_jax_sigterm_handler())
   try:
     yield
   finally:
-    _set_sigterm_handler(None)
+    set_sigterm_handler(before)
 
 
 @functools.cache
 def _jax_sigterm_handler() -> int | None:
   """The C handler that jax.distributed installs; the first call replaces it by the default action."""
-  return _set_sigterm_handler(None)
+  return set_sigterm_handler(None)
 
 
-def _set_sigterm_handler(handler: int | None) -> int | None:
+def set_sigterm_handler(handler: int | None) -> int | None:
   """Installs a C handler for SIGTERM (None: the default action) and returns the previous one."""
   set_handler = ctypes.CDLL(None).signal  # Python's `signal` module cannot see handlers that C code installed
   set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
