@@ -3,8 +3,8 @@
     with lock.hold(workdir):    UserError if another run holds it
       lock.check()              before something is written: UserError if another run has taken it over
 
-The file run.lock in the workdir tells who holds it, with a counter that a thread of the holder increments. On the holder's
-machine its process decides whether the lock still counts, elsewhere the counter: no two clocks are compared.
+The file run.lock in the workdir tells who holds it, and has a counter that a thread of the holder increments. On the
+holder's machine its process decides whether the lock counts, elsewhere the counter: no two clocks are compared.
 """
 
 import contextlib

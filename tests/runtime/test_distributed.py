@@ -9,7 +9,7 @@ import types
 import processes
 import pytest
 
-from genrm_jax.runtime import distributed
+from genrm_jax.runtime import distributed, lock, owner
 from genrm_jax.runtime.errors import UserError
 
 
@@ -64,8 +64,8 @@ def test_values_from_the_network_are_data(tmp_path, monkeypatch):
 # Two processes. Each writes what it learned to a file of its own: native libraries share stdout.
 
 _CHILD = """
-import json, os, pathlib, signal, socket, sys, time
-from genrm_jax.runtime import distributed
+import contextlib, json, os, pathlib, signal, socket, sys, time
+from genrm_jax.runtime import distributed, lock
 from genrm_jax.runtime.errors import UserError
 
 port, process_id, action, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
@@ -90,6 +90,11 @@ learned = {
   "different": error_of(distributed.check_same, "the config", str(process_id)),
   "same": error_of(distributed.check_same, "the config", "a"),
 }
+learned["locked"] = error_of(contextlib.ExitStack().enter_context, lock.hold(folder / "locked"))
+held = contextlib.ExitStack()
+held.enter_context(lock.hold(folder / "free"))
+holder = json.loads((folder / "free" / lock.NAME).read_text())["pid"]
+learned["holds"] = holder == os.getpid()
 with socket.socket() as elsewhere:
   elsewhere.bind(("127.0.0.2", port))  # the service listens at the coordinator's address only
 distributed.barrier()
@@ -108,10 +113,13 @@ if action == "stop":
   (folder / f"ready{process_id}").touch()
   signal.pause()
 distributed.barrier()
+held.close()
 """
 
 
 def start_two(action, folder):
+  (folder / "locked").mkdir()
+  (folder / "locked" / lock.NAME).write_text(json.dumps(owner.this_process()))
   port = processes.free_port()
   return processes.start([["-c", _CHILD, port, i, action, folder] for i in range(2)])
 
@@ -121,13 +129,14 @@ def test_two_processes_agree(tmp_path):
     assert code == 0, error
     learned = json.loads((tmp_path / str(process_id)).read_text())
     assert learned.pop("sums") == [n * (n - 1) // 2 for n in (700_000, 700_001)]
-    assert "process 1" in learned.pop("different")
+    assert "process 1" in learned.pop("different") and f"in use by pid {os.getpid()} " in learned.pop("locked")
+    assert learned.pop("holds") == (process_id == 0)
     assert learned == {"from_main": "from 0", "failure": "no such file", "same": None}
 
 
 def test_processes_that_leave_together_all_get_to_report(tmp_path):
   assert [code for code, *_ in processes.finish(start_two("leave", tmp_path))] == [1, 1]
-  assert len(list(tmp_path.iterdir())) == 2
+  assert {"0", "1"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_sigterm_ends_a_process_outside_of_training(tmp_path):
@@ -137,6 +146,7 @@ def test_sigterm_ends_a_process_outside_of_training(tmp_path):
     for process in reversed(started):  # process 0 last: the other would not survive it
       process.send_signal(signal.SIGTERM)
       assert process.wait(timeout=60) == -signal.SIGTERM
+    assert not (tmp_path / "free" / lock.NAME).exists()
   finally:
     processes.finish(started)
 
