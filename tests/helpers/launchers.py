@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,25 +22,10 @@ with open({calls!r}, "a") as f:
   f.write(json.dumps([[os.path.basename(sys.argv[0]), *sys.argv[1:]], sys.stdin.read()]) + "\\n")
 sys.exit({code})
 """
-# A gcloud that runs the command of `ssh` for each of two workers, in a home of its own.
-_WORKERS = """#!{python} -IS
-import os, subprocess, sys
-given = dict(word.split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
-workers = ("0", "1") if given["--worker"] == "all" else (given["--worker"],)
-codes = [subprocess.run(["bash", "-c", given["--command"]], cwd=os.path.join({homes!r}, w)).returncode for w in workers]
-sys.exit(max(codes))
-"""
-
-
-def install_worker(home: pathlib.Path) -> pathlib.Path:
-  """Copies the launchers to genrm-jax/launch in `home`; returns the folder of its logs."""
-  shutil.copytree(LAUNCH, home / "genrm-jax/launch")
-  return home / "genrm-jax/runs/logs"
 
 
 def run(words: Sequence[str], folder: pathlib.Path, **options: Any) -> subprocess.CompletedProcess[str]:
-  pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-  return subprocess.run(words, cwd=folder, timeout=300, **pipes, **options)
+  return subprocess.run(words, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
 
 
 class Bench:
@@ -58,12 +42,6 @@ class Bench:
     for program in programs:
       self.program(program, _RECORD.format(python=sys.executable, calls=str(self.folder / "calls"), code=code))
 
-  def workers(self) -> list[pathlib.Path]:
-    """Replaces gcloud by ssh to two simulated workers; returns the folders of their logs."""
-    homes = self.folder / "homes"
-    self.program("gcloud", _WORKERS.format(python=sys.executable, homes=str(homes)))
-    return [install_worker(homes / name) for name in ("0", "1")]
-
   def program(self, name: str, text: str) -> None:
     path = self.folder / "bin" / name
     path.parent.mkdir(exist_ok=True)
@@ -72,8 +50,8 @@ class Bench:
 
   def run(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Runs bash on a launcher by name, or with other arguments."""
-    first = str(LAUNCH / words[0]) if words[0].endswith(".sh") else words[0]
-    return run(["bash", first, *words[1:]], self.folder, env={**self._environ, **settings})
+    first = [str(LAUNCH / words[0])] if (LAUNCH / words[0]).exists() else [words[0]]
+    return run(["bash", *first, *words[1:]], self.folder, env={**self._environ, **settings})
 
   def dry_run(self, script: str, *words: str, **settings: str) -> str:
     """What --dry-run prints; it must call nothing."""
@@ -99,6 +77,5 @@ class Bench:
 def heredoc(printed: str) -> str:
   """The stdin of the last command that --dry-run printed."""
   end, _, text = printed.partition(" <<'")[2].partition("'\n")
-  text, rest = text.split(f"\n{end}\n")
-  assert not rest
-  return text
+  assert text.endswith(f"\n{end}\n") and text.count(f"\n{end}\n") == 1
+  return text.removesuffix(f"\n{end}\n")

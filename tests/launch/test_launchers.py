@@ -30,29 +30,21 @@ STEPS = {  # arguments, and words of the first call that are due to them
     **{f"run r --bucket=b {COMMAND}": "apply", "status r": "get", "logs r": "logs", "logs r --follow": "--follow"},
     **{"delete r": "delete", f"run r --image=h.io:5000/a/b_c:1.2@sha256:{'0' * 64} {ODD}": "apply"},
   },
-  "slurm.sh": {
-    **{
-      f"run r {COMMAND}": "mkdir",
-      f"run r --cpus=12 --grace=60 {COMMAND}": "mkdir",
-      f"run r --time=1-00:30 {ODD}": "",
-    },
-  },
+  "slurm.sh": {f"run r --cpus=12 --grace=60 {COMMAND}": "mkdir", f"run r --time=1-00:30 {ODD}": "mkdir"},
 }
 WRONG = {  # arguments, and what the message has to name
   "tpu_vm.sh": {
-    **{"run": "run RUN", "run r": "--", "run r python -m x": "-m", "mount": "mount BUCKET", "mount -- -o": "BUCKET"},
+    **{"run": "run RUN", "run r": "--", "run r python -m x": "-m", "mount": "mount BUCKET", "mount B;": "B;"},
     **{f"run {name} -- true": name.strip("'") for name in ("'a b'", "../r", "é")},
     **{"logs r --lines": "--lines=", "ssh df": "ssh", "delete other": "delete", "create --type=v9-8": "--runtime="},
   },
   "gke.sh": {
-    **{f"run {name} -- true": name for name in ("gemma_2b", "a" * 41, "r-", "1")},
+    **{f"run {name} -- true": name for name in ("gemma_2b", "a" * 41, "r-", "1")} | {"run r": "after --"},
     **{f"run r '{option}=3' -- true": option for option in ("--chips", "--spott", "--grace chips")},
     **{f"run r --topology={t} -- true": t for t in ("4x4", "v5e", "v5e:4x", "v9:4x4", "v5e:0x4", "v5e:3x3", "v5e:4")},
-    "run r": "after --",
   },
   "slurm.sh": {
-    **{"run a/b -- true": "a/b", "run 'r\n#SBATCH -p' -- true": "r?#SBATCH", "run r": "after --"},
-    "run r --partition=p -- true": "--partition",
+    **{"run a/b -- true": "a/b", "run 'r\n#SBATCH' -- true": "r?#SBATCH", "run r": "after --", "run r --a=p": "--a"},
   },
 }
 HARMFUL = ("4; touch X #", "4\nprivileged: true", "-4", "4é")
@@ -103,14 +95,12 @@ def test_shellcheck():
 
 def manifest_of(bench, *options, **settings):
   """The JobSet, the specs of its job and pod, and the pod's container."""
-  printed = bench.dry_run("gke.sh", "run", "on", *options, "--", "true", **settings)
-  jobset = yaml.safe_load(launchers.heredoc(printed))
+  jobset = yaml.safe_load(launchers.heredoc(bench.dry_run("gke.sh", "run", "on", *options, "--", "true", **settings)))
   job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-  pod = job["template"]["spec"]
-  return jobset, job, pod, pod["containers"][0]
+  return jobset, job, job["template"]["spec"], job["template"]["spec"]["containers"][0]
 
 
-def test_hosts_and_chips_match_the_topology(bench):
+def test_manifest(bench):
   for topology, chips, hosts, per_host, kind in (
     *(("v5e:1x1", "", 1, 1, "v5-lite-podslice"), ("v5e:2x4", "", 2, 4, "v5-lite-podslice")),
     *(("v5e:2x4", "8", 1, 8, "v5-lite-podslice"), ("v6e:4x8", "", 8, 4, "v6e-slice")),
@@ -122,8 +112,6 @@ def test_hosts_and_chips_match_the_topology(bench):
     selector = {"gke-tpu-accelerator": f"tpu-{kind}", "gke-tpu-topology": topology.partition(":")[2]}
     assert pod["nodeSelector"] == {f"cloud.google.com/{key}": value for key, value in selector.items()}
 
-
-def test_options_of_the_manifest(bench):
   jobset, job, pod, container = manifest_of(bench, "--spot", "--grace=90", "--restarts=7", "--bucket=gs://my-bucket")
   assert jobset["metadata"]["name"] == "on" and jobset["spec"]["failurePolicy"] == {"maxRestarts": 7}
   assert job["backoffLimit"] == 0 and pod["terminationGracePeriodSeconds"] == 90 and pod["restartPolicy"] == "Never"
@@ -137,7 +125,6 @@ def test_options_of_the_manifest(bench):
   assert re.search(r"^FROM python:3\.\d+\.\d+-[\w-]+@sha256:[0-9a-f]{64}$", dockerfile, re.MULTILINE)
   user, group = re.search(r"^USER ([1-9]\d*):([1-9]\d*)\n\Z", dockerfile, re.MULTILINE).groups()
   assert bucket["bucketName"] == "my-bucket" and f"uid={user},gid={group}," in bucket["mountOptions"]
-
   _, job, pod, container = manifest_of(bench)
   assert job["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "false"}
   assert not {"tolerations", "volumes"} & set(pod) and not {"volumeMounts"} & set(container)
@@ -149,10 +136,8 @@ def script_of(bench, *options, command=("python", "-m", "a b")):
 
 def test_command_arrives_unchanged(bench):
   printed = bench.dry_run("gke.sh", "run", "r", *shlex.split(ODD))
-  (line,) = (line for line in printed.splitlines() if line.strip().startswith("command: "))
-  words = json.loads(line.partition(": ")[2])
-  assert yaml.safe_load(line)["command"] == words  # valid as YAML and as JSON
-  assert "$(" not in "".join(words).replace("$$", "")
+  words, same = (load(re.search(" command: (.*)", printed)[1]) for load in (json.loads, yaml.safe_load))
+  assert words == same and "$(" not in "".join(words).replace("$$", "")
   assert [word.replace("$$", "$") for word in words] == [*launchers.ODD_WORDS, "--distributed=auto"]  # as Kubernetes
 
   code = "import json, sys; print(json.dumps(sys.argv[1:]))"

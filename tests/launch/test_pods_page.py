@@ -29,8 +29,8 @@ def calls(tmp_path_factory):
   folder = tmp_path_factory.mktemp("page")
   bench = launchers.Bench(folder, *STUBS.split())
   (folder / "launch").symlink_to(launchers.LAUNCH)
-  (folder / ".venv" / "bin").mkdir(parents=True)
-  (folder / ".venv" / "bin" / "pip").symlink_to(folder / "bin" / "pip")
+  (folder / ".venv").mkdir()
+  (folder / ".venv" / "bin").symlink_to(folder / "bin")
   done = bench.run("-euc", "\n".join(BLOCKS).replace("bash launch/worker.sh", "worker"))
   assert done.returncode == 0, done.stderr
   return bench.calls()
@@ -41,8 +41,7 @@ def commands_of(calls):
   for words, text in calls:
     remote = next((word.removeprefix("--command=") for word in words if word.startswith("--command=")), "")
     if words[0] == "kubectl" and text:
-      (job,) = yaml.safe_load(text)["spec"]["replicatedJobs"]
-      words = job["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+      words = yaml.safe_load(re.search("command: (.*)", text)[1])
     elif words[0] == "sbatch":
       words = shlex.split(text[text.index("\nsrun ") :].partition(" || ")[0])
     elif " start " in remote or " exec " in remote:
