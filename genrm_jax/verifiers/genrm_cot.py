@@ -44,6 +44,7 @@ class CoTVotes(Verifier):
       sampling=how if sample["temperature"] > 0 else "",
       question=self.prompter.format.verdict_question,
       yes=self.prompter.yes_id,
+      no=self.prompter.no_id,
     )
 
 

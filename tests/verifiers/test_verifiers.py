@@ -102,10 +102,10 @@ def test_the_gate_reads_rationales_as_scoring_does():
     rationale = dataclasses.replace(item.rationale, text=text)
     verifier("genrm_cot", prompter).check_gate([item._replace(rationale=rationale)])
 
-  check(short, "ab.")
+  for prompter, text in ((short, "ab."), (PROMPTER, "ab? So")):
+    check(prompter, text)
   for prompter, text, message in (
     (PROMPTER, "ab? No.", "reads as 'contradictory'"),
-    (PROMPTER, "ab? So", "other tokens than a sampled one"),
     (short, "ab.\n", "other tokens than a sampled one"),
   ):
     with pytest.raises(UserError, match=message):
