@@ -92,7 +92,7 @@ class GenRMCoT(CoTVotes):
     if location.verdict_index is None:
       raise UserError(f"the rationale for {item.name} reads as {location.state!r}")
     sampled = written[: location.verdict_index]
-    cut = prompter.tokenizer.encode(rationale.text)
+    cut = prompter.tokenizer.encode_plain(rationale.text)
     forced = [*cut, *read_rationale(cut, prompter, room=len(written)).suffix]
     if forced != sampled:
       raise UserError(
