@@ -42,11 +42,14 @@ class RowFile:
   """Rows in a file by `write`, with the interface of `packing.Rows`."""
 
   def __init__(self, path: jsonl.PathLike):
-    """Reads the header. Raises UserError if there is no such file."""
+    """Reads the header. Raises UserError if there is no such file, or it is no file of rows."""
     self.path = path
     with jsonl.reader(path) as stream:
-      np.lib.format.read_magic(stream)
-      (self.num_rows,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+      try:
+        np.lib.format.read_magic(stream)
+        (self.num_rows,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+      except ValueError as e:
+        raise UserError(f"{path}: no file of packed rows ({e}); the same command writes the file again") from e
       self._begin = stream.tell()
     self._files, self._name = fsspec.core.url_to_fs(os.fspath(path))
 

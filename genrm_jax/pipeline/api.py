@@ -104,7 +104,7 @@ def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
   run = open_run(config, workdir)
   names = chosen_verifiers(run, verifiers)
   run_up_to(run, [f"score_{name}" for name in names])
-  return {name: jsonl.read_records(run.path(run.scores_file(name, "eval")), Score) for name in names}
+  return {name: run.scores(name, "eval") for name in names}
 
 
 def evaluate(config: Config, workdir: Any) -> dict[str, Any]:

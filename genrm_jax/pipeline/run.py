@@ -21,7 +21,7 @@ from genrm_jax.model.config import SIZES, ModelConfig, get_config
 from genrm_jax.pipeline import locate, trained
 from genrm_jax.pipeline.stages import fingerprint
 from genrm_jax.pipeline.trained import TrainedVerifier
-from genrm_jax.records import Candidate, Problem, Rationale
+from genrm_jax.records import Candidate, Problem, Rationale, Score
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task, load_task
@@ -77,6 +77,9 @@ class Run:
 
   def candidates(self, split: str) -> list[Candidate]:
     return jsonl.read_records(self.path("candidates", f"{split}.jsonl"), Candidate)
+
+  def scores(self, name: str, split: str) -> list[Score]:
+    return jsonl.read_scores(self.path(self.scores_file(name, split)), name)
 
   def rationales(self, split: str) -> Iterator[Rationale]:
     """Iterates over the rationales of a split, which may not fit into memory."""

@@ -21,6 +21,7 @@ from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.unicode import half_pair
 
 PathLike = str | os.PathLike[str]
 
@@ -190,7 +191,7 @@ class SentencePieceTokenizer:
     if not known:
       raise UserError(
         f"{self._path}: no piece to read the ORM's score from, none of {', '.join(self.CLS_PIECES)}; "
-        "train the tokenizer with one of them as a control symbol"
+        "use the tokenizer file that came with the model, or one from `train_sentencepiece`"
       )
     self.cls_id = known[0]
     marked = zip(map(sp.piece_to_id, TURN_MARKERS), map(sp.encode, TURN_MARKERS), strict=True)
@@ -210,7 +211,10 @@ class SentencePieceTokenizer:
 
   def _require(self, what: str, token_id: int) -> int:
     if token_id < 0:
-      raise UserError(f"{self._path}: the file has no {what} piece; train the tokenizer with {what}_id >= 0")
+      raise UserError(
+        f"{self._path}: the file has no {what} piece; use the tokenizer file that came with the model, or one from "
+        "`train_sentencepiece`"
+      )
     return token_id
 
   def encode(self, text: str) -> list[int]:
@@ -359,8 +363,9 @@ def _read_model(path: str) -> bytes:
     return epath.Path(path).read_bytes()
   except FileNotFoundError as e:
     raise UserError(f"{path}: no such tokenizer file; check the path") from e
-  except OSError as e:
-    raise UserError(f"{path}: the tokenizer file could not be read: {e.strerror or e}; check its permissions") from e
+  except (OSError, ValueError) as e:  # ValueError: NUL in the path
+    why = getattr(e, "strerror", None) or e
+    raise UserError(f"{path}: the tokenizer file could not be read: {why}; check the path and its permissions") from e
 
 
 def _without_folding(serialized: bytes, path: str) -> Any:
@@ -378,13 +383,8 @@ def _without_folding(serialized: bytes, path: str) -> Any:
 
 
 def _check_unicode(text: str) -> None:
-  try:
-    text.encode()
-  except UnicodeEncodeError as e:
-    raise UserError(
-      f"the text has half of a surrogate pair, {text[e.start]!r}, at character {e.start}; this is invalid Unicode; "
-      "remove it"
-    ) from None
+  if fault := half_pair(text):
+    raise UserError(f"the text has {fault}")
 
 
 def _check_range(ids: Sequence[int], vocab_size: int, name: str) -> None:

@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import re
 
-from genrm_jax.text.prompts import PromptFormat, Prompter
+from genrm_jax.text.prompts import Prompter, PromptFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def read_rationale(ids: list[int], prompter: Prompter, room: int) -> VerdictLoca
   ended = bool(ids) and ids[-1] == prompter.end_id
   body = ids[:-1] if ended else ids
   text = tokenizer.decode(body)
-  before, *tails = text.split(form.verdict_question)
+  _, *tails = text.split(form.verdict_question)
   answers = [_answers(tail, form) for tail in tails]
   if len(frozenset().union(*answers)) > 1:
     return VerdictLocation("contradictory")
