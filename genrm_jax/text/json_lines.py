@@ -31,10 +31,13 @@ def iter_objects(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any],
 def json_object(line: bytes, place: str) -> dict[str, Any]:
   """The JSON object in a line; its texts are valid Unicode. Raises UserError, naming `place` ("path:line"), if not."""
   row = json_value(line, place, "correct or remove the line")
-  if not isinstance(row, dict):
-    raise UserError(f"{place}: expected a JSON object, found {shown(row)}; each line is one object in braces")
-  if b"\\u" in line or b"\xed" in line:  # only these can spell a surrogate
-    _check_texts(row, place)
+  try:
+    if not isinstance(row, dict):
+      raise UserError(f"{place}: expected a JSON object, found {shown(row)}; each line is one object in braces")
+    if b"\\u" in line or b"\xed" in line:  # only these can spell a surrogate
+      _check_texts(row, place)
+  except RecursionError as e:
+    raise UserError(f"{place}: nested too deeply; correct or remove the line") from e
   return row
 
 

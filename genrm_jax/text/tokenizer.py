@@ -179,7 +179,7 @@ class SentencePieceTokenizer:
     try:
       model = _without_folding(self.file_bytes, self._path)
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    except RuntimeError as e:
+    except (RuntimeError, UnicodeDecodeError) as e:  # the latter: its own message quotes a damaged piece
       raise UserError(f"{self._path}: a damaged SentencePiece model ({e}); copy the file again") from e
     sp = self._processor
     self.name = f"sentencepiece:{epath.Path(path).name}"
@@ -375,8 +375,8 @@ def _without_folding(serialized: bytes, path: str) -> Any:
     model.ParseFromString(serialized)
   except message.DecodeError:
     model.Clear()
-  if not model.pieces:
-    raise UserError(f"{path}: not a SentencePiece model, or truncated; copy the file again")
+  if not model.pieces or not all(isinstance(p.piece, str) for p in model.pieces):  # bytes: no UTF-8
+    raise UserError(f"{path}: not a SentencePiece model, or a damaged one; copy the file again")
   model.normalizer_spec.add_dummy_prefix = False
   model.normalizer_spec.remove_extra_whitespaces = False
   return model

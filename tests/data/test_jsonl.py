@@ -8,10 +8,12 @@ import pathlib
 import re
 
 import pytest
+import saved_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.data import jsonl
+from genrm_jax.pipeline import verifier_stages
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score, Vote
 from genrm_jax.runtime.errors import UserError
 
@@ -73,6 +75,8 @@ def test_lines_have_a_schema_and_may_omit_defaults(tmp_path):
     ),
     (Problem, b'{"schema": 1, "id": "\xed\xa0\xbd"}', 'field "id" has half of a surrogate pair'),
     (Score, {"votes": [A_VOTE, A_VOTE | {"text": "\ud83d"}]}, 'field "votes[1].text" has half of a surrogate pair'),
+    *((Problem, "[" * n + "]" * n, "") for n in (900, 9000)),
+    *((Problem, '{"\\u0061": ' + "[" * n + '"\\ud83d"' + "]" * n + "}", "") for n in (900, 9000)),
     (Problem, {"\ud83d": "x"}, 'field "\\ud83d" has half of a surrogate pair'),
     *((Problem, line, "expected a JSON object") for line in ("[1]", "null", '"text"')),
     (Problem, {"schema": ...}, 'no field "schema"'),
@@ -183,12 +187,18 @@ def test_a_json_file_of_another_shape_is_named(changes, message, tmp_path):
 
 
 def test_scores_are_those_of_the_verifier(tmp_path):
+  """Scores copied under another verifier's name are refused, by the report too."""
   path, scores = tmp_path / "orm.jsonl", [Score("p", i, "orm", 1, 0.5) for i in range(2)]
   jsonl.write_records(path, scores)
   assert jsonl.read_scores(path, "orm") == scores
   jsonl.write_records(path, [scores[0], dataclasses.replace(scores[1], verifier="genrm")])
   with pytest.raises(UserError, match=r"orm\.jsonl:2: a score of verifier 'genrm' in the file of 'orm'"):
     jsonl.read_scores(path, "orm")
+  run = saved_runs.run_of(tmp_path, "last_letter")
+  for name in run.verifier_names:
+    jsonl.write_records(run.path(run.scores_file(name, "eval")), scores)
+  with pytest.raises(UserError, match="a score of verifier 'orm' in the file of 'judge'"):
+    verifier_stages.write_report(run, [], [])
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,5 +1,6 @@
 """decode(encode(x)) == x, joined ids decode to joined texts, and each verdict is one id in any context."""
 
+import contextlib
 import json
 import string
 
@@ -154,20 +155,28 @@ def test_damaged_files(trained, tmp_path):
   path = tmp_path / "x.model"
   with pytest.raises(UserError, match=r"x\.model: no such tokenizer file"):
     SentencePieceTokenizer(path)
-  with pytest.raises(UserError, match="could not be read"):
-    SentencePieceTokenizer(tmp_path)
+  for place in (tmp_path, f"{tmp_path}/\0"):
+    with pytest.raises(UserError, match="could not be read"):
+      SentencePieceTokenizer(place)
   half = trained.file_bytes[: len(trained.file_bytes) // 2]
   for content in (b"", b"garbage", half, b'{"a": 1}', b"\0" * 100):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.model: (not a SentencePiece model|no piece|the file has no)"):
       SentencePieceTokenizer(path)
+  for at in range(0, len(trained.file_bytes), 97):  # one flipped bit: opened, or one message
+    flipped = bytearray(trained.file_bytes)
+    flipped[at] ^= 1 << at % 8
+    path.write_bytes(flipped)
+    with contextlib.suppress(UserError):
+      SentencePieceTokenizer(path)
+  remedy = ".*; use the tokenizer file that came with the model, or one from `train_sentencepiece`"
   for piece, message in (("<cls>", "none of <cls>"), ("<s>", "no bos"), ("</s>", "no eos"), ("<pad>", "")):
     model = sentencepiece_model_pb2.ModelProto.FromString(trained.file_bytes)
     for spec in (p for p in model.pieces if p.piece == piece):
       spec.piece = "<other>"
     path.write_bytes(model.SerializeToString())
     if message:
-      with pytest.raises(UserError, match=message):
+      with pytest.raises(UserError, match=message + remedy):
         SentencePieceTokenizer(path)
     else:
       assert SentencePieceTokenizer(path).pad_id == 3, "without pad, unk is the padding"
