@@ -24,7 +24,7 @@ from genrm_jax.pipeline import checks, cli, stages, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.pipeline.trained import verifier_of
-from genrm_jax.records import Candidate, Score
+from genrm_jax.records import Candidate
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
 from genrm_jax.tasks.math500 import equality
@@ -33,6 +33,10 @@ from genrm_jax.training import saved
 from genrm_jax.verifiers.base import VoteConfig, verifier_class
 
 _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"
+_LEDGER_SHAPE = {"library": str, "not_used": int, "answers": {}, "comparisons": {}, "not_compared": list} | {
+  "labelled_by_file": int,
+  "labelled_otherwise": list,
+}
 
 
 class Given(NamedTuple):
@@ -175,8 +179,8 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
   """Writes report/: report.md, index.html, results.json and figures."""
   config = run.config
   problems, pool = run.problems("eval"), run.candidates("eval")
-  scores = {g.name: jsonl.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
-  ledger = jsonl.read_json(run.path(_LEDGER))
+  scores = {g.name: run.scores(g.name, "eval") for g in given}
+  ledger = jsonl.read_object(run.path(_LEDGER), _LEDGER_SHAPE)
   meta = {
     **verifier_stages.identity(run),
     "verifiers": {g.name: g.path for g in given},

@@ -132,6 +132,7 @@ class _StandIn:
 
   name, digest = "stand-in", ""
   pad_id, bos_id, eos_id, cls_id = range(4)
+  controls = re.compile("((?!))")
 
   def __init__(self, vocab_size: int, prompts: Mapping[str, str]):
     self.vocab_size = vocab_size
@@ -141,6 +142,8 @@ class _StandIn:
   def encode(self, text: str) -> list[int]:
     self._pieces += sorted(set(pieces := self._split(text)) - set(self._pieces))
     return [self._pieces.index(piece) for piece in pieces]
+
+  encode_plain = encode
 
   def decode(self, ids: Sequence[int]) -> str:
     return "".join(self._pieces[i] for i in ids)

@@ -124,7 +124,7 @@ def score(
   run = open_run(config, workdir)
   names = chosen_verifiers(run, verifiers)
   run_up_to(run, [f"score_{name}" for name in names], rerun=rerun)
-  return {name: jsonl.read_records(run.path(run.scores_file(name, "eval")), Score) for name in names}
+  return {name: run.scores(name, "eval") for name in names}
 
 
 def evaluate(config: Config, workdir: Any, *, rerun: bool = False) -> dict[str, Any]:

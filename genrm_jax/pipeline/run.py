@@ -21,7 +21,7 @@ from genrm_jax.model.config import SIZES, ModelConfig, get_config
 from genrm_jax.pipeline import locate, trained
 from genrm_jax.pipeline.fingerprints import fingerprint
 from genrm_jax.pipeline.trained import TrainedVerifier
-from genrm_jax.records import Candidate, Problem, Rationale
+from genrm_jax.records import Candidate, Problem, Rationale, Score
 from genrm_jax.runtime import sharding
 from genrm_jax.tasks.base import Task, load_task
 from genrm_jax.text.prompts import Prompter, make_format
@@ -76,6 +76,9 @@ class Run:
 
   def candidates(self, split: str) -> list[Candidate]:
     return jsonl.read_records(self.path("candidates", f"{split}.jsonl"), Candidate)
+
+  def scores(self, name: str, split: str) -> list[Score]:
+    return jsonl.read_scores(self.path(self.scores_file(name, split)), name)
 
   def rationales(self, split: str) -> Iterator[Rationale]:
     """Iterates over the rationales of a split, which may not fit into memory."""

@@ -22,7 +22,7 @@ from etils import epath
 from genrm_jax.data import jsonl
 from genrm_jax.pipeline.fingerprints import fingerprint
 from genrm_jax.pipeline.settings import LOCATIONS
-from genrm_jax.runtime import distributed
+from genrm_jax.runtime import distributed, lock
 from genrm_jax.runtime.errors import UserError
 
 # Where a run computes, and how many rows at a time, may change between two starts.
@@ -83,7 +83,12 @@ def run_stages(
   if unknown:
     raise UserError(f"no stage {', '.join(unknown)}; there are: {', '.join(names)}")
   chosen = [s for s in stages if not selected or s.name in selected]
-  book = _Book(workdir, config, stages, frozenset(s.name for s in chosen), rerun)
+  distributed.from_main(functools.partial(_check_workdir, workdir))
+  with lock.hold(workdir):
+    _run(_Book(workdir, config, stages, frozenset(s.name for s in chosen), rerun), chosen, say)
+
+
+def _run(book: "_Book", chosen: Sequence[Stage], say: Callable[[str], None]) -> None:
   unfinished = distributed.from_main(book.open)
   for stage in chosen:
     if stage.name in unfinished:
@@ -106,7 +111,7 @@ def run_stages(
     distributed.from_main(functools.partial(book.end, stage, started, seconds))
     say(f"{stage.name}: {seconds:.0f}s")
   if num_done == len(chosen):
-    say(f"{workdir}: everything was done before; nothing was run")
+    say(f"{book.workdir}: everything was done before; nothing was run")
 
 
 class _Entry(NamedTuple):
@@ -122,7 +127,7 @@ class _Book:
   """The records of a workdir's stages; process 0 reads and writes them."""
 
   def __init__(self, workdir: epath.Path, config: Mapping[str, Any], stages: Sequence[Stage], chosen, rerun: bool):
-    self._workdir, self._stages, self._chosen, self._rerun = workdir, stages, chosen, rerun
+    self.workdir, self._stages, self._chosen, self._rerun = workdir, stages, chosen, rerun
     self._config = {**config}
     self._by_name = {stage.name: stage for stage in stages}
     self._writer = {path: stage for stage in stages for path in stage.writes}
@@ -134,12 +139,11 @@ class _Book:
     Returns:
       The chosen stages that are not finished.
     """
-    _check_workdir(self._workdir)
     outdated = {s.name: why for s in self._built_on() if (why := self._why_outdated(s))}
     left = {name: why for name, why in outdated.items() if not self._rerun or name not in self._chosen}
     if left:
       raise UserError(self._refusal(left))
-    path, now = self._workdir / "config.json", {"hash": hash_of(self._config), "config": self._config}
+    path, now = self.workdir / "config.json", {"hash": hash_of(self._config), "config": self._config}
     if not path.exists() or jsonl.digest_of(jsonl.read_json(path)) != jsonl.digest_of(now):
       jsonl.write_json(path, now)
     entries = {name: self._entry(stage) for name, stage in self._by_name.items() if name in self._chosen}
@@ -165,13 +169,14 @@ class _Book:
 
   def end(self, stage: Stage, started: dict[str, Any], seconds: float) -> None:
     """Records that a stage has finished."""
-    writes = {p: fingerprint(self._workdir / p) for p in stage.writes}
+    lock.check()
+    writes = {p: fingerprint(self.workdir / p) for p in stage.writes}
     jsonl.write_json(self._file(stage, "json"), {"seconds": round(seconds, 1), **started, "writes": writes})
     self._file(stage, "started.json").unlink(missing_ok=True)
     self._entries.pop(stage.name, None)
 
   def _file(self, stage: Stage, suffix: str) -> epath.Path:
-    return self._workdir / "stages" / f"{stage.name}.{suffix}"
+    return self.workdir / "stages" / f"{stage.name}.{suffix}"
 
   def _settings(self, stage: Stage) -> dict[str, Any]:
     return {key: value for key, value in _flat(self._config) if _covers(stage.settings, key)}
@@ -227,25 +232,25 @@ class _Book:
     """What has changed on disk since a stage began; "" for nothing."""
     changed = [name for name, mark in entry.reads.items() if reads.get(name) != mark]
     if entry.is_done:
-      now = {p: fingerprint(self._workdir / p) if (self._workdir / p).exists() else "gone" for p in stage.writes}
+      now = {p: fingerprint(self.workdir / p) if (self.workdir / p).exists() else "gone" for p in stage.writes}
       changed += [p for p in stage.writes if now[p] != entry.writes.get(p)]
     return f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed" if changed else ""
 
   def _fingerprints(self, stage: Stage) -> dict[str, str]:
     """Fingerprints of a stage's inputs. Raises UserError if one is missing or not what its stage wrote."""
-    missing = [p for p in stage.reads if not (self._workdir / p).exists()]
+    missing = [p for p in stage.reads if not (self.workdir / p).exists()]
     makers_of = {p: self._writer[p] for p in stage.reads if p in self._writer}
     unfinished = [p for p, maker in makers_of.items() if not ((entry := self._entry(maker)) and entry.is_done)]
     if missing or unfinished:
       makers = [s.name for s in self._stages if {*s.writes} & {*missing, *unfinished}]
       what = ", ".join(missing or unfinished)
       if not makers:
-        raise UserError(f"stage {stage.name} needs {what}: no such file in {self._workdir}")
+        raise UserError(f"stage {stage.name} needs {what}: no such file in {self.workdir}")
       raise UserError(f"stage {stage.name} needs {what}; run stage {', '.join(makers)} first")
     for key, path in stage.sources.items():
       if not epath.Path(path).exists():
         raise UserError(f"stage {stage.name} needs {key} = {path}: no such file")
-    reads = {p: fingerprint(self._workdir / p) for p in stage.reads}
+    reads = {p: fingerprint(self.workdir / p) for p in stage.reads}
     for path, maker in makers_of.items():
       entry = self._entry(maker)
       if entry and entry.writes.get(path) != reads[path]:
@@ -265,7 +270,7 @@ class _Book:
 
   def _remove(self, stage: Stage) -> None:
     for path in (*stage.writes, *stage.scratch):
-      place = self._workdir / path
+      place = self.workdir / path
       if place.is_dir():
         place.rmtree()
       else:
@@ -277,7 +282,7 @@ class _Book:
   def _refusal(self, why: Mapping[str, str]) -> str:
     reasons = "; ".join(f"stage {name} was begun or done, but {reason}" for name, reason in why.items())
     return (
-      f"{self._workdir}: {reasons}. Add --rerun to do {'it' if len(why) == 1 else 'them'} again (with what builds on "
+      f"{self.workdir}: {reasons}. Add --rerun to do {'it' if len(why) == 1 else 'them'} again (with what builds on "
       "it; other stages stay), restore what has changed, or use another --workdir"
     )
 
@@ -287,7 +292,7 @@ def _check_workdir(workdir: epath.Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     # A bucket lists the object that marks a folder as a file of that name in the folder. A kill leaves hidden files.
-    names = {p.name for p in workdir.iterdir() if p.exists() and not p.name.startswith(".")}
+    names = {p.name for p in workdir.iterdir() if p.exists() and not p.name.startswith(".")} - {lock.NAME}
   except FileNotFoundError:  # a bucket has no empty folders
     return
   except ImportError:
