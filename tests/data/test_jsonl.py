@@ -9,6 +9,7 @@ import re
 
 import pytest
 import saved_runs
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,7 +118,7 @@ def test_no_line_raises_anything_but_user_error(line, tmp_path_factory):
 
 @pytest.mark.parametrize("when", ["producer", "write", "fsync", "replace", "value", "text"])
 def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
-  path, file_type = tmp_path / "p.jsonl", type(jsonl.epath.Path("x"))
+  path, file_type = tmp_path / "p.jsonl", type(epath.Path("x"))
   jsonl.write_records(path, [PROBLEM])
   opened = file_type.open
 
@@ -135,7 +136,7 @@ def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
     if when == "write":
       if not pathlib.Path("/dev/full").exists():
         pytest.skip("needs /dev/full, a device that is always full")
-      patch.setattr(file_type, "open", lambda self, mode: opened(jsonl.epath.Path("/dev/full"), mode))
+      patch.setattr(file_type, "open", lambda self, mode: opened(epath.Path("/dev/full"), mode))
     elif when in ("fsync", "replace"):
       patch.setattr(os, when, full)
     error, message = {

@@ -1,7 +1,9 @@
 """The report from made-up records: what is in it, that it is stable, and that any verifier works."""
 
 import dataclasses
+import errno
 import json
+import os
 import unittest.mock
 
 import pytest
@@ -185,8 +187,8 @@ def test_results_without_newer_parts_can_be_drawn(results, tmp_path, no_png):
 def test_failed_write_leaves_the_old_report(results, tmp_path, monkeypatch, no_png):
   report.write_report(results, tmp_path)
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-  monkeypatch.setattr(report.os, "replace", unittest.mock.Mock(side_effect=OSError("disk full")))
-  with pytest.raises(OSError, match="disk full"):
+  monkeypatch.setattr(os, "replace", unittest.mock.Mock(side_effect=OSError(errno.ENOSPC, "")))
+  with pytest.raises(UserError, match="the disk is full, nothing was written"):
     report.write_report(results | {"seed": 9}, tmp_path)
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
