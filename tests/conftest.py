@@ -1,6 +1,7 @@
 """What all tests share. The environment is set here, before anything imports jax."""
 
 import os
+import tempfile
 
 import quick_compiles
 
@@ -9,21 +10,30 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
   flags = [os.environ.get("XLA_FLAGS", ""), quick_compiles.XLA_FLAGS, "--xla_force_host_platform_device_count=8"]
   os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A folder for this test run: its workers, and the processes that tests start, inherit it and share what is in it.
+if "GENRM_TESTS_SHARED" not in os.environ:
+  _shared = tempfile.TemporaryDirectory(prefix="genrm-tests-", ignore_cleanup_errors=True)
+  os.environ["GENRM_TESTS_SHARED"] = _shared.name
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.environ["GENRM_TESTS_SHARED"], "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import fcntl
 import pathlib
 
+import processes
 import pytest
 
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
   *("damage_for_many", "docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "imports", "install", "library"),
-  *("parity", "pretrained", "rows_for_many", "smoke", "tour", "two_processes", "verifiers"),
+  *("parity", "pretrained", "rows_for_many", "smoke", "two_processes", "verifiers"),
 }
 
 
 # Files that take longest, the longest first: begun last, one of them would keep one core waiting.
-_LONGEST = ("two_processes", "smoke", "gcs", "library", "tour", "install", "extending", "device_splits", "distributed")
+_LONGEST = ("two_processes", "smoke", "gcs", "device_splits", "library", "install", "extending", "distributed")
 
 
 def pytest_collection_modifyitems(items):
@@ -34,6 +44,20 @@ def pytest_collection_modifyitems(items):
     if {item.path.parent.name, name(item)} & _ONE_PYTHON:
       item.add_marker(pytest.mark.one_python)
   items.sort(key=lambda item: _LONGEST.index(name(item)) if name(item) in _LONGEST else len(_LONGEST))
+
+
+@pytest.fixture(scope="session")
+def smoke_run() -> pathlib.Path:
+  """A workdir after `python -m experiments.last_letter --config=last_letter:smoke`, for all workers to read."""
+  shared = pathlib.Path(os.environ["GENRM_TESTS_SHARED"])
+  workdir, log = shared / "last_letter", shared / "last_letter.log"
+  with (shared / "lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not log.exists():
+      done = processes.run("-m", "experiments.last_letter", "--config=last_letter:smoke", f"--workdir={workdir}")
+      assert (done.returncode, done.stdout) == (0, ""), done.stderr
+      log.write_text(done.stderr)
+  return workdir
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,18 @@
 """The page on extending, as it stands: a task and a verifier in a user's own files run to a report."""
 
 import json
-import os
-import pathlib
 import re
-import subprocess
 import sys
 
+import processes
 import pytest
-import quick_compiles
 
 import genrm_jax
 from genrm_jax.data import jsonl
 from genrm_jax.records import Score
 from genrm_jax.runtime.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "extending.md"
+PAGE = processes.ROOT / "docs" / "extending.md"
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +24,7 @@ def user(tmp_path_factory):
   for name, text in blocks:
     (folder / name).write_text(text)
   (command,) = re.findall(r"```bash\n(python .*?)\n```", PAGE.read_text())
-  env = {**os.environ, **quick_compiles.environ(folder / "compiled"), "PYTHONPATH": f"{folder}:{ROOT}"}
-  args = [sys.executable, *command.split()[1:]]
-  done = subprocess.run(args, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+  done = processes.run(*command.split()[1:], cwd=folder, PYTHONPATH=f"{folder}:{processes.ROOT}")
   assert done.returncode == 0, done.stderr
   return folder
 

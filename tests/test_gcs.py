@@ -6,7 +6,6 @@ gcsfs and tensorstore read the address of the emulator at process start, so each
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 
 import jax
@@ -20,7 +19,7 @@ pytest.importorskip("gcp_storage_emulator")
 import fsspec.core
 import gcs_emulator
 import gcsfs
-import quick_compiles
+import processes
 import saved_runs
 import tensorboardX
 
@@ -38,15 +37,6 @@ from genrm_jax.training import saved
 TESTS = pathlib.Path(__file__).parent
 GEMMA = TESTS / "peers/goldens/hf_gemma2/checkpoint"
 MIB = 2**20
-CONFIG = """
-from experiments.configs import gsm8k
-
-def get_config():
-  config = gsm8k.get_config("smoke")
-  with config.unlocked():
-    config.verifiers = {"genrm": config.verifiers.genrm}
-  return config
-"""
 
 
 def check_weights():
@@ -107,7 +97,7 @@ def check_workdirs():
   (marked.parent / "notes/thesis").write_text("")
   with pytest.raises(UserError, match="gs://bucket/notes is not empty"):
     staging.run_stages(marked.parent / "notes", {}, [], [], print)
-  source, said = pathlib.Path(sys.argv[1]), []
+  source, said = pathlib.Path("source"), []
   source.write_text("on a local disk")
   copy, writes = (lambda: (new / "to/copy").write_text(source.read_text())), ("to", "to/copy")
   stage = Stage("copy", copy, writes=writes, sources={"data_dir": str(source)}, settings=("seed",))
@@ -137,9 +127,13 @@ def stop_at_first_metrics():
   cli.main("gsm8k")
 
 
-def check_equals_local_run():
-  """The run in the bucket equals the local one in sys.argv[1], except for times and checkpoint files."""
-  remote, local = epath.Path("gs://bucket/run"), pathlib.Path(sys.argv[1])
+def resume_and_compare():
+  """Runs the command in sys.argv, and once more with a local workdir; they differ in times and checkpoint files."""
+  with pytest.raises(SystemExit) as ended:
+    cli.main("gsm8k")
+  assert not ended.value.code
+  remote, local = epath.Path("gs://bucket/run"), pathlib.Path("run")
+  genrm_jax.evaluate(genrm_jax.get_config("config.py"), local)
   files = {at: {n for n in names_in(at) if not n.startswith("checkpoints/")} for at in (remote, local)}
   events = {folder: sorted(n.split("/")[1] for n in names if "tfevents" in n) for folder, names in files.items()}
   assert events == {remote: ["base", "base", "genrm"], local: ["base", "genrm"]}  # one file per start
@@ -160,15 +154,17 @@ def emulator():
     yield started
 
 
-@pytest.mark.parametrize("check", [check_weights, check_checkpoints, check_closed_buckets, check_workdirs])
-def test_on_gs(check, emulator, tmp_path):
-  run(check, emulator, tmp_path, tmp_path / "source")
+def check_all():
+  """One process for all: each takes seconds to start."""
+  for check in (check_weights, check_one_tensor, check_checkpoints, check_closed_buckets, check_workdirs):
+    print(check.__name__, file=sys.stderr)
+    check()
 
 
-def test_a_tensor_is_read_without_the_rest_of_its_file(emulator, tmp_path):
-  run(check_one_tensor, emulator, tmp_path)
+def test_on_gs(emulator, tmp_path):
+  call("check_all", emulator, tmp_path)
   ranges = [read for name, read in emulator.reads if name == "one/model.safetensors"]
-  assert ranges and all(ranges)
+  assert ranges and all(ranges), "a tensor is read without the rest of its file"
   ends = (text.removeprefix("bytes=").split("-") for text in ranges)
   num_bytes = sum(1 + int(end) - int(begin) for begin, end in ends)
   # The tensor and the header; older versions of gcsfs read 5 MiB ahead after each.
@@ -176,25 +172,20 @@ def test_a_tensor_is_read_without_the_rest_of_its_file(emulator, tmp_path):
 
 
 def test_stopped_and_resumed_run_equals_a_local_one(emulator, tmp_path):
-  (tmp_path / "config.py").write_text(CONFIG)
-  more = quick_compiles.environ(tmp_path / "compiled")
-  config, remote = f"--config={tmp_path / 'config.py'}", "--workdir=gs://bucket/run"
-  output = run(stop_at_first_metrics, emulator, tmp_path, config, remote, code=128 + signal.SIGTERM, **more)
+  processes.write_config(tmp_path / "config.py", "gsm8k", "genrm")
+  flags = "--config=config.py", "--workdir=gs://bucket/run"
+  output = call("stop_at_first_metrics", emulator, tmp_path, *flags, code=128 + signal.SIGTERM)
   assert "base: ended by SIGTERM" in output
-  output = run("experiments.gsm8k", emulator, tmp_path, config, remote, **more)
+  output = call("resume_and_compare", emulator, tmp_path, *flags)
   assert "tokenizer: done before" in output and "gs://bucket/run/report/index.html" in output
-  run("experiments.gsm8k", emulator, tmp_path, config, f"--workdir={tmp_path / 'run'}", **more)
-  run(check_equals_local_run, emulator, tmp_path, tmp_path / "run")
 
 
-def run(what, emulator, home, *args, code=0, **more):
-  """Calls a function of this module, or runs a module by name, with the emulator as gs://; returns stderr."""
-  start = ["-m", what] if isinstance(what, str) else ["-c", f"import test_gcs; test_gcs.{what.__name__}()"]
+def call(function, emulator, folder, *args, code=0):
+  """Calls a function of this module in another process, in `folder`, with the emulator as gs://; returns stderr."""
   paths = os.pathsep.join((str(TESTS.parent), str(TESTS), str(TESTS / "helpers")))
-  environ = {key: value for key, value in os.environ.items() if not key.startswith(("GOOGLE_", "XLA_FLAGS"))}
-  environ |= {**emulator.environ, "CLOUDSDK_CONFIG": str(home), "PYTHONPATH": paths, **more}
-  command = [sys.executable, *start, *map(str, args)]
-  done = subprocess.run(command, cwd=TESTS.parent, env=environ, capture_output=True, text=True, timeout=1200)
+  removed = {key: "" for key in os.environ if key.startswith("GOOGLE_")}
+  environ = {**removed, **emulator.environ, "CLOUDSDK_CONFIG": str(folder), "PYTHONPATH": paths}
+  done = processes.run("-c", f"import test_gcs; test_gcs.{function}()", *args, cwd=folder, **environ)
   assert done.returncode == code, done.stderr[-4000:]
   return done.stderr
 

@@ -8,11 +8,12 @@ import sys
 import sysconfig
 import zipfile
 
+import processes
 import pytest
+import quick_compiles
 
 pytestmark = pytest.mark.one_python
 
-ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("genrm_jax", "experiments", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 TASKS = ("last_letter", "word_sorting", "gsm8k", "math500", "base", "plan")
 
@@ -20,6 +21,7 @@ TASKS = ("last_letter", "word_sorting", "gsm8k", "math500", "base", "plan")
 def run(*command: object, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
   """Runs a command in `folder` without the paths of this checkout."""
   environ = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+  environ["XLA_FLAGS"] = quick_compiles.XLA_FLAGS
   words = [str(word) for word in command]
   return subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
 
@@ -34,7 +36,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
   """Built from a copy of the sources, since a build leaves files beside them."""
   folder = tmp_path_factory.mktemp("wheel")
   for name in SOURCES:
-    source, target = ROOT / name, folder / "source" / name
+    source, target = processes.ROOT / name, folder / "source" / name
     if source.is_dir():
       shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -77,7 +79,8 @@ def test_module_finds_packaged_config_and_asset(scripts, tmp_path):
 
 
 def test_console_command_runs_to_the_report(scripts, tmp_path):
-  check(run(scripts / "genrm-jax", "last_letter", "--config=last_letter:smoke", "--workdir=smoke", folder=tmp_path))
+  processes.write_config(tmp_path / "mine.py", "last_letter", "genrm_cot")
+  check(run(scripts / "genrm-jax", "last_letter", "--config=mine.py", "--workdir=smoke", folder=tmp_path))
   assert (tmp_path / "smoke/report/index.html").exists() and (tmp_path / "smoke/scores/genrm_cot.jsonl").exists()
 
 

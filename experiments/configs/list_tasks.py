@@ -2,7 +2,8 @@
 
 tiny   minutes on 2 CPU cores, from the small base model in experiments/assets
 tour   three minutes on 2 CPU cores, with the smallest verifiers that learn something; for docs/tour.ipynb
-smoke  the same stages in a minute, with models that learn nothing; for tests
+smoke  the same stages in half a minute, with models that learn nothing; for tests. Both tasks have the same shapes, so
+       that they share compiled programs
 paper  Gemma 2B as generator (few-shot) and verifier, on a TPU; needs
        --config.model.checkpoint=GEMMA_2B --config.tokenizer.path=tokenizer.model
 
@@ -90,8 +91,8 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
     return dict(
       num_steps=num_steps,
       learning_rate=learning_rate,
-      batch_size=16,
-      row_length=task.row_length,
+      batch_size=8 if smoke else 16,
+      row_length=208 if smoke else task.row_length,
       smoke=smoke,
       **changes,
     )
@@ -119,14 +120,14 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       num_train=task.num_solutions,
       num_eval=4 if smoke else 32,
       add_reference=smoke,  # an untrained model finds no correct solution
-      sample=common.sampling(max_new_tokens=task.solution_tokens, temperature=1.0),
+      sample=common.sampling(max_new_tokens=16 if smoke else task.solution_tokens, temperature=1.0),
     ),
     verifiers=dict(judge=common.judge(max_new_tokens=8 if smoke else 24), **trained),
     votes=dict(
       num_votes=2 if smoke else 32,
       sample=common.sampling(max_new_tokens=8 if smoke else task.rationale_tokens, temperature=0.7),
     ),
-    engine=common.engine(rows_per_batch=256, max_tokens=384),
+    engine=common.engine(rows_per_batch=64 if smoke else 256, max_tokens=384),
     report=dict(ns=(*ladder, 4) if smoke else ladder, ks=ladder),
   )
 

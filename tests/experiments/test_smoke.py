@@ -1,45 +1,44 @@
-"""The command line as a user has it: whole runs in a minute, started again, repeated, and given what is wrong.
+"""The command line as a user has it: whole runs in half a minute, started again, repeated, and given what is wrong."""
 
-The processes of this file share what they compile and leave out the compiler's optimisations; that and the number of
-devices is all that sets them apart from a user's.
-"""
-
-import concurrent.futures
+import contextlib
 import hashlib
+import io
 import json
-import os
-import pathlib
 import re
 import shutil
-import subprocess
 import sys
+from unittest import mock
 
+import processes
 import pytest
-import quick_compiles
+from absl.testing import flagsaver
 
 from experiments.studies import gsm8k_slips
 from genrm_jax.checkpoints import pretrained
 from genrm_jax.data import jsonl
 from genrm_jax.evals import tables
+from genrm_jax.pipeline import cli
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score
 from genrm_jax.training import saved
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAINED = {"last_letter": ("generator", "dpo"), "word_sorting": ("generator", "dpo"), "gsm8k": ("base",)}
 TASKS = {task: (*first, "orm", "genrm", "genrm_cot") for task, first in TRAINED.items()}  # all that is trained
 VOTES = {"judge": 2, "dpo": 1, "orm": 1, "genrm": 1, "genrm_cot": 2}  # a candidate
-BASE = "--config=experiments/configs/base.py:smoke"
 
-# A study: one verifier, which learns to solve as well, on the problems and the solutions of another run.
-STUDY = """
-from experiments.configs import last_letter
+# Commands, one after another in one process, which imports and traces only once.
+_COMMANDS = """
+import contextlib, json, runpy, sys
+from absl.testing import flagsaver
+from genrm_jax.pipeline import cli  # defines the flags, which flagsaver would forget again
 
-def get_config():
-  config = last_letter.get_config("smoke")
-  with config.unlocked():
-    del config.task.in_distribution
-    config.verifiers = {"genrm_cot": config.verifiers.genrm_cot}
-  return config
+for module, args, log in json.loads(sys.argv[1]):
+  sys.argv = [module, *args]
+  with flagsaver.flagsaver(), open(log + ".out", "w") as out, open(log + ".err", "w") as err:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      try:
+        runpy.run_module(module, run_name="__main__")
+      except SystemExit as e:
+        assert not e.code, e.code
 """
 
 
@@ -59,85 +58,60 @@ def _scores(task):
   return here
 
 
-class Shell:
-  """Runs commands, a few at a time."""
-
-  def __init__(self, cache: pathlib.Path):
-    self._env = {**os.environ, **quick_compiles.environ(cache)}
-
-  def __call__(self, task: str, *args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"experiments.{task}", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=600)
-
-  def smoke(self, task: str, workdir: pathlib.Path, *args: object) -> subprocess.CompletedProcess[str]:
-    return self(task, f"--config=experiments/configs/{task}.py:smoke", f"--workdir={workdir}", *args)
-
-
-def _together(calls):
-  """Calls by name -> results by name."""
-  with concurrent.futures.ThreadPoolExecutor(max_workers=max(2, min(os.cpu_count() or 1, 4))) as pool:
-    futures = {name: pool.submit(call) for name, call in calls.items()}
-    return {name: future.result() for name, future in futures.items()}
-
-
 def _tree(folder):
   """Every file with its digest and the time of its last change."""
   files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
   return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-  return Shell(tmp_path_factory.mktemp("compiled"))
+def _called(task, *args):
+  """Exit code, stdout and stderr of a command that computes nothing, called in this process."""
+  out, err = io.StringIO(), io.StringIO()
+  with (
+    mock.patch.object(sys, "argv", [task, *map(str, args)]),
+    flagsaver.flagsaver(),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+    pytest.raises(SystemExit) as ended,
+  ):
+    cli.main(task)
+  return ended.value.code or 0, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-  """Where each run is."""
+def work(smoke_run, tmp_path_factory):
+  """Where each run is. Word Sorting starts from the base; the study is on the solutions of Last Letter."""
   folder = tmp_path_factory.mktemp("smoke")
-  return {name: folder / name for name in (*TASKS, "base", "study")}
-
-
-@pytest.fixture(scope="module")
-def first(shell, work):
-  """The first start of each task; that of Word Sorting begins with the base which it starts from."""
-
-  def base_and_word_sorting():
-    base = shell("base", BASE, f"--workdir={work['base']}")
-    asset = f"--config.model.checkpoint={work['base']}/asset"
-    return base, shell.smoke("word_sorting", work["word_sorting"], asset)
-
-  calls = {task: lambda task=task: shell.smoke(task, work[task]) for task in ("last_letter", "gsm8k")}
-  done = _together({"both": base_and_word_sorting, **calls})
-  done["base"], done["word_sorting"] = done.pop("both")
-  return done
-
-
-@pytest.fixture(scope="module")
-def second(shell, work, first):
-  """The second start of Last Letter and of GSM8K, with the files before and after."""
-  tasks = ("last_letter", "gsm8k")
-  before = {task: _tree(work[task]) for task in tasks}
-  done = _together({task: lambda task=task: shell.smoke(task, work[task]) for task in tasks})
-  return {task: (done[task], before[task], _tree(work[task])) for task in tasks}
-
-
-@pytest.fixture(scope="module")
-def study(shell, work, first, tmp_path_factory):
-  """A study that builds on the first run."""
-  config = tmp_path_factory.mktemp("config") / "study.py"
-  config.write_text(STUDY)
-  bank, weight = f"--config.bank={work['last_letter']}", "--config.verifiers.genrm_cot.solve_weight=0.3"
-  return shell("last_letter", f"--config={config}", bank, weight, f"--workdir={work['study']}")
+  work = {name: folder / name for name in ("base", "word_sorting", "gsm8k", "study", "slips")}
+  work["last_letter"] = smoke_run
+  study = processes.write_config(folder / "study.py", "last_letter", "genrm_cot")
+  args = {
+    "base": ("base", "--config=experiments/configs/base.py:smoke"),
+    "word_sorting": ("word_sorting", "--config=word_sorting:smoke", f"--config.model.checkpoint={folder}/base/asset"),
+    "gsm8k": ("gsm8k", "--config=gsm8k:smoke"),
+    "study": (
+      *("last_letter", f"--config={study}", f"--config.bank={smoke_run}"),
+      "--config.verifiers.genrm_cot.solve_weight=0.3",
+    ),
+  }
+  commands = [
+    (f"experiments.{module}", [*args, f"--workdir={folder / name}"], str(folder / name))
+    for name, (module, *args) in args.items()
+  ]
+  slips = [f"--workdir={folder / 'gsm8k'}", f"--out={folder / 'slips.json'}"]
+  commands.append(("experiments.studies.gsm8k_slips", slips, str(folder / "slips")))
+  done = processes.run("-c", _COMMANDS, json.dumps(commands))
+  assert done.returncode == 0, done.stderr + "".join(p.read_text() for p in sorted(folder.glob("*.err")))
+  for name in args:
+    assert not (folder / f"{name}.out").read_text() and "Traceback" not in (folder / f"{name}.err").read_text()
+  return work
 
 
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
 @every_task
-def test_a_run_leaves_all_that_was_promised(task, first, work):
-  assert first[task].returncode == 0, first[task].stderr
-  assert first[task].stdout == "" and "Traceback" not in first[task].stderr
+def test_a_run_leaves_all_that_was_promised(task, work):
   promised = [
     "config.json",
     *(f"{kind}/{split}.jsonl" for kind in ("problems", "candidates") for split in _splits(task)),
@@ -156,7 +130,7 @@ def test_a_run_leaves_all_that_was_promised(task, first, work):
 
 
 @every_task
-def test_records_fit_together(task, first, work):
+def test_records_fit_together(task, work):
   read = {
     split: (
       jsonl.read_records(work[task] / "problems" / f"{split}.jsonl", Problem),
@@ -177,7 +151,7 @@ def test_records_fit_together(task, first, work):
 
 
 @every_task
-def test_every_candidate_is_scored_with_all_votes(task, first, work):
+def test_every_candidate_is_scored_with_all_votes(task, work):
   for name, split, path in _scores(task):
     pool = jsonl.read_records(work[task] / "candidates" / f"{split}.jsonl", Candidate)
     scores = jsonl.read_records(work[task] / path, Score)
@@ -198,7 +172,7 @@ def test_every_candidate_is_scored_with_all_votes(task, first, work):
 
 
 @every_task
-def test_metrics_and_report_are_of_this_run(task, first, work):
+def test_metrics_and_report_are_of_this_run(task, work):
   for name in TASKS[task]:
     lines = [json.loads(line) for line in (work[task] / "metrics" / f"{name}.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 2, 4, 4]
@@ -217,8 +191,7 @@ def test_metrics_and_report_are_of_this_run(task, first, work):
   assert set(results["meta"]["wall_seconds"]) == set(stages) - {"report"}
 
 
-def test_a_base_is_made_that_other_runs_start_from(first, work):
-  assert first["base"].returncode == 0, first["base"].stderr
+def test_a_base_is_made_that_other_runs_start_from(work):
   asset = work["base"] / "asset"
   config = pretrained.open_checkpoint(asset).config
   assert (config.num_layers, config.embed_dim, config.vocab_size) == (1, 32, 102)
@@ -228,11 +201,11 @@ def test_a_base_is_made_that_other_runs_start_from(first, work):
     assert manifest["init_from"].startswith(start)
 
 
-def test_slips_are_counted_and_planted_in_the_solutions_of_a_run(first, work, monkeypatch, capsys, tmp_path):
-  command = ["gsm8k_slips", f"--workdir={work['gsm8k']}", f"--out={tmp_path / 'slips.json'}"]
-  monkeypatch.setattr("sys.argv", command)
-  gsm8k_slips.main()
-  told, results = capsys.readouterr().out, json.loads((tmp_path / "slips.json").read_text())
+def test_slips_are_counted_and_planted_in_the_solutions_of_a_run(work, monkeypatch, capsys):
+  told, results = (
+    work["slips"].with_suffix(".out").read_text(),
+    json.loads(work["slips"].with_suffix(".json").read_text()),
+  )
   pool = jsonl.read_records(work["gsm8k"] / "candidates/eval.jsonl", Candidate)
   right = sum(c.correct for c in pool)  # made-up solutions are wrong by a slip
   count = {"right with a slip": 0, "right": right, "wrong with a slip": len(pool) - right, "wrong without": 0}
@@ -247,24 +220,23 @@ def test_slips_are_counted_and_planted_in_the_solutions_of_a_run(first, work, mo
     assert all(0 <= it["value"] <= 1 for it in figures.values())
     assert f"{100 * figures['prefers the right one']['value']:.1f}" in told
   assert results["planted"]["pairs"] == len({c.problem_id for c in pool if c.correct})
-  monkeypatch.setattr("sys.argv", [command[0], f"--workdir={work['last_letter']}"])
+  monkeypatch.setattr("sys.argv", ["gsm8k_slips", f"--workdir={work['last_letter']}"])
   with pytest.raises(SystemExit):
     gsm8k_slips.main()
   assert "a run of last_letter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["last_letter", "gsm8k"])
-def test_a_second_start_does_nothing_and_says_so(task, second, work):
-  done, before, after = second[task]
-  assert done.returncode == 0, done.stderr
-  assert after == before
-  lines = done.stderr.splitlines()
-  assert all(re.fullmatch(r"\w+: done before", line) for line in lines[:-1]), done.stderr
-  assert lines[-1].endswith("nothing was run")
+def test_a_second_start_does_nothing_and_says_so(task, work):
+  before = _tree(work[task])
+  code, out, err = _called(task, f"--config={task}:smoke", f"--workdir={work[task]}")
+  assert (code, out) == (0, ""), err
+  assert _tree(work[task]) == before
+  *lines, last = err.splitlines()
+  assert all(re.fullmatch(r"\w+: done before", line) for line in lines) and last.endswith("nothing was run"), err
 
 
-def test_a_study_builds_on_the_solutions_of_another_run(study, work):
-  assert study.returncode == 0, study.stderr
+def test_a_study_builds_on_the_solutions_of_another_run(work):
   here, study = work["last_letter"], work["study"]
   for split in ("train", "val", "eval"):
     for file in (f"problems/{split}.jsonl", f"candidates/{split}.jsonl"):
@@ -281,56 +253,36 @@ def test_a_study_builds_on_the_solutions_of_another_run(study, work):
   assert (results["generation"]["genrm_cot"]["num_candidates"], "in_distribution" in results) == (48, False)
 
 
-# What is wrong, in a copy of the finished run or in a folder of its own; more of it in test_configs and test_stages.
-
-LETTERS = "--config=experiments/configs/last_letter.py:smoke"
+# What is wrong, in a copy of the finished run or in a folder of its own; more of it in test_configs and test_stages:
 # name -> (task, arguments, what is said)
 WRONG = {
   "another config": (
     "last_letter",
-    [LETTERS, "--config.seed=1"],
+    ["--config=last_letter:smoke", "--config.seed=1"],
     r"WORK: stage problems was begun or done, but seed has changed; stage generator .*\. Add --rerun to do them again",
   ),
   "changed file": (
     "last_letter",
-    [LETTERS],
+    ["--config=last_letter:smoke"],
     r"WORK: stage candidates was begun or done, but candidates/train\.jsonl has changed\. Add --rerun to do it again",
   ),
-  "unknown key": ("last_letter", [LETTERS, "--config.nope=1"], r"--config\.nope: the config has no key 'nope'"),
-  "no data": (
-    "gsm8k",
-    ["--config=experiments/configs/gsm8k.py:tiny"],
-    r"give the folder with the clones .* --config\.data_dir=DIR",
-  ),
+  "no data": ("gsm8k", ["--config=gsm8k:tiny"], r"give the folder with the clones .* --config\.data_dir=DIR"),
 }
 
 
-@pytest.fixture(scope="module")
-def refused(shell, work, second, tmp_path_factory):
-  """For each case: the ended command, its workdir, and the files before and after."""
-  folder = tmp_path_factory.mktemp("wrong")
-  places = {name: folder / name.replace(" ", "_") for name in WRONG}
-  for name in ("another config", "changed file"):
-    shutil.copytree(work["last_letter"], places[name])
-  changed = places["changed file"] / "candidates/train.jsonl"
-  changed.write_text(changed.read_text().replace(";", "", 1))
-  before = {name: _tree(places[name]) for name in WRONG}
-  done = _together(
-    {
-      name: lambda task=task, args=args, at=places[name]: shell(task, *args, f"--workdir={at}")
-      for name, (task, args, _) in WRONG.items()
-    }
-  )
-  return {name: (done[name], places[name], before[name], _tree(places[name])) for name in WRONG}
-
-
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_one_clear_message(name, refused):
-  done, place, before, after = refused[name]
-  assert done.returncode == 1, done.stderr
-  assert "Traceback" not in done.stderr and done.stdout == ""
-  errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-  assert len(errors) == 1 and errors[0] == done.stderr.splitlines()[-1], done.stderr
-  assert re.match(f"error: {WRONG[name][-1].replace('WORK', re.escape(str(place)))}", errors[0]), done.stderr
+def test_what_is_wrong_is_one_clear_message(name, work, tmp_path):
+  (task, args, message), place = WRONG[name], tmp_path / "work"
+  if task == "last_letter":
+    shutil.copytree(work[task], place)
+  if name == "changed file":
+    changed = place / "candidates/train.jsonl"
+    changed.write_text(changed.read_text().replace(";", "", 1))
+  before = _tree(place)
+  code, out, err = _called(task, *args, f"--workdir={place}")
+  *lines, error = err.splitlines()
+  assert (code, out) == (1, "") and all(re.fullmatch(r"\w+: done before", line) for line in lines), err
+  assert re.match(f"error: {message.replace('WORK', re.escape(str(place)))}", error), err
+  after = _tree(place)
   assert {f: after.get(f) for f in before} == before, "nothing is overwritten"
   assert set(after) - set(before) <= {"config.json"}

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import quick_compiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -18,11 +19,27 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def start(commands: Sequence[Sequence[object]], **env: str) -> list[subprocess.Popen[str]]:
-  """Starts one Python for each list of arguments."""
-  pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-  pipes["env"] = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
-  return [subprocess.Popen([sys.executable, *map(str, command)], **pipes) for command in commands]
+def start(commands: Sequence[Sequence[object]], cwd: pathlib.Path = ROOT, **env: str) -> list[subprocess.Popen[str]]:
+  """Starts one Python for each list of arguments, with the devices of the config; "" removes a variable."""
+  defaults = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_compiles.XLA_FLAGS, "PYTHONPATH": str(ROOT)}
+  environ = {**os.environ, **defaults, **env}
+  return [
+    subprocess.Popen(
+      [sys.executable, *map(str, command)],
+      cwd=cwd,
+      env={key: value for key, value in environ.items() if value},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for command in commands
+  ]
+
+
+def run(*command: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+  """Runs one Python to its end."""
+  ((code, stdout, stderr),) = finish(start([command], cwd, **env))
+  return subprocess.CompletedProcess(list(command), code, stdout, stderr)
 
 
 def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str, str]]:
@@ -45,3 +62,20 @@ def wait_for(condition: Callable[[], bool], running: Sequence[subprocess.Popen[s
     assert all(process.poll() is None for process in running), "ended early"
     assert time.monotonic() < deadline, "timed out"
     time.sleep(0.02)
+
+
+def write_config(path: pathlib.Path, task: str, *verifiers: str, changes: str = "") -> pathlib.Path:
+  """A user's config file: the task's smoke config with these verifiers only, without a second evaluated split.
+
+  `changes` are further lines, which change `config`.
+  """
+  lines = [
+    f"import genrm_jax\n\n\ndef get_config():\n  config = genrm_jax.get_config('{task}:smoke')",
+    "  with config.unlocked():",
+    f"    config.verifiers = {{name: config.verifiers[name] for name in {verifiers}}}",
+    "    if 'in_distribution' in config.task:\n      del config.task.in_distribution",
+    *(f"    {line}" for line in changes.splitlines()),
+    "  return config\n",
+  ]
+  path.write_text("\n".join(lines))
+  return path

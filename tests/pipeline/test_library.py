@@ -1,13 +1,11 @@
-"""The four functions do what the commands do, and `load` scores as the run did."""
+"""The four functions do what the commands do, in the tour too, and `load` scores as the run did."""
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import processes
 import pytest
 import saved_runs
 
@@ -20,24 +18,42 @@ from genrm_jax.runtime.errors import UserError
 
 VERIFIERS = ("judge", "dpo", "orm", "genrm", "genrm_cot")
 
+# Before and after the cells of the tour, in its workdir.
+_BEFORE = """
+import dataclasses, json, pathlib
+import genrm_jax
+
+smoke = genrm_jax.get_config("last_letter:smoke")
+first_trained = list(genrm_jax.train(smoke, "runs/tour", ["genrm_cot", "judge"]))
+first_stages = sorted(p.stem for p in pathlib.Path("runs/tour/stages").iterdir())
+first_scores = genrm_jax.score("last_letter:smoke", "runs/tour", ["genrm_cot"])
+"""
+_AFTER = """
+first_scores = {name: [dataclasses.asdict(s) for s in scores] for name, scores in first_scores.items()}
+pathlib.Path("learned.json").write_text(json.dumps([first_trained, first_stages, first_scores, results]))
+"""
+
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-  """A workdir after `evaluate`, and what the functions returned on the way."""
-  folder = tmp_path_factory.mktemp("library") / "work"
-  config = genrm_jax.get_config("last_letter:smoke")
-  trained = genrm_jax.train(config, folder, ["genrm_cot", "judge"])
-  stages = {p.stem for p in (folder / "stages").iterdir()}
-  scores = genrm_jax.score("last_letter:smoke", folder, ["genrm_cot"])
-  results = genrm_jax.evaluate("last_letter:smoke", folder)
-  return folder, trained, stages, scores, results
+def tour(tmp_path_factory):
+  """The workdir after the cells of the tour with the smoke config in place of its own, and what the functions gave."""
+  folder = tmp_path_factory.mktemp("tour")
+  cells = json.loads((processes.ROOT / "docs/tour.ipynb").read_text())["cells"]
+  code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+  assert "last_letter:tour" in code[0] and len(code) >= 7
+  cells = "\n".join(code).replace("last_letter:tour", "last_letter:smoke")
+  done = processes.run("-c", _BEFORE + cells + _AFTER, cwd=folder, MPLBACKEND="Agg")
+  assert done.returncode == 0, done.stderr
+  assert "of 4 candidates; a single one is right in" in done.stdout
+  return folder / "runs/tour", *json.loads((folder / "learned.json").read_text())
 
 
-def test_each_function_does_what_it_needs_and_no_more(work):
-  folder, trained, stages, scores, results = work
-  assert set(trained) == {"genrm_cot", "judge"}
-  assert stages == {"problems", "generator", "candidates", "rationales", "train_genrm_cot"}
-  assert scores == {"genrm_cot": jsonl.read_records(folder / "scores/genrm_cot.jsonl", Score)}
+def test_each_function_does_what_it_needs_and_no_more(tour):
+  folder, trained, stages, scores, results = tour
+  assert trained == ["genrm_cot", "judge"]
+  assert stages == ["candidates", "generator", "problems", "rationales", "train_genrm_cot"]
+  read = [dataclasses.asdict(s) for s in jsonl.read_records(folder / "scores/genrm_cot.jsonl", Score)]
+  assert scores == {"genrm_cot": json.loads(json.dumps(read))}
   assert list(results["verifiers"]) == list(VERIFIERS)
   assert results == json.loads((folder / "report/results.json").read_text())
   assert set(results["meta"]["best_by"].values()) == {"loss_verify"}
@@ -46,14 +62,26 @@ def test_each_function_does_what_it_needs_and_no_more(work):
   assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
+def test_the_command_leaves_the_same_files(tour, smoke_run):
+  """Also the determinism of a run: another process, the same bytes."""
+  folder, *_ = tour
+  kinds = ("problems", "candidates", "rationales", "metrics", "scores")
+  files = [p.relative_to(folder) for kind in kinds for p in sorted((folder / kind).rglob("*.json*"))]
+  assert len(files) >= 26
+  assert [str(f) for f in files if (folder / f).read_bytes() != (smoke_run / f).read_bytes()] == []
+
+
 @pytest.mark.parametrize("name", VERIFIERS)
-def test_what_is_loaded_scores_as_the_run_did(name, work):
-  folder, trained, *_ = work
+def test_what_is_loaded_scores_as_the_run_did(name, tour):
+  folder, *_ = tour
   wanted = jsonl.read_records(folder / f"scores/{name}.jsonl", Score)
   problems = jsonl.read_records(folder / "problems/eval.jsonl", Problem)
   pool = jsonl.read_records(folder / "candidates/eval.jsonl", Candidate)
-  mesh = sharding.make_mesh(data=-1, devices=jax.local_devices())
-  verifier = trained[name] if name == "judge" else genrm_jax.load(folder / "checkpoints" / name, mesh=mesh)
+  if name == "judge":
+    verifier = genrm_jax.train("last_letter:smoke", folder, ["judge"])["judge"]
+  else:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    verifier = genrm_jax.load(folder / "checkpoints" / name, mesh=mesh)
   found = verifier.score_candidates(problems, pool)
   question = {p.id: p.question for p in problems}
   many = verifier.score_many([(question[c.problem_id], c.text) for c in pool])
@@ -65,16 +93,16 @@ def test_what_is_loaded_scores_as_the_run_did(name, work):
     np.testing.assert_allclose(p_a, p_b, rtol=2e-5)
 
 
-def test_an_over_long_solution_is_truncated_and_not_an_error(work):
-  folder, *_ = work
+def test_an_over_long_solution_is_truncated_and_not_an_error(tour):
+  folder, *_ = tour
   verifier = genrm_jax.load(folder / "checkpoints/genrm_cot")
   good, long = verifier.score_many([("1ab2cd;", "BbCd;"), ("1ab2cd;", "B" * 500)])
   assert good == verifier.score("1ab2cd;", "BbCd;") and long is None
   assert {v.state for v in verifier.rationales("1ab2cd;", "B" * 500)} == {"truncated"}
 
 
-def test_a_run_is_its_content_wherever_that_lies(work, tmp_path):
-  folder, *_ = work
+def test_a_run_is_its_content_wherever_that_lies(tour, tmp_path):
+  folder, *_ = tour
   moved = tmp_path / "moved"
   folder.rename(moved)
   try:
@@ -85,20 +113,8 @@ def test_a_run_is_its_content_wherever_that_lies(work, tmp_path):
     moved.rename(folder)
 
 
-def test_the_command_leaves_the_same_files(work, tmp_path):
-  """Also the determinism of a run: another process, the same bytes."""
-  folder, *_ = work
-  command = [sys.executable, "-m", "experiments.last_letter", "--config=last_letter:smoke", f"--workdir={tmp_path}/w"]
-  done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=600)
-  assert done.returncode == 0, done.stderr
-  kinds = ("problems", "candidates", "rationales", "metrics", "scores")
-  files = [p.relative_to(folder) for kind in kinds for p in sorted((folder / kind).rglob("*.json*"))]
-  assert len(files) >= 26
-  assert [str(f) for f in files if (folder / f).read_bytes() != (tmp_path / "w" / f).read_bytes()] == []
-
-
-def test_what_cannot_be_used_is_one_message(work, tmp_path):
-  folder, *_ = work
+def test_what_cannot_be_used_is_one_message(tour, tmp_path):
+  folder, *_ = tour
   config = genrm_jax.get_config("last_letter:smoke")
   with pytest.raises(UserError, match="the config has no verifier prm; it has: judge"):
     genrm_jax.train(config, folder, ["prm"])

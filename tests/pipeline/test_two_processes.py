@@ -6,25 +6,15 @@ import signal
 import numpy as np
 import processes
 import pytest
-import quick_compiles
 
+import genrm_jax
 from genrm_jax.data import jsonl
 from genrm_jax.records import Candidate, Score
 
-CONFIG = """
-from experiments.configs import last_letter
-
-def get_config():
-  config = last_letter.get_config("smoke")
-  with config.unlocked():
-    del config.task.in_distribution
-    config.verifiers = {name: config.verifiers[name] for name in ("genrm", "genrm_cot")}
-    config.verifiers.genrm.optim.num_steps = 24
-    config.verifiers.genrm_cot.optim.num_steps = 12
-    config.mesh = dict(data=2, fsdp=-1, tensor=1)
-  return config
+_CHANGES = """
+config.verifiers.genrm.optim.num_steps = 24
+config.mesh = dict(data=2, fsdp=-1, tensor=1)
 """
-
 
 # The command; it sends itself a signal when a training has reached a step, and trains slowly from there on, since
 # processes agree on where to stop within seconds.
@@ -56,42 +46,35 @@ cli.main("last_letter")
 """
 
 
-class Runs:
-  """Runs of one config."""
-
-  def __init__(self, folder):
-    self.folder = folder
-    (folder / "config.py").write_text(CONFIG)
-    self._env = quick_compiles.environ(folder / "compiled")
-
-  def __call__(self, workdir, num_devices, *args, seeds=(0,), signalled=()):
-    """Runs one process per seed; the last gets a signal: (training, step, number)."""
-    path, places = self.folder / workdir, [f"--coordinator=localhost:{processes.free_port()}"]
-    places += [f"--num_processes={len(seeds)}", "--distributed_timeout_s=30"]
-    flags = [f"--config={self.folder / 'config.py'}", f"--config.cpu_devices={num_devices}", f"--workdir={path}", *args]
-    commands = []
-    for i, seed in enumerate(seeds):
-      start = ["-c", _SIGNALLED, *signalled] if signalled and i else ["-m", "experiments.last_letter"]
-      together = [*places, f"--process_id={i}"] if len(seeds) > 1 else []
-      commands.append([*start, *flags, f"--config.seed={seed}", *together])
-    return processes.finish(processes.start(commands, **self._env))
+def start_two(folder, workdir, seeds=(0, 0), signalled=()):
+  """The command in two processes with four devices each; the second gets a signal: (training, step, number)."""
+  places = [f"--coordinator=localhost:{processes.free_port()}", "--num_processes=2", "--distributed_timeout_s=30"]
+  flags = [f"--config={folder / 'config.py'}", "--config.cpu_devices=4", f"--workdir={folder / workdir}", *places]
+  starts = ["-m", "experiments.last_letter"], ["-c", _SIGNALLED, *signalled] if signalled else None
+  commands = [
+    [*(start or starts[0]), *flags, f"--config.seed={seed}", f"--process_id={i}"]
+    for i, (start, seed) in enumerate(zip(starts, seeds, strict=True))
+  ]
+  return processes.finish(processes.start(commands))
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  return Runs(tmp_path_factory.mktemp("two"))
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("two")
+  processes.write_config(folder / "config.py", "last_letter", "genrm", "genrm_cot", changes=_CHANGES)
+  return folder
 
 
 @pytest.fixture(scope="module")
-def done(runs):
+def done(folder):
   """What each start of the run by two processes ended with; "one" is the run that it is compared with."""
-  two = (0, 0)
-  out = {"one": runs("one", 8)}
-  out["stopped"] = runs("two", 4, seeds=two, signalled=("genrm", 6, int(signal.SIGTERM)))
-  out["steps after the stop"] = sorted(int(p.name) for p in (runs.folder / "two/checkpoints/genrm").iterdir())
-  out["killed"] = runs("two", 4, seeds=two, signalled=("genrm", 12, int(signal.SIGKILL)))
-  out["by one process"] = runs("two", 2, "--stages=train_genrm")
-  out["finished"] = runs("two", 4, seeds=two)
+  config, out = genrm_jax.get_config(str(folder / "config.py")), {}
+  genrm_jax.evaluate(config, folder / "one")  # this process has eight devices
+  out["stopped"] = start_two(folder, "two", signalled=("genrm", 6, int(signal.SIGTERM)))
+  out["steps after the stop"] = sorted(int(p.name) for p in (folder / "two/checkpoints/genrm").iterdir())
+  out["killed"] = start_two(folder, "two", signalled=("genrm", 12, int(signal.SIGKILL)))
+  genrm_jax.train(config, folder / "two", ["genrm"])
+  out["finished"] = start_two(folder, "two")
   return out
 
 
@@ -108,36 +91,32 @@ def test_a_process_that_is_killed_ends_the_other(done):
   assert code not in (0, 143), error
 
 
-def test_one_process_and_two_resume_the_run(done):
-  for when in ("one", "by one process", "finished"):
-    for code, _, error in done[when]:
-      assert code == 0, error
-
-
-def test_only_the_first_process_reports(done):
-  (_, _, error), (_, out, other_error) = done["finished"]
+def test_one_process_and_two_resume_the_run_and_only_the_first_reports(done):
+  (code, _, error), (other_code, out, other_error) = done["finished"]
+  assert (code, other_code) == (0, 0), error + other_error
+  assert "train_genrm: done before" in error
   assert "score_genrm_cot: " in error and "report: " in error
   assert "score_genrm_cot" not in out + other_error and "report: " not in out + other_error
 
 
-def test_parts_are_merged_and_removed(runs, done):
-  assert not list((runs.folder / "two").rglob("*.part-*"))
+def test_parts_are_merged_and_removed(folder, done):
+  assert not list((folder / "two").rglob("*.part-*"))
 
 
-def test_losses_match_one_process(runs, done):
+def test_losses_match_one_process(folder, done):
   for run in ("generator", "genrm", "genrm_cot"):
     lines = {}
     for workdir in ("one", "two"):
-      text = (runs.folder / workdir / "metrics" / f"{run}.jsonl").read_text()
+      text = (folder / workdir / "metrics" / f"{run}.jsonl").read_text()
       lines[workdir] = [json.loads(line) for line in text.splitlines()]
     assert len(lines["one"]) == len(lines["two"]) > 3
     for one, two in zip(lines["one"], lines["two"], strict=True):
       assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
-def test_solutions_and_scores_match_one_process(runs, done):
+def test_solutions_and_scores_match_one_process(folder, done):
   def read(workdir, name, cls):
-    return jsonl.read_records(runs.folder / workdir / name, cls)
+    return jsonl.read_records(folder / workdir / name, cls)
 
   for split in ("train", "val", "eval"):
     one, two = (read(workdir, f"candidates/{split}.jsonl", Candidate) for workdir in ("one", "two"))
@@ -149,8 +128,8 @@ def test_solutions_and_scores_match_one_process(runs, done):
     assert [[v.text for v in s.votes] for s in one] == [[v.text for v in s.votes] for s in two]
 
 
-def test_processes_with_different_configs_are_refused(runs):
-  for code, _, error in runs("refused", 4, seeds=(0, 1)):
+def test_processes_with_different_configs_are_refused(folder):
+  for code, _, error in start_two(folder, "refused", seeds=(0, 1)):
     assert code != 0 and "Traceback" not in error, error
     assert "the config of process 1 differs from that of process 0" in error, error
-  assert not (runs.folder / "refused").exists()
+  assert not (folder / "refused").exists()

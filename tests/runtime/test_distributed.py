@@ -117,40 +117,47 @@ held.close()
 """
 
 
-def start_two(action, folder):
-  (folder / "locked").mkdir()
-  (folder / "locked" / lock.NAME).write_text(json.dumps(owner.this_process()))
-  port = processes.free_port()
-  return processes.start([["-c", _CHILD, port, i, action, folder] for i in range(2)])
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  """Two processes for each action, and their folder. They mostly wait, so they do it side by side."""
+  started = {}
+  for action in ("stay", "leave", "stop", "lose"):
+    port, folder = processes.free_port(), tmp_path_factory.mktemp(action)
+    (folder / "locked").mkdir()
+    (folder / "locked" / lock.NAME).write_text(json.dumps(owner.this_process()))
+    started[action] = processes.start([["-c", _CHILD, port, i, action, folder] for i in range(2)]), folder
+  yield started
+  for pair, _ in started.values():
+    for process in pair:
+      process.kill()
 
 
-def test_two_processes_agree(tmp_path):
-  for process_id, (code, _, error) in enumerate(processes.finish(start_two("stay", tmp_path))):
+def test_two_processes_agree(pairs):
+  started, folder = pairs["stay"]
+  for process_id, (code, _, error) in enumerate(processes.finish(started)):
     assert code == 0, error
-    learned = json.loads((tmp_path / str(process_id)).read_text())
+    learned = json.loads((folder / str(process_id)).read_text())
     assert learned.pop("sums") == [n * (n - 1) // 2 for n in (700_000, 700_001)]
     assert "process 1" in learned.pop("different") and f"in use by pid {os.getpid()} " in learned.pop("locked")
     assert learned.pop("holds") == (process_id == 0)
     assert learned == {"from_main": "from 0", "failure": "no such file", "same": None}
 
 
-def test_processes_that_leave_together_all_get_to_report(tmp_path):
-  assert [code for code, *_ in processes.finish(start_two("leave", tmp_path))] == [1, 1]
-  assert {"0", "1"} <= {path.name for path in tmp_path.iterdir()}
+def test_processes_that_leave_together_all_get_to_report(pairs):
+  started, folder = pairs["leave"]
+  assert [code for code, *_ in processes.finish(started)] == [1, 1]
+  assert {"0", "1"} <= {path.name for path in folder.iterdir()}
 
 
-def test_sigterm_ends_a_process_outside_of_training(tmp_path):
-  started, ready = start_two("stop", tmp_path), [tmp_path / f"ready{i}" for i in range(2)]
-  try:
-    processes.wait_for(lambda: all(path.exists() for path in ready), started)
-    for process in reversed(started):  # process 0 last: the other would not survive it
-      process.send_signal(signal.SIGTERM)
-      assert process.wait(timeout=60) == -signal.SIGTERM
-    assert not (tmp_path / "free" / lock.NAME).exists()
-  finally:
-    processes.finish(started)
+def test_sigterm_ends_a_process_outside_of_training(pairs):
+  started, folder = pairs["stop"]
+  processes.wait_for(lambda: all((folder / f"ready{i}").exists() for i in range(2)), started)
+  for process in reversed(started):  # process 0 last: the other would not survive it
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == -signal.SIGTERM
+  assert not (folder / "free" / lock.NAME).exists()
 
 
-def test_lost_process_ends_the_other(tmp_path):
-  (code, *_), (lost_code, *_) = processes.finish(start_two("lose", tmp_path))
+def test_lost_process_ends_the_other(pairs):
+  (code, *_), (lost_code, *_) = processes.finish(pairs["lose"][0])
   assert lost_code == 1 and code not in (0, 1)
