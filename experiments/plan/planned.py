@@ -1,7 +1,9 @@
 """The run that is planned: the pipeline's own, on the devices of a slice, without the files that it would read."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -117,7 +119,8 @@ class PlannedRun(Run):
     dry = DryEngine(self.engine_params, self.model, self.engine_mesh, end_id, c.rows_per_batch, c.max_tokens)
     least = verifier.tokens_needed("?", "", 0)
     room = c.max_tokens - verifier.tokens_needed("?", "", sampled) + least
-    verifier.votes(dry, [("?", " x" * (min(num_tokens, room) - least))], how, "plan")
+    with contextlib.redirect_stderr(io.StringIO()):  # no progress bars
+      verifier.votes(dry, [("?", " x" * (min(num_tokens, room) - least))], how, "")
     return dry.calls
 
   def all_calls(self, name: str) -> list[Call]:
