@@ -116,7 +116,7 @@ def sample(logits_BV: jax.Array, keys_BR: jax.Array, config: SampleConfig) -> ja
   (B, V), R = probs_BV.shape, keys_BR.shape[1]
   if V <= _MAX_UNDIVIDED:
     return _inverse_cdf(probs_BV, jax.vmap(jax.vmap(jax.random.uniform))(keys_BR))
-  uniform_BR2 = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, 2)))(keys_BR)
+  uniform_BR2 = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys_BR)
   probs_BNV = jnp.pad(probs_BV, ((0, 0), (0, -V % _BLOCK))).reshape(B, -1, _BLOCK)
   block_BR = _inverse_cdf(jnp.sum(probs_BNV, axis=-1), uniform_BR2[..., 0])
   probs_BRV = jnp.take_along_axis(probs_BNV, block_BR[..., None], axis=1)
