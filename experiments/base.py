@@ -42,9 +42,10 @@ def train_base(run: Run) -> None:
 
 def make_stages(run: Run) -> list[Stage]:
   """The stages: training, and export to the folder that other runs start from."""
-  trained = "checkpoints/base"
+  trained, decided_by = "checkpoints/base", ("base", "model", "tokenizer", "prompts", "gaps", "seed", "task.name")
+  scratch = ("rows_base", "metrics/base.jsonl", "metrics/base.examples.json")
   return [
-    Stage("base", lambda: train_base(run), writes=(trained,), uses_devices=True),
+    Stage("base", lambda: train_base(run), (), (trained,), {}, decided_by, scratch, uses_devices=True),
     Stage("export", lambda: export.export(run.path(trained), run.path("asset")), reads=(trained,), writes=("asset",)),
   ]
 

@@ -16,15 +16,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import genrm_jax
-from genrm_jax.data import candidates, jsonl
+from genrm_jax.data import jsonl
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.pipeline import cli, stages, verifier_stages
+from genrm_jax.pipeline import checks, cli, stages, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.pipeline.trained import verifier_of
-from genrm_jax.records import Candidate, Score
+from genrm_jax.records import Candidate
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
 from genrm_jax.tasks.math500 import equality
@@ -33,6 +33,10 @@ from genrm_jax.training import saved
 from genrm_jax.verifiers.base import VoteConfig, verifier_class
 
 _PROBLEMS, _CANDIDATES, _LEDGER = "problems/eval.jsonl", "candidates/eval.jsonl", "candidates/ledger.json"
+_LEDGER_SHAPE = {"library": str, "not_used": int, "answers": {}, "comparisons": {}, "not_compared": list} | {
+  "labelled_by_file": int,
+  "labelled_otherwise": list,
+}
 
 
 class Given(NamedTuple):
@@ -124,13 +128,8 @@ def grade_solutions(run: Run) -> None:
       graded += math500.grade(problem, chosen, equal)
       labels |= {(problem.id, i): s.correct for i, s in enumerate(chosen) if s.correct is not None}
       advance()
-  largest = max(len(pool) for pool in candidates.by_problem([g.candidate for g in graded]).values())
-  if max(run.config.report.ns) > largest:
-    raise UserError(
-      f"report.ns needs {max(run.config.report.ns)} candidates, but no problem of {source_files(run)[1]} has more "
-      f"than {largest}; give more solutions, or lower --config.report.ns"
-    )
   jsonl.write_records(run.path(_CANDIDATES), [g.candidate for g in graded])
+  checks.check_pools(run)
   jsonl.write_json(run.path(_LEDGER), _ledger(graded, labels, equal.counts, sum(map(len, solutions.values()))))
   say(f"pass@1 {sum(g.candidate.correct for g in graded) / len(graded):.3f} over {len(graded)} solutions")
 
@@ -180,8 +179,8 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
   """Writes report/: report.md, index.html, results.json and figures."""
   config = run.config
   problems, pool = run.problems("eval"), run.candidates("eval")
-  scores = {g.name: jsonl.read_records(run.path(run.scores_file(g.name, "eval")), Score) for g in given}
-  ledger = jsonl.read_json(run.path(_LEDGER))
+  scores = {g.name: run.scores(g.name, "eval") for g in given}
+  ledger = jsonl.read_object(run.path(_LEDGER), _LEDGER_SHAPE)
   meta = {
     **verifier_stages.identity(run),
     "verifiers": {g.name: g.path for g in given},
@@ -254,6 +253,7 @@ def make_stages(run: Run) -> list[Stage]:
       functools.partial(read_problems, run),
       writes=(*made, _PROBLEMS),
       sources={} if made else _local("problems", problems),
+      settings=("task",),
     ),
     Stage(
       "candidates",
@@ -261,15 +261,22 @@ def make_stages(run: Run) -> list[Stage]:
       reads=(_PROBLEMS, *made[1:]),
       writes=(_CANDIDATES, _LEDGER),
       sources={} if made else _local("solutions", solutions),
+      settings=("task",),
     ),
   ]
   scored = tuple(run.scores_file(g.name, "eval") for g in given)
+  settings = ("seed", "votes", "engine.max_tokens")
   for g, file in zip(given, scored, strict=True):
     work, data = functools.partial(score, run, g), (_PROBLEMS, _CANDIDATES)
-    before.append(Stage(f"score_{g.name}", work, data, (file,), _local("verifier", g.path), uses_devices=True))
+    before.append(
+      Stage(f"score_{g.name}", work, data, (file,), _local(f"verifier.{g.name}", g.path), settings, uses_devices=True)
+    )
   writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
   report = functools.partial(write_report, run, given, before)
-  return [*before, Stage("report", report, (_PROBLEMS, _CANDIDATES, _LEDGER, *scored), writes)]
+  return [
+    *before,
+    Stage("report", report, (_PROBLEMS, _CANDIDATES, _LEDGER, *scored), writes, settings=("report", "seed")),
+  ]
 
 
 def _local(setting: str, path: str) -> dict[str, str]:

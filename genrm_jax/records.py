@@ -3,7 +3,7 @@
 import dataclasses
 
 # States of a vote; text/verdicts.py defines them.
-VOTE_STATES = ("ok", "forced", "truncated", "missing", "contradictory")
+VOTE_STATES = ("ok", "forced", "truncated", "missing", "malformed", "contradictory")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 parse GKE "topology image bucket chips grace restarts host" "spot follow" "$@"
+check GKE topology=topology image=image bucket=bucket chips=number grace=count restarts=count host=count
 
 accelerator() { # The node label of a TPU generation.
   case "${GKE_TOPOLOGY%%:*}" in
@@ -27,12 +28,15 @@ accelerator() { # The node label of a TPU generation.
 }
 
 json() { # WORDS: a list of strings, valid JSON and YAML. $ is doubled because Kubernetes turns $$ into $.
-  local word all=""
+  local word all="" code char
   for word in "$@"; do
     word=${word//\\/\\\\}
     word=${word//\"/\\\"}
-    word=${word//$'\n'/\\n}
-    word=${word//$'\t'/\\t}
+    for code in {1..31} 127; do
+      printf -v char %b "\\x$(printf %x "$code")"
+      printf -v code '\\u%04x' "$code"
+      word=${word//$char/$code}
+    done
     all="$all, \"${word//\$/\$\$}\""
   done
   echo "[${all#, }]"
@@ -45,7 +49,7 @@ manifest() { # HOSTS CHIPS_PER_HOST
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: ${words[1]}
+  name: "${words[1]}"
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
@@ -67,7 +71,7 @@ spec:
             terminationGracePeriodSeconds: ${GKE_GRACE:-300}
             nodeSelector:
               cloud.google.com/gke-tpu-accelerator: $(accelerator)
-              cloud.google.com/gke-tpu-topology: ${GKE_TOPOLOGY#*:}
+              cloud.google.com/gke-tpu-topology: "${GKE_TOPOLOGY#*:}"
 YAML
   only_if "${GKE_SPOT:-}" <<YAML
               cloud.google.com/gke-spot: "true"
@@ -77,11 +81,11 @@ YAML
   cat <<YAML
             containers:
             - name: experiment
-              image: $GKE_IMAGE
+              image: "$GKE_IMAGE"
               command: $(json "${command[@]}")
               resources: {requests: {google.com/tpu: $2}, limits: {google.com/tpu: $2}}
 YAML
-  # No metadata cache, since other hosts write too. Finished checkpoints are renamed.
+  # The user of the Dockerfile. No metadata cache, since other hosts write too. Finished checkpoints are renamed.
   only_if "${GKE_BUCKET:-}" <<YAML
               volumeMounts:
               - {name: bucket, mountPath: /bucket}
@@ -90,8 +94,8 @@ YAML
               csi:
                 driver: gcsfuse.csi.storage.gke.io
                 volumeAttributes:
-                  bucketName: ${GKE_BUCKET#gs://}
-                  mountOptions: "implicit-dirs,file-system:rename-dir-limit:100000,metadata-cache:ttl-secs:0,\
+                  bucketName: "${GKE_BUCKET#gs://}"
+                  mountOptions: "uid=1000,gid=1000,implicit-dirs,file-system:rename-dir-limit:100000,metadata-cache:ttl-secs:0,\
 metadata-cache:negative-ttl-secs:0"
 YAML
 }
@@ -104,20 +108,17 @@ run | status | logs | delete) need_run ;;
   ;;
 esac
 run=${words[1]}
-[[ $run =~ ^[a-z][a-z0-9-]{0,39}$ ]] ||
-  fail "$run is not a valid JobSet name; use at most 40 lowercase letters, digits and -"
+valid "" "$run" jobset
 label=jobset.sigs.k8s.io/jobset-name=$run
 
 case "${words[0]}" in
 run)
   need GKE topology image
   need_experiment
-  [[ $GKE_TOPOLOGY =~ ^(v4|v5e|v5p|v6e):[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
-    fail "--topology=$GKE_TOPOLOGY is not of the form v5e:4x4; generations are v4, v5e, v5p and v6e"
   shape=${GKE_TOPOLOGY#*:}
   chips=$((${shape//x/ * }))
   per_host=${GKE_CHIPS:-$((chips < 4 ? chips : 4))}
-  [[ $per_host =~ ^[1-9][0-9]*$ ]] && [ $((chips % per_host)) -eq 0 ] ||
+  [ $((chips % per_host)) -eq 0 ] ||
     fail "--topology=$GKE_TOPOLOGY: $chips chips do not divide into hosts with --chips=$per_host each"
   with_input "$(manifest $((chips / per_host)) "$per_host")" kubectl apply --filename=-
   ;;

@@ -17,6 +17,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 parse CLUSTER "nodes gpus time cpus grace" "" "$@"
+check CLUSTER nodes=number gpus=number time=time cpus=number grace=count
 
 # jax.distributed expects one task per GPU that sees all GPUs of its node: --gres, not --gpus-per-task, which hides the
 # others. --kill-on-bad-exit, because the other tasks would wait for a failed one. srun does not inherit
@@ -49,7 +50,6 @@ if [ "${words[0]:-}" != run ]; then
 fi
 need_run
 need CLUSTER nodes gpus time
-[[ $CLUSTER_NODES$CLUSTER_GPUS =~ ^[0-9]+$ ]] || fail "--nodes=$CLUSTER_NODES --gpus=$CLUSTER_GPUS: give numbers"
 need_experiment
 run_or_print mkdir -p "$root/runs/logs"
 with_input "$(script)" sbatch

@@ -20,6 +20,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 parse TPU "name zone project type runtime worker lines" "spot queued follow" "$@"
+check TPU name=name zone=name project=project type=version runtime=version worker=workers lines=number
 
 gcloud_tpu() { # GROUP VERB ARGUMENTS...
   run_or_print gcloud compute tpus "$1" "$2" "${@:3}" --zone="$TPU_ZONE" --project="$TPU_PROJECT"
@@ -41,7 +42,10 @@ runtime() { # The runtime version for an accelerator type: cloud.google.com/tpu/
 action=${words[0]:-}
 case "$action" in
 run | logs | stop) need_run ;;
-mount) need_words 2 "mount BUCKET" ;;
+mount)
+  need_words 2 "mount BUCKET"
+  valid "" "${words[1]}" bucket
+  ;;
 create | status | install | runs | ssh | delete) need_words 1 "$action" ;;
 *)
   usage
@@ -71,7 +75,10 @@ status)
   ;;
 install)
   [ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] || echo "note: uncommitted changes are not installed" >&2
-  archive=${TMPDIR:-/tmp}/genrm-jax.tar.gz
+  folder=$(mktemp -ud "${TMPDIR:-/tmp}/genrm-jax.XXXXXXXXXX")
+  run_or_print mkdir -m 700 "$folder" # fails if another user's file has this name
+  trap 'run_or_print rm -rf "$folder"' EXIT
+  archive=$folder/genrm-jax.tar.gz
   run_or_print git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   gcloud_tpu tpu-vm scp "$archive" "$TPU_NAME:genrm-jax.tar.gz" --worker=all
   unpack="mkdir -p genrm-jax && tar -xzf genrm-jax.tar.gz -C genrm-jax"

@@ -40,9 +40,26 @@ action=${1:-} run=${2:-}
 case "$action" in
 start | log | stop) [ -n "$run" ] || fail "missing name of the run; usage: worker.sh $action RUN" ;;
 esac
+case "$action" in
+start | log | stop | status) [ -z "$run" ] || valid "" "$run" run ;;
+esac
+
+# The experiment and its workdir: the other arguments may hold secrets, which do not belong in a log.
+summary() { # COMMAND...
+  local what workdir="" previous="" word
+  what=$(basename -- "$1")
+  for word in "${@:2}"; do
+    [[ $previous != -m || ! $word =~ ^[A-Za-z0-9_.]+$ ]] || what=$word
+    [ "$previous" != --workdir ] || workdir=$word
+    [[ $word != --workdir=* ]] || workdir=${word#*=}
+    previous=$word
+  done
+  echo "$(quoted "$what")${workdir:+ in $(quoted "$workdir")}"
+}
 
 case "$action" in
 install)
+  valid "" "${2:-tpu}" extras
   # TPU VM images have a Python older than 3.11; uv installs its own.
   python3 -m pip install --quiet --user --upgrade uv
   python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
@@ -50,6 +67,7 @@ install)
   ;;
 mount)
   [ $# -eq 2 ] || fail "missing bucket; usage: worker.sh mount BUCKET, without gs://"
+  valid "" "$2" bucket
   if ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc from=https://packages.cloud.google.com/apt
     curl -fsSL "$from/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
@@ -69,7 +87,7 @@ start)
   ! is_running "$run" || fail "$(describe "$run"); stop it first"
   mkdir -p "$logs"
   rm -f "$logs/$run.exit" "$logs/$run.pid"
-  echo "$(date -u +%FT%TZ) $(hostname): $(quoted "${@:3}")" >>"$logs/$run.log"
+  echo "$(date -u +%FT%TZ) $(hostname): starts $(summary "${@:3}")" >>"$logs/$run.log"
   # In its own session, so that logout does not end it and stop can signal the whole group. The shell survives SIGTERM
   # to record the exit code of the command.
   # shellcheck disable=SC2016
@@ -84,10 +102,12 @@ status)
   done
   ;;
 log)
+  for option in "${@:3}"; do valid "" "$option" tail; done
   echo "== $(hostname)"
   tail "${@:3}" "$logs/$run.log"
   ;;
 stop)
+  valid "" "${3:-600}" count
   ! is_running "$run" || kill -TERM -- "-$(cat "$logs/$run.pid")" || true # it may have ended meanwhile
   for ((i = 0; i < ${3:-600}; i++)); do
     is_running "$run" || break

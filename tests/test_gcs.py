@@ -88,30 +88,31 @@ def check_closed_buckets():
     genrm_jax.load("gs://private/c")
   for bucket in ("none", "readonly", "private", "closed"):
     with pytest.raises(UserError, match=f"^gs://{bucket}/work[^\n]*$"):
-      staging.claim_workdir(epath.Path(f"gs://{bucket}/work"), {})
+      staging.run_stages(epath.Path(f"gs://{bucket}/work"), {}, [], [], print)
 
 
 def check_workdirs():
   marked, new = epath.Path("gs://bucket/marked"), epath.Path("gs://bucket/new/work")
   gcsfs.GCSFileSystem().touch(f"{marked}/")  # a folder created in the browser
-  for place in (marked, new):
-    staging.claim_workdir(place, {"seed": 0})
-    staging.claim_workdir(place, {"seed": 1})
-    (place / "file").write_text("of a stage")
-    with pytest.raises(UserError, match=f"{place}.*seed"):
-      staging.claim_workdir(place, {"seed": 2})
-  with pytest.raises(UserError, match="gs://bucket/new is not empty"):
-    staging.claim_workdir(new.parent, {})
+  (marked.parent / "notes/thesis").write_text("")
+  with pytest.raises(UserError, match="gs://bucket/notes is not empty"):
+    staging.run_stages(marked.parent / "notes", {}, [], [], print)
   source, said = pathlib.Path("source"), []
   source.write_text("on a local disk")
   copy, writes = (lambda: (new / "to/copy").write_text(source.read_text())), ("to", "to/copy")
-  stage = Stage("copy", copy, writes=writes, sources={"data_dir": str(source)})
+  stage = Stage("copy", copy, writes=writes, sources={"data_dir": str(source)}, settings=("seed",))
+  for place in (marked, new):
+    staging.run_stages(place, {"seed": 0}, [], [], print)
   for _ in range(2):
-    staging.run_stages(new, [stage], [], said.append)
+    staging.run_stages(new, {"seed": 1}, [stage], [], said.append)
   assert sum("copy: starts" in line for line in said) == 1
+  with pytest.raises(UserError, match=r"copy .*seed has changed"):
+    staging.run_stages(new, {"seed": 2}, [stage], [], said.append)
   (new / "to/more").write_text("")
-  with pytest.raises(UserError, match="stage copy"):
-    staging.run_stages(new, [stage], [], said.append)
+  with pytest.raises(UserError, match=r"stage copy .*to has changed"):
+    staging.run_stages(new, {"seed": 1}, [stage], [], said.append)
+  staging.run_stages(new, {"seed": 2}, [stage], [], said.append, rerun=True)
+  assert not (new / "to/more").exists() and said.count("copy: starts") == 2
 
 
 def stop_at_first_metrics():

@@ -10,18 +10,15 @@ chip by content, how many programs a run compiles, and lower bounds of time from
 """
 
 import time
-from collections.abc import Sequence
 
 import jax
 from absl import app, flags, logging
 
 from experiments.plan import costs, programs, search, tpus
-from experiments.plan.compiling import Fit
+from experiments.plan.compiling import Memory
 from experiments.plan.planned import PlannedRun, planned
 from genrm_jax.pipeline import api, cli
-from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError, one_message
-from genrm_jax.training import loop
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: KIND:SHAPE, such as v5e:2x2.")
 _VERIFIER = flags.DEFINE_list("verifier", [], "Verifiers of the config, by name; all if empty.")
@@ -33,30 +30,23 @@ def show(run: PlannedRun, name: str, num_solutions: int, searches: bool) -> str:
   """The plan of one verifier, as text."""
   parts = ["training", "scoring"] if run.verifier(name).is_trained else ["scoring"]
   plan = search.plan(run, name, parts, num_solutions, searches)
-  lines = [*(f"--config.{key}={value}" for key, value in plan.changes.items()), *memory_table(plan.programs)]
+  lines = [f"--config.{key}={value}" for key, value in plan.changes.items()] + [*map(_memory_line, plan.programs)]
   if not plan.fits:
     lines.append("To fit: --search, a larger slice, adapters (lora.rank), or a smaller engine.rows_per_batch")
   training, scoring = programs.num_compilations(run.changed(plan.changes), name)
   each = ", ".join(f"{n} {program}" for program, n in scoring.items())
   lines.append(f"compilations: {training} for training, at most {sum(scoring.values())} for scoring ({each})")
-  for part, steps in plan.times.items():
-    lines += [f"{e.what}: at least {costs.ms_text(e.seconds)} ({e.limit}), {e.number:,} times" for e in steps]
-    what = part if part == "training" else f"scoring {num_solutions:,} solutions"
-    lines.append(f"{what}: at least {costs.hours(steps):,.2g} hours")
+  lines += [f"{e.what}: at least {costs.ms_text(e.seconds)} ({e.limit}), {e.number:,} times" for e in plan.estimates]
+  whats = {"training": "training", "scoring": f"scoring {num_solutions:,} solutions"}
+  lines += [f"{whats[total['what']]}: at least {total['hours']:,.2g} hours" for total in plan.totals]
   return "\n  ".join([f"{name}:", *lines])
 
 
-def memory_table(fits: Sequence[Fit]) -> list[str]:
-  """A line per program: what its memory holds, whether it fits, and how long it took to compile."""
-  columns = [*dict.fromkeys(part for fit in fits for part in fit.parts), "total"]
-  lines = [f"{'on a chip, MiB':<18}" + "".join(f"{name:>13}" for name in columns)]
-  for fit in fits:
-    sizes = {**fit.parts, "total": fit.total}
-    cells = "".join(f"{sizes[name] / 2**20:>13,.2f}" if name in sizes else " " * 13 for name in columns)
-    how = "by arithmetic, not compiled" if fit.seconds is None else f"compiled in {fit.seconds:.0f} s"
-    verdict = "fits" if fit.fits else "DOES NOT FIT"
-    lines.append(f"{fit.program:<18}{cells} of {fit.limit / 2**20:,.0f}: {verdict} ({how})")
-  return lines
+def _memory_line(memory: Memory) -> str:
+  parts = " + ".join(f"{part} {size / 2**20:,.2f}" for part, size in memory.parts.items())
+  how = "by arithmetic, not compiled" if memory.seconds is None else f"compiled in {memory.seconds:.0f} s"
+  size = f"{memory.total / 2**20:,.2f} of {memory.limit / 2**20:,.0f} MiB per chip"
+  return f"{memory.program}: {parts} = {size}: {'fits' if memory.fits else 'DOES NOT FIT'} ({how})"
 
 
 def _main(argv: list[str]) -> None:
@@ -69,19 +59,17 @@ def _main(argv: list[str]) -> None:
     names = api.chosen_verifiers(run, _VERIFIER.value)
     if not names:
       raise UserError(f"the config {run.config.variant} has no verifiers; give one that trains or scores with some")
-    for name in names:  # now, not after minutes
-      if run.verifier(name).is_trained and not _SEARCH.value:
-        rows = sharding.batch_sharding(run.mesh, run.model.rules)
-        loop.check_batch_size(name, run.train_config(name), rows)
+    for name in names if not _SEARCH.value else []:
+      if run.verifier(name).is_trained:
+        programs.train_programs(run, name)  # a mistake is found now, not after minutes
     meshes = [", ".join(f"{axis}={n}" for axis, n in mesh.shape.items()) for mesh in (run.mesh, run.engine_mesh)]
     print(f"{run.config.variant} on {run.where.name}: {run.where.num_chips} chips, {run.where.num_hosts} hosts")
     print(f"Training mesh: {meshes[0]}. Scoring mesh of each host: {meshes[1]}.")
     print(f"Model {run.model.name}, vocabulary {run.model.vocab_size:,}. Assumed tokens of texts: {run.lengths}")
     for name in names:
       print(f"\n{show(run, name, _SOLUTIONS.value, _SEARCH.value)}", flush=True)
-    print(
-      f"\nTimes are lower bounds, not measurements: see docs/plans.md. Planned in {time.monotonic() - start:.0f} s."
-    )
+    seconds = time.monotonic() - start
+    print(f"\nTimes are lower bounds, not measurements: see docs/plans.md. Planned in {seconds:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def bytes_of(tree: Any) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Memory:
   """The memory of a program on a chip: bytes by content, the limit, and the time to trace and compile.
 
   Where `seconds` is None, nothing was compiled: what the program needs in any case exceeds the limit.
@@ -77,18 +77,18 @@ class Program:
   mesh: jax.sharding.Mesh
   function: Any
   args: tuple[Any, ...]
-  static: dict[str, Any]
+  options: dict[str, Any]
   held: dict[str, int]
   least: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def lower(self) -> jax.stages.Lowered:
     with jax.set_mesh(self.mesh):
-      return self.function.lower(*self.args, **self.static)
+      return self.function.lower(*self.args, **self.options)
 
-  def fit(self) -> Fit:
+  def compile(self) -> Memory:
     """Compiles the program, unless it cannot fit in any case."""
     limit, start = self.where.chip.hbm_bytes, time.monotonic()
-    bound = Fit(self.name, {**self.held, **self.least}, limit, seconds=None)
+    bound = Memory(self.name, {**self.held, **self.least}, limit, seconds=None)
     if not bound.fits:
       return bound
     say(f"compiling for {self.where.name}: {self.name}")
@@ -100,12 +100,8 @@ class Program:
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e):
         raise
-      size = (needed_bytes(str(e)) or limit + 1) - bytes_of(self.args)
+      found = _NEEDED.search(str(e))
+      needed = float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]] if found else limit + 1
+      size = int(needed) - bytes_of(self.args)
     seconds = round(time.monotonic() - start, 1)
-    return Fit(self.name, {**self.held, "temporaries": max(0, size)}, limit, seconds)
-
-
-def needed_bytes(message: str) -> int | None:
-  """The bytes that a program would need according to the compiler's message, if it says."""
-  found = _NEEDED.search(message)
-  return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]]) if found else None
+    return Memory(self.name, {**self.held, "temporaries": max(0, size)}, limit, seconds)

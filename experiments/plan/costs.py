@@ -1,24 +1,21 @@
 """Lower bounds of time, by arithmetic.
 
-XLA's own count sees the body of a loop once, and layers, micro-batches and decoding are loops. So operations are
-counted from the config (matrix products, attention as T x S), and the bytes that any implementation has to move. The
-time of a step is the largest of
-
-    operations / peak      bytes / memory bandwidth      bytes from other chips / bandwidth of the links
-
-as if the others overlapped with it completely. No run reaches that bound: it leaves out activations on their way
-through memory, norms and softmax, products too small to fill the matrix units, the latency of transfers, and the host.
+Operations are counted from the config (XLA counts the body of a loop once, and layers are a loop), and the bytes that
+any implementation has to move. The time of a step is the largest of operations / peak, bytes / memory bandwidth and
+bytes from other chips / bandwidth of the links, as if the others overlapped with it completely. That leaves out
+activations on their way through memory, norms and softmax, small products, the latency of transfers, and the host.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from experiments.plan.compiling import bytes_of
 from experiments.plan.planned import PlannedRun
-from experiments.plan.programs import Sizes
 from experiments.plan.tpus import Slice
+from genrm_jax.infer import slots
 from genrm_jax.infer.engine import log_probs_from
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
@@ -26,7 +23,8 @@ from genrm_jax.model.config import ModelConfig
 GSM8K_SOLUTIONS = 1_319 * 16  # the test problems, and the solutions to each
 
 
-class Estimate(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Estimate:
   """The least time of one step, what limits it (compute, memory, links), and how many steps there are."""
 
   what: str
@@ -36,7 +34,6 @@ class Estimate(NamedTuple):
 
 
 def hours(estimates: Sequence[Estimate]) -> float:
-  """The least time of all steps."""
   return sum(e.number * e.seconds for e in estimates) / 3600
 
 
@@ -44,7 +41,7 @@ def ms_text(seconds: float) -> str:
   return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
 
 
-def least(what: str, number: int, where: Slice, flops: float, moved: float, received: float) -> Estimate:
+def roofline(what: str, number: int, where: Slice, flops: float, moved: float, received: float) -> Estimate:
   """The least time of operations on all chips, and of bytes through memory and from other chips per chip."""
   by = {"compute": flops / where.num_chips / where.chip.peak_flops, "memory": moved / where.chip.hbm_bandwidth}
   by["links"] = received / where.receive_bandwidth if received else 0.0
@@ -99,13 +96,13 @@ def training(run: PlannedRun, name: str) -> list[Estimate]:
     moved += num_params / (fsdp * mesh["tensor"]) * 8 * 4
     gradients = num_params / mesh["tensor"] * _itemsize(model)
     received += (parts * (1 - 1 / fsdp) + 2 * (1 - 1 / mesh["data"]) / fsdp) * gradients
-  step = least("training step", num_steps, run.where, train_flops(run, name), moved, received)
+  step = roofline("training step", num_steps, run.where, train_flops(run, name), moved, received)
   # Without a cap, the number of held-out rows is that of the data.
   what = f"evaluation of {config.max_eval_rows} rows" if config.max_eval_rows else f"evaluation per {rows} rows"
   n, num_evals = math.ceil((config.max_eval_rows or rows) / rows), math.ceil(num_steps / config.eval_every_steps)
   flops = sum(forward_flops(model, tokens, s.row_length, rows * run.counts(name).max_targets))
   moved, received = _traffic(model, tokens, mesh)
-  return [step, least(what, num_evals, run.where, n * flops, n * moved, n * received)]
+  return [step, roofline(what, num_evals, run.where, n * flops, n * moved, n * received)]
 
 
 def scoring(run: PlannedRun, name: str, num_solutions: int) -> list[Estimate]:
@@ -115,27 +112,25 @@ def scoring(run: PlannedRun, name: str, num_solutions: int) -> list[Estimate]:
   forced verdicts are left out.
   """
   model, mesh, host, estimates = run.model, run.engine_mesh.shape, run.where.of_one_host, list[Estimate]()
-  per_host = math.ceil(num_solutions / run.where.num_hosts)
-  for call in run.calls(name):
-    sizes = Sizes(run, call)
-    prompts, rows, tokens = sizes.num_prompts, sizes.num_rows, sizes.num_prompts * sizes.width
-    num_logits = tokens // 2 if call.function is log_probs_from else prompts
-    what, number = f"reading {prompts} prompts of {sizes.width} tokens", math.ceil(per_host / prompts)
-    flops = sum(forward_flops(model, tokens, sizes.width, num_logits))
-    estimates.append(least(what, number, host, flops, *_traffic(model, tokens, mesh)))
-    if sizes.samples:
-      num_texts = per_host * call.options["num_rollouts"]
-      # Keys and values per chip, of which all are read. A single kv head is on every tensor shard.
-      heads = model.num_kv_heads / mesh["tensor"] if model.num_kv_heads > 1 else 1
-      rows_of_chip, per_token = rows / sizes.num_shards, 2 * model.num_layers * heads * model.head_dim
-      cache = rows_of_chip * sizes.max_len * per_token * _itemsize(model)
+  per_host, refilled = math.ceil(num_solutions / run.where.num_hosts), 0
+  for call in run.calls(name, run.lengths.median):
+    if call.function is slots.decode:
+      break
+    if call.prompts and call.function is not slots.insert:
+      refilled, width = call.prompts
+      tokens, what = refilled * width, f"reading {refilled} prompts of {width} tokens"
+      flops = sum(forward_flops(model, tokens, width, tokens // 2 if call.function is log_probs_from else refilled))
+      estimates.append(roofline(what, math.ceil(per_host / refilled), host, flops, *_traffic(model, tokens, mesh)))
+  for call in run.calls(name, run.lengths.longest):
+    if call.function is slots.decode:
+      cache, (rows, num_votes, _) = call.args[1].cache, call.args[2].shape
+      num_texts, held = per_host * num_votes, bytes_of((cache.k, cache.v))
       # Logits are computed, normalised, summed and searched, in float32.
-      logits = 4 * rows_of_chip * model.vocab_size / mesh["tensor"] * 4
-      moved, received = _traffic(model, rows, mesh)
-      flops, number = sum(forward_flops(model, rows, sizes.max_len, rows)), math.ceil(num_texts / rows)
-      what, number = f"a token in each of {rows} slots", number * run.lengths.rationale
-      estimates.append(least(what, number, host, flops, moved + cache + logits, received))
+      logits = 4 * rows / (mesh["data"] * mesh["fsdp"]) * model.vocab_size / mesh["tensor"] * 4
+      flops, (moved, received) = sum(forward_flops(model, rows, cache.k.shape[2], rows)), _traffic(model, rows, mesh)
+      what, number = f"a token in each of {rows} slots", math.ceil(num_texts / rows) * run.lengths.rationale
+      estimates.append(roofline(what, number, host, flops, moved + held + logits, received))
       # Each refill of finished slots reads and writes the cache.
-      refill = least(f"a refill of {prompts} slots", math.ceil(num_texts / prompts), host, 0.0, 2 * cache, 0.0)
-      return [*estimates, refill]
+      what, number = f"a refill of {refilled} slots", math.ceil(num_texts / refilled)
+      return [*estimates, roofline(what, number, host, 0.0, 2 * held, 0.0)]
   return estimates

@@ -1,7 +1,9 @@
 """The run that is planned: the pipeline's own, on the devices of a slice, without the files that it would read."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,25 +15,25 @@ import numpy as np
 from etils import epath
 
 from experiments.plan import compiling
+from experiments.plan.dry_engine import Call, DryEngine
 from experiments.plan.tpus import Slice
 from genrm_jax.checkpoints.tensor_map import CheckpointReader
 from genrm_jax.infer import engine
+from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
+from genrm_jax.pipeline import trained
 from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import TURN_MARKERS, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from genrm_jax.verifiers.base import LabelledData, TargetCounts
 
-# What a verifier makes of one problem, with a correct and an incorrect solution, shows how it trains and scores.
-_PAIR = ("1 + 1?", "2")
+# What a verifier makes of a correct and an incorrect solution to one problem shows how it trains.
 _PROBE = LabelledData(
-  [Problem("p", "probe", "train", _PAIR[0], "2")],
+  [Problem("p", "probe", "train", "1 + 1?", "2")],
   [Candidate("p", i, text, text, text == "2", "probe") for i, text in enumerate("23")],
   [Rationale("p", i, 0, "So it is.", text == "2", "probe", kept=True) for i, text in enumerate("23")],
 )
-_ROOM = 2**20  # tokens of context: what a verifier does only where there is room is recorded too
 
 
 class Lengths(NamedTuple):
@@ -44,14 +46,6 @@ class Lengths(NamedTuple):
   target_share: float  # the largest share of a packed row that is targets, where targets are texts
 
 
-class Call(NamedTuple):
-  """A call of a jitted function of the engine: tokens read beyond the verifier's prompt, and static options."""
-
-  function: Any  # slots.decode for the sampling of rationales
-  num_extra: int
-  options: dict[str, Any]
-
-
 @dataclasses.dataclass(frozen=True)
 class PlannedRun(Run):
   """A run on the devices of `where`. The size table stands in for a missing checkpoint or tokenizer."""
@@ -60,13 +54,12 @@ class PlannedRun(Run):
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    c = self.config.tokenizer
+    c, model = self.config.tokenizer, self.pretrained.config if self.pretrained else get_config(self.config.model.size)
     if c.type == "char":
-      return CharTokenizer()
+      return _StandIn(CharTokenizer().vocab_size, self.config.prompts)
     if c.path and epath.Path(c.path).exists():
-      return SentencePieceTokenizer(c.path)
-    vocab_size = (self.pretrained.config if self.pretrained else get_config(self.config.model.size)).vocab_size
-    return _StandIn(vocab_size if c.path else c.get("vocab_size", vocab_size), self.config.prompts)
+      return _StandIn(SentencePieceTokenizer(c.path).vocab_size, self.config.prompts)
+    return _StandIn(model.vocab_size if c.path else c.get("vocab_size", model.vocab_size), self.config.prompts)
 
   @functools.cached_property
   def pretrained(self) -> CheckpointReader | None:
@@ -75,12 +68,12 @@ class PlannedRun(Run):
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
-    return _mesh("mesh", self.config.mesh.to_dict(), self.where)
+    return sharding.make_mesh(**self.config.mesh.to_dict(), devices=compiling.devices(self.where))
 
   @functools.cached_property
   def engine_mesh(self) -> jax.sharding.Mesh:
     """The devices of one host, which scores on its own."""
-    return _mesh("engine.mesh", self.config.engine.mesh.to_dict(), self.where.of_one_host)
+    return sharding.make_mesh(**self.config.engine.mesh.to_dict(), devices=compiling.devices(self.where.of_one_host))
 
   def changed(self, changes: Mapping[str, Any]) -> "PlannedRun":
     """The same run with other settings: {"verifiers.orm.remat": "layer"}."""
@@ -104,14 +97,37 @@ class PlannedRun(Run):
     max_targets = num_examples if has_one_target else math.ceil(length * self.lengths.target_share)
     return TargetCounts(max_targets, num_examples if any(e.segments.max() > 1 for e in examples) else 0)
 
-  def calls(self, name: str) -> list[Call]:
-    """The calls of the engine that a score takes, as the verifier itself makes them."""
-    verifier = self.verifier(name)
-    recorder = _Recorder(
-      None, self.model, self.engine_mesh, self.prompter.end_id, 1, _ROOM, len(verifier.prompt(*_PAIR))
-    )
-    verifier.votes(recorder, [_PAIR], self.vote_config(name), "plan")
-    return recorder.calls
+  def param_shapes(self, adapters: lora.LoraConfig | None, mesh: jax.sharding.Mesh) -> Any:
+    """The parameters, and adapters if any, as shapes with shardings."""
+
+    def init(key: jax.Array) -> gemma.Params:
+      return {**gemma.init(self.model, key), **(lora.init(self.model, adapters, key) if adapters else {})}
+
+    return _placed(jax.eval_shape(init, jax.random.key(0)), trained.param_shardings(self.model, adapters, mesh))
+
+  @functools.cached_property
+  def engine_params(self) -> Any:
+    """The parameters as the engine holds them, as shapes with shardings."""
+    stored = self.param_shapes(None, self.engine_mesh)
+    used = jax.eval_shape(lambda params: gemma.as_used(params, self.model), stored)
+    return _placed(used, jax.tree.map(lambda a: a.sharding, stored))
+
+  def calls(self, name: str, num_tokens: int) -> list[Call]:
+    """What the engine calls to score a solution, with a prompt of `num_tokens` if the context has room for it."""
+    verifier, how, c = self.verifier(name), self.vote_config(name), self.config.engine
+    end_id, sampled = self.prompter.end_id, how.sample.max_new_tokens
+    dry = DryEngine(self.engine_params, self.model, self.engine_mesh, end_id, c.rows_per_batch, c.max_tokens)
+    least = verifier.tokens_needed("?", "", 0)
+    room = c.max_tokens - verifier.tokens_needed("?", "", sampled) + least
+    with contextlib.redirect_stderr(io.StringIO()):  # no progress bars
+      verifier.votes(dry, [("?", " x" * (min(num_tokens, room) - least))], how, "")
+    return dry.calls
+
+  def all_calls(self, name: str) -> list[Call]:
+    """What the engine calls to score prompts of every width, the longest last."""
+    first, last = self.lengths.shortest, self.lengths.longest
+    between = [width for width in engine.buckets(self.config.engine.max_tokens) if first < width < last]
+    return [call for num_tokens in (first, *between, last) for call in self.calls(name, num_tokens)]
 
 
 def planned(config: ml_collections.ConfigDict, where: Slice) -> PlannedRun:
@@ -119,57 +135,30 @@ def planned(config: ml_collections.ConfigDict, where: Slice) -> PlannedRun:
   return PlannedRun(ml_collections.FrozenConfigDict(config), epath.Path("."), where)
 
 
-def _mesh(option: str, axes: Mapping[str, int], where: Slice) -> jax.sharding.Mesh:
-  chips = compiling.devices(where)
-  try:
-    return sharding.make_mesh(**axes, devices=chips)
-  except UserError as e:
-    raise UserError(f"{e} Set --config.{option}.* for the {len(chips)} chips of {where.name}") from e
+def _placed(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
 
 class _StandIn:
-  """A tokenizer of the right vocabulary size, one id per character: no shape depends on its ids."""
+  """A tokenizer of the right vocabulary size, one id per word or sign: no shape depends on its ids."""
 
   name, digest = "stand-in", ""
   pad_id, bos_id, eos_id, cls_id = range(4)
+  controls = re.compile("((?!))")
 
   def __init__(self, vocab_size: int, prompts: Mapping[str, str]):
     self.vocab_size = vocab_size
     self._pieces = ["", "", "", "", prompts["yes"], prompts["no"], *TURN_MARKERS]
-    self._split = re.compile("|".join([*map(re.escape, self._pieces[4:]), "."]), re.DOTALL).findall
+    self._split = re.compile("|".join([*map(re.escape, self._pieces[4:]), r" ?\w+|."]), re.DOTALL).findall
 
   def encode(self, text: str) -> list[int]:
     self._pieces += sorted(set(pieces := self._split(text)) - set(self._pieces))
     return [self._pieces.index(piece) for piece in pieces]
+
+  encode_plain = encode
 
   def decode(self, ids: Sequence[int]) -> str:
     return "".join(self._pieces[i] for i in ids)
 
   def spec(self) -> dict[str, Any]:
     return {"type": self.name}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recorder(engine.Engine):
-  """Records its calls, and answers as an untrained model might: no rationale ends on its own."""
-
-  num_tokens: int  # of the verifier's prompt
-  calls: list[Call] = dataclasses.field(default_factory=list)
-
-  def _record(self, function: Any, prompts: Sequence[Sequence[int]], **options: Any) -> None:
-    self.calls.append(Call(function, max(0, max(map(len, prompts)) - self.num_tokens), options))
-
-  def _next_token(self, function, prompts, token_ids, label):
-    self._record(function, prompts, token_ids=token_ids)
-    return np.full((len(prompts), len(token_ids)), 0.5, np.float32)
-
-  def log_likelihood(self, prompts, continuations, label):
-    self._record(engine.log_probs_from, prompts)  # `Lengths` count the solution already
-    return np.zeros(len(prompts))
-
-  def generate(self, prompts, keys, settings, tracked, label):
-    self._record(engine.slots.decode, prompts, settings=settings, tracked=tracked, num_rollouts=keys.shape[1])
-    rollout = engine.Rollout(
-      [0] * settings.max_new_tokens, np.zeros((settings.max_new_tokens, len(tracked)), np.float32)
-    )
-    return [[rollout] * keys.shape[1] for _ in prompts]

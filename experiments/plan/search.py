@@ -1,11 +1,12 @@
 """Which settings fit on a slice: tries them, by arithmetic the fastest first."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from experiments.plan import costs, programs
-from experiments.plan.compiling import Fit, Program
+from experiments.plan.compiling import Memory
 from experiments.plan.costs import Estimate
 from experiments.plan.planned import PlannedRun
 from genrm_jax.runtime.errors import UserError
@@ -15,49 +16,50 @@ ROWS = (512, 256, 128, 64, 32, 16)  # values of engine.rows_per_batch that are t
 Changes = dict[str, Any]  # {"verifiers.orm.remat": "layer"}
 
 
-class Plan(NamedTuple):
-  """One choice of settings: how they differ from the config's, its programs on a chip, and the time of each part."""
+@dataclasses.dataclass
+class Plan:
+  """One choice of settings: how they differ from the config's, its programs on a chip, times of steps and of parts."""
 
-  changes: Changes
-  programs: list[Fit]
-  times: dict[str, list[Estimate]]
+  slice: str
+  changes: Changes = dataclasses.field(default_factory=dict)
+  programs: list[Memory] = dataclasses.field(default_factory=list)
+  estimates: list[Estimate] = dataclasses.field(default_factory=list)
+  totals: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # {"what": "training", "hours": 0.6}
 
   @property
   def fits(self) -> bool:
-    return all(fit.fits for fit in self.programs)
+    return all(program.fits for program in self.programs)
 
 
 def plan(run: PlannedRun, name: str, parts: Sequence[str], num_solutions: int, searches: bool) -> Plan:
   """The parts "training" and "scoring" of a verifier, with the config's settings or a search for the fastest that fit.
 
-  A search ends with the first part that does not fit.
+  An attempt ends with its first program that does not fit, and a search with its first part. If no attempt fits, the
+  last one is returned.
   """
-  changes, fits, times = Changes(), list[Fit](), dict[str, list[Estimate]]()
+  plan = Plan(run.where.name)
   for part in parts:
     attempts_of, programs_of = _PARTS[part]
-    found, of_part = search(run, name, attempts_of(run, name) if searches else [{}], programs_of)
-    changes, fits, run = changes | found, fits + of_part, run.changed(found)
-    times[part] = costs.training(run, name) if part == "training" else costs.scoring(run, name, num_solutions)
-    if searches and not all(fit.fits for fit in fits):
-      break
-  return Plan(changes, fits, times)
-
-
-def search(
-  run: PlannedRun, name: str, attempts: Sequence[Changes], programs_of: Callable[[PlannedRun, str], list[Program]]
-) -> tuple[Changes, list[Fit]]:
-  """The first attempt whose programs all fit; or the last attempt, up to its first program that does not fit."""
-  if not attempts:
-    raise UserError(f"{name}: batch_size or heads do not divide over {run.where.name} on any mesh; use another slice")
-  for changes in attempts:
-    fits: list[Fit] = []
-    for program in programs_of(run.changed(changes), name):
-      fits.append(program.fit())
-      if not fits[-1].fits:
+    attempts = attempts_of(run, name) if searches else [{}]
+    if not attempts:
+      raise UserError(f"{name}: batch_size or heads do not divide over {plan.slice} on any mesh; use another slice")
+    for changes in attempts:
+      attempt, memory = run.changed(changes), list[Memory]()
+      for program in programs_of(attempt, name):
+        memory.append(program.compile())
+        if not memory[-1].fits:
+          break
+      if memory[-1].fits:
         break
-    else:
+    run = attempt
+    estimates = costs.training(run, name) if part == "training" else costs.scoring(run, name, num_solutions)
+    plan.changes |= changes
+    plan.programs += memory
+    plan.estimates += estimates
+    plan.totals.append({"what": part, "hours": costs.hours(estimates)})
+    if searches and not plan.fits:
       break
-  return changes, fits
+  return plan
 
 
 def training_attempts(run: PlannedRun, name: str) -> list[Changes]:
@@ -79,7 +81,6 @@ def scoring_attempts(run: PlannedRun, name: str) -> list[Changes]:
     {"engine.mesh.data": num_chips // n, "engine.mesh.tensor": n, "engine.rows_per_batch": rows}
     for n, rows in itertools.product(_tensor_shards(run, num_chips), ROWS)
   ]
-
   num_solutions = ROWS[0] * 64 * run.where.num_hosts  # whole batches, so that the last one makes no difference
 
   def hours(changes: Changes) -> float:

@@ -1,6 +1,6 @@
 """Makes the tables of docs/plans.md and results/plans.json: the smallest slices that fit the paper's Gemmas on GSM8K.
 
-    python -m experiments.plan.table [--only=gemma_2b/votes/v5e] [--results=FILE.json] [--page=FILE.md]
+    python -m experiments.plan.table [--only gemma_2b/votes/v5e ...]
 
 A cell takes minutes of CPU and is saved when it is done. With --only those cells are planned again; otherwise the cells
 that are missing or whose config has changed. Of the page, what follows the line `MARK` is replaced.
@@ -25,6 +25,7 @@ from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.runtime.progress import say
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS, PAGE = ROOT / "results" / "plans.json", ROOT / "docs" / "plans.md"
 # The verifier of each work, and the parts of it. The ORM needs no more than GenRM, which learns to solve as well.
 WORK = {
   "orm/genrm": ("genrm", ("training", "scoring")),
@@ -49,18 +50,14 @@ def plan_cell(name: str) -> dict[str, Any]:
     plan = search.plan(run, verifier, parts, costs.GSM8K_SOLUTIONS, searches=True)
     if plan.fits:
       return {
-        "slice": run.where.name,
-        "changes": plan.changes,
-        "programs": [dataclasses.asdict(fit) for fit in plan.programs],
-        "estimates": [e._asdict() for steps in plan.times.values() for e in steps],
-        "totals": [{"what": part, "hours": costs.hours(steps)} for part, steps in plan.times.items()],
+        **dataclasses.asdict(plan),
         "tried": tried,
         "config": _digest(model),
         "commit": git.stdout.strip() or "unknown",
         "compiler": f"libtpu {importlib.metadata.version('libtpu')}, jax {jax.__version__}",
       }
-    last = next(fit for fit in plan.programs if not fit.fits)
-    tried.append({"slice": run.where.name, "changes": plan.changes, "program": last.program, "wanted": last.total})
+    last = next(memory for memory in plan.programs if not memory.fits)
+    tried.append({"slice": plan.slice, "changes": plan.changes, "program": last.program, "wanted": last.total})
   raise UserError(f"{name}: no slice up to {tpus.KINDS[kind].slices[-1]} is large enough")
 
 
@@ -68,44 +65,41 @@ def _digest(model: str) -> str:
   return jsonl.digest_of(gsm8k.get_config(model).to_dict())
 
 
-def tables(cells: Mapping[str, Mapping[str, Any]]) -> str:
-  """A table for each model."""
-  lines = []
-  for model in gsm8k.MODELS:
-    rows = [_row(name, cells[name]) for name in NAMES if name in cells and name.startswith(f"{model}/")]
-    lines += [f"\n## {model}", _HEADER, *rows] if rows else []
-  return "\n".join(lines) + "\n"
+def _table(model: str, cells: Mapping[str, Mapping[str, Any]]) -> str:
+  rows = [_row(name, cells[name]) for name in NAMES if name in cells and name.startswith(f"{model}/")]
+  return "\n".join([f"\n## {model}", _HEADER, *rows, ""]) if rows else ""
 
 
 def _row(name: str, cell: Mapping[str, Any]) -> str:
-  fullest = max((sum(p["parts"].values()), p["limit"]) for p in cell["programs"])
-  memory = " of ".join(f"{size / 2**30:.1f}" for size in fullest)
-  compiled = f"{sum(p['seconds'] for p in cell['programs']):.0f}"
+  size, limit = max((sum(p["parts"].values()), p["limit"]) for p in cell["programs"])
   changes = {k: v for k, v in cell["changes"].items() if ".mesh." not in f".{k}" or v != 1}
-  shown = (("engine " if k.startswith("engine.") else "") + f"{k.rpartition('.')[2]}={v}" for k, v in changes.items())
-  once = "; ".join(f"{e['what']} {costs.ms_text(e['seconds'])} ({e['limit']})" for e in cell["estimates"])
-  whole = "; ".join(f"{t['what']} {t['hours']:.2g} h" for t in cell["totals"])
-  work = name.partition("/")[2].rpartition("/")[0]
-  return f"| {' | '.join([work, cell['slice'], ', '.join(shown), memory, compiled, cell['commit'], once, whole])} |"
+  columns = [
+    name.partition("/")[2].rpartition("/")[0],
+    cell["slice"],
+    ", ".join(
+      ("engine " if k.startswith("engine.") else "") + f"{k.rpartition('.')[2]}={v}" for k, v in changes.items()
+    ),
+    f"{size / 2**30:.1f} of {limit / 2**30:.1f}",
+    f"{sum(p['seconds'] for p in cell['programs']):.0f}",
+    cell["commit"],
+    "; ".join(f"{e['what']} {costs.ms_text(e['seconds'])} ({e['limit']})" for e in cell["estimates"]),
+    "; ".join(f"{t['what']} {t['hours']:.2g} h" for t in cell["totals"]),
+  ]
+  return f"| {' | '.join(columns)} |"
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="cells, MODEL/WORK/KIND")
-  parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results" / "plans.json")
-  parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "plans.md")
-  args = parser.parse_args()
+  parser.add_argument("--only", nargs="*", default=[], choices=NAMES, metavar="MODEL/WORK/KIND", help="cells")
+  only = parser.parse_args().only
   jax.config.update("jax_platforms", "cpu")
-  with one_message():
-    if unknown := [name for name in args.only if name not in NAMES]:
-      raise UserError(f"no cell {', '.join(unknown)}; there are: {', '.join(NAMES)}")
-    cells = jsonl.read_json(args.results) if args.results.exists() else {}
-    for name in args.only or NAMES:
-      if args.only or cells.get(name, {}).get("config") != _digest(name.partition("/")[0]):
+  cells = jsonl.read_json(RESULTS) if RESULTS.exists() else {}
+  for name in only or NAMES:
+    if only or cells.get(name, {}).get("config") != _digest(name.partition("/")[0]):
+      with one_message():
         cells[name] = plan_cell(name)
-        jsonl.write_json(args.results, {name: cells[name] for name in NAMES if name in cells})
-    text = args.page.read_text().partition(MARK)[0] if args.page.exists() else ""
-    args.page.write_text(text + MARK + tables(cells))
+      jsonl.write_json(RESULTS, {name: cells[name] for name in NAMES if name in cells})
+  PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "".join(_table(model, cells) for model in gsm8k.MODELS))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def measure(workdir: epath.Path) -> dict[str, Any]:
   problems = jsonl.read_records(workdir / "problems" / "eval.jsonl", Problem)
   pool = jsonl.read_records(workdir / "candidates" / "eval.jsonl", Candidate)
   names, seed = list(meta["config"]["verifiers"]), meta["seed"]
-  scores = {name: jsonl.read_records(workdir / "scores" / f"{name}.jsonl", Score) for name in names}
+  scores = {name: jsonl.read_scores(workdir / "scores" / f"{name}.jsonl", name) for name in names}
   trained = [name for name in names if (workdir / "checkpoints" / name).exists()]
   return {
     "run": {key: meta[key] for key in ("variant", "seed", "config_hash", "bank")},

@@ -6,9 +6,7 @@ Paths may be local or in any store that `etils.epath` supports (`gs://`). All pr
 the first writes.
 """
 
-import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
@@ -16,15 +14,14 @@ import math
 import os
 import types
 import typing
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from etils import epath
-
 from genrm_jax.records import Candidate, Problem, Rationale, Score
-from genrm_jax.runtime import distributed
+from genrm_jax.runtime import files
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.json_lines import json_object, json_value
+from genrm_jax.text.unicode import half_pair
 
 PathLike = str | os.PathLike[str]
 Record = TypeVar("Record", Problem, Candidate, Rationale, Score)
@@ -32,8 +29,8 @@ Record = TypeVar("Record", Problem, Candidate, Rationale, Score)
 # Incremented when the fields of a record change so that old files can no longer be read.
 SCHEMA_VERSIONS: dict[type, int] = {Problem: 1, Candidate: 1, Rationale: 1, Score: 1}
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DIGEST_BLOCK_BYTES = 1 << 20
+_REWRITE = "correct it, or remove the file and rerun the stage that wrote it"
 
 
 def write_records(path: PathLike, records: Iterable[Record], every_process: bool = False) -> int:
@@ -42,13 +39,13 @@ def write_records(path: PathLike, records: Iterable[Record], every_process: bool
   Only process 0 writes, unless `every_process` is set: then each process must pass a different path.
 
   Raises:
-    UserError: the place cannot be written, the disk is full, or a record holds NaN or infinity.
+    UserError: the place cannot be written, the disk is full, or a record holds NaN, infinity or invalid Unicode.
   """
   count = 0
-  with atomic_writer(path, every_process) as write:
+  with files.atomic_writer(path, every_process) as write:
     for record in records:
       fields = {"schema": SCHEMA_VERSIONS[type(record)], **_shallow_dict(record)}
-      write(_dump(fields, f"{os.fspath(path)}:{count + 1}") + b"\n")
+      write(_dump(fields, f"{os.fspath(path)}:{count + 1}", escape=False) + b"\n")
       count += 1
   return count
 
@@ -59,17 +56,37 @@ def read_records(path: PathLike, cls: type[Record]) -> list[Record]:
 
 
 def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
-  """Yields the records of a file, one line at a time. Fields with a default may be left out.
+  """Yields the records of a file, one line at a time. Blank lines are skipped; fields with a default may be left out.
 
   Raises:
-    UserError: no such file; or `path:line`, for an empty line, one that is not a JSON object, another schema version,
-      or a field that is missing, unknown or of another type.
+    UserError: no such file; or `path:line`, for a line that is not a JSON object, another schema version, or a field
+      that is missing, unknown, of another type or not valid Unicode.
   """
+  yield from (record for _, record in _iter_placed(path, cls))
+
+
+def read_scores(path: PathLike, verifier: str) -> list[Score]:
+  """The scores of one verifier. Raises UserError as `iter_records`, and for the score of another verifier."""
+  scores = []
+  for place, score in _iter_placed(path, Score):
+    if score.verifier != verifier:
+      raise UserError(
+        f"{place}: a score of verifier {score.verifier!r} in the file of {verifier!r}; put back its own scores, or "
+        "remove the file and run the score stage again"
+      )
+    scores.append(score)
+  return scores
+
+
+def _iter_placed(path: PathLike, cls: type[Record]) -> Iterator[tuple[str, Record]]:
+  """Yields ("path:line", record)."""
   version = SCHEMA_VERSIONS[cls]
-  with reader(path) as lines:
+  with files.reader(path) as lines:
     for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        continue
       place = f"{os.fspath(path)}:{number}"
-      fields = _load_object(line, place)
+      fields = json_object(line, place)
       if "schema" not in fields:
         raise UserError(f'{place}: no field "schema"; add "schema": {version} to each {cls.__name__} line')
       schema = fields.pop("schema")
@@ -78,32 +95,58 @@ def iter_records(path: PathLike, cls: type[Record]) -> Iterator[Record]:
           f"{place}: schema {schema!r}, but this version of genrm-jax reads {cls.__name__} schema {version}; "
           "write the file again with this version, or read it with the one that wrote it"
         )
-      yield _decode(cls, fields, place)
+      yield place, _decode(cls, fields, place)
 
 
 def write_json(path: PathLike, obj: Any) -> None:
   """Writes a JSON-able object atomically, indented. Raises UserError as `write_records` does."""
-  with atomic_writer(path) as write:
+  with files.atomic_writer(path) as write:
     write(_dump(obj, os.fspath(path), indent=2) + b"\n")
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
   """Writes a file atomically. Raises UserError as `write_records` does."""
-  with atomic_writer(path) as write:
+  with files.atomic_writer(path) as write:
     write(data)
 
 
 def read_json(path: PathLike) -> Any:
   """The object in a JSON file. Raises UserError if there is no such file or it is not JSON."""
-  with reader(path) as stream:
+  with files.reader(path) as stream:
     text = stream.read()
-  return _load(text, os.fspath(path), "correct it, or remove it and rerun the stage that wrote it")
+  return json_value(text, os.fspath(path), _REWRITE)
+
+
+def read_object(path: PathLike, shape: Mapping[str, Any]) -> dict[str, Any]:
+  """The object in a JSON file. Raises UserError as `read_json`, and unless it has the fields of `shape`.
+
+  A value of `shape` is the type of the field, or the shape of an object in it.
+  """
+  with files.reader(path) as stream:
+    text = stream.read()
+  found = json_value(text, os.fspath(path), _REWRITE)
+  _check_shape(found, shape, os.fspath(path), text, "")
+  return found
+
+
+def _check_shape(value: Any, shape: Any, path: str, text: bytes, name: str) -> None:
+  kind = dict if isinstance(shape, Mapping) else shape
+  matches = type(value) is kind
+  if not matches:
+    line = 1 + text.count(b"\n", 0, max(0, text.find(json.dumps(name.rpartition(".")[2]).encode())))
+    what = f'field "{name}"' if name else "the content"
+    raise UserError(f"{path}:{line}: {what} is {_kind(value)}, expected {_NAMES[kind]}; {_REWRITE}")
+  name += "." if name else ""
+  for key, inner in shape.items() if isinstance(shape, Mapping) else ():
+    if key not in value:
+      raise UserError(f'{path}: no field "{name}{key}"; {_REWRITE}')
+    _check_shape(value[key], inner, path, text, f"{name}{key}")
 
 
 def file_digest(path: PathLike) -> str:
   """The sha256 of a file's bytes, in hex. Raises UserError if there is no such file."""
   digest = hashlib.sha256()
-  with reader(path) as stream:
+  with files.reader(path) as stream:
     while block := stream.read(_DIGEST_BLOCK_BYTES):
       digest.update(block)
   return digest.hexdigest()
@@ -115,117 +158,18 @@ def digest_of(obj: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def atomic_writer(path: PathLike, every_process: bool = False) -> Iterator[Callable[[bytes], Any]]:
-  """Yields `write(bytes)` into a hidden file beside `path`, which replaces `path` if the block succeeds."""
-  if not (every_process or distributed.is_main()):
-    yield lambda data: None
-    return
-  target = epath.Path(path)
-  temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
-  try:
-    # Errors that the caller's block raises about other things must keep their type, hence `_named` around each step
-    # rather than one `try` around the `yield`.
-    with _named(path, "written"):
-      target.parent.mkdir(parents=True, exist_ok=True)
-      stream = temporary.open("wb")
-    try:
-      yield _Named(path, stream.write)
-    except BaseException:
-      with contextlib.suppress(OSError):  # the buffered rest may not fit on the disk either
-        stream.close()
-      raise
-    with _named(path, "written"):
-      try:
-        stream.flush()
-        _sync(stream)
-      finally:
-        stream.close()
-      temporary.replace(target)
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Named:
-  """A `write` whose errors name the file."""
-
-  path: PathLike
-  write: Callable[[bytes], Any]
-
-  def __call__(self, data: bytes) -> None:
-    with _named(self.path, "written"):
-      self.write(data)
-
-
-def _sync(stream: Any) -> None:
-  """Waits until a local file is on disk. Remote files have no descriptor; they are complete once closed."""
-  try:
-    descriptor = stream.fileno()
-  except (AttributeError, OSError):
-    return
-  os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def reader(path: PathLike) -> Iterator[Any]:
-  """Yields the file, open for reading bytes. Raises UserError if there is no such file."""
-  with _named(path, "read"):
-    stream = epath.Path(path).open("rb")
-  with stream:
-    yield stream
-
-
-@contextlib.contextmanager
-def _named(path: PathLike, done: str) -> Iterator[None]:
-  """Turns an OSError into a UserError with the file and the remedy."""
-  try:
-    yield
-  except FileNotFoundError as e:
-    if done == "written":  # missing folders are created, so this is no local path
-      raise UserError(f"{os.fspath(path)}: no such bucket, or no such place; check the path") from e
-    raise UserError(f"{os.fspath(path)}: no such file; check the path, or run the stage that writes it first") from e
-  except OSError as e:
-    if e.errno in _DISK_FULL:
-      raise UserError(
-        f"{os.fspath(path)}: the disk is full, nothing was written; free some space and run the same command again"
-      ) from e
-    why = e.strerror or " ".join(str(e).splitlines()) or type(e).__name__
-    raise UserError(f"{os.fspath(path)}: could not be {done}: {why}; check the path and its permissions") from e
-
-
-def _dump(obj: Any, place: str, indent: int | None = None) -> bytes:
+def _dump(obj: Any, place: str, indent: int | None = None, escape: bool = True) -> bytes:
+  """JSON as UTF-8. `escape` writes half of a surrogate pair, as in the name of a file, as "\\ud83d"."""
   try:
     text = json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
   except ValueError as e:
     raise UserError(f"{place}: a value that JSON cannot hold ({e}); find where NaN or infinity came from") from e
   try:
     return text.encode()
-  except UnicodeEncodeError:  # half of a surrogate pair: not UTF-8, but JSON can escape it
+  except UnicodeEncodeError:
+    if not escape:
+      raise UserError(f"{place}: the record has {half_pair(text)}") from None
     return json.dumps(obj, ensure_ascii=True, allow_nan=False, indent=indent).encode()
-
-
-def _refuse_constant(name: str) -> Any:
-  raise ValueError(f"{name} is not a JSON number")
-
-
-def _load(text: bytes, place: str, remedy: str) -> Any:
-  try:
-    return json.loads(text, parse_constant=_refuse_constant)
-  except json.JSONDecodeError as e:
-    raise UserError(f"{place}: not JSON: {e.msg.removesuffix(' at')} at character {e.pos + 1}; {remedy}") from e
-  except (ValueError, RecursionError) as e:  # not UTF-8, too many digits, nested too deeply
-    raise UserError(f"{place}: not JSON: {e}; {remedy}") from e
-
-
-def _load_object(line: bytes, place: str) -> dict[str, Any]:
-  if not line.strip():
-    raise UserError(f"{place}: empty line; remove it")
-  value = _load(line, place, "correct or remove the line")
-  if not isinstance(value, dict):
-    raise UserError(f"{place}: expected a JSON object, found {_kind(value)}; each line is one record in braces")
-  return value
 
 
 def _shallow_dict(record: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 
 import collections
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -15,7 +15,7 @@ from genrm_jax.data import candidates
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task
-from genrm_jax.text.json_lines import json_object, shown
+from genrm_jax.text.json_lines import iter_objects, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -41,7 +41,9 @@ def read_candidates(path: PathLike, problems: Sequence[Problem], task: Task) -> 
   counts: collections.Counter[str] = collections.Counter()
   source = epath.Path(path).name
   found = []
-  for row, place in _rows(path):
+  for row, place in iter_objects(path):
+    if unknown := [name for name in row if name not in _FIELDS]:
+      raise UserError(f'{place}: unknown field "{unknown[0]}"; a line has {", ".join(_FIELDS)}')
     problem = _problem(row, by_id, by_question, place)
     solution = _text(row, "solution", place)
     graded = candidates.grade(problem, counts[problem.id], solution, task, source)
@@ -72,23 +74,6 @@ def _problem(
     what = f"that of {len(same)} problems; give its problem_id" if same else f"none of the {len(by_id)} problems'"
     raise UserError(f'{place}: field "question" is {shown(question)}, {what}')
   return same[0]
-
-
-def _rows(path: PathLike) -> Iterator[tuple[dict[str, Any], str]]:
-  try:
-    with epath.Path(path).open("rb") as lines:
-      for number, line in enumerate(lines, start=1):
-        place = f"{os.fspath(path)}:{number}"
-        yield _row(line, place), place
-  except OSError as e:
-    raise UserError(f"{os.fspath(path)}: could not be read ({e.strerror or e}); check the path") from e
-
-
-def _row(line: bytes, place: str) -> dict[str, Any]:
-  row = json_object(line, place)
-  if unknown := [name for name in row if name not in _FIELDS]:
-    raise UserError(f'{place}: unknown field "{unknown[0]}"; a line has {", ".join(_FIELDS)}')
-  return row
 
 
 def _text(row: dict[str, Any], name: str, place: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from genrm_jax.data import jsonl, packing
 from genrm_jax.pytrees import PairBatch, TokenBatch
-from genrm_jax.runtime import distributed
+from genrm_jax.runtime import distributed, files
 from genrm_jax.runtime.errors import UserError
 
 _ROWS_AT_A_TIME = 1024  # held in memory while a file is written
@@ -22,7 +22,7 @@ _ROWS_AT_A_TIME = 1024  # held in memory while a file is written
 
 def write(path: jsonl.PathLike, num_rows: int, take: Callable[[np.ndarray], TokenBatch]) -> None:
   """Writes rows 0 to `num_rows` - 1 as `take(index)` returns them. Raises UserError as `jsonl.write_records` does."""
-  with jsonl.atomic_writer(path) as put:
+  with files.atomic_writer(path) as put:
     for start in range(0, num_rows, _ROWS_AT_A_TIME):
       batch = take(np.arange(start, min(start + _ROWS_AT_A_TIME, num_rows)))
       arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -42,11 +42,14 @@ class RowFile:
   """Rows in a file by `write`, with the interface of `packing.Rows`."""
 
   def __init__(self, path: jsonl.PathLike):
-    """Reads the header. Raises UserError if there is no such file."""
+    """Reads the header. Raises UserError if there is no such file, or it is no file of rows."""
     self.path = path
-    with jsonl.reader(path) as stream:
-      np.lib.format.read_magic(stream)
-      (self.num_rows,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+    with files.reader(path) as stream:
+      try:
+        np.lib.format.read_magic(stream)
+        (self.num_rows,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+      except ValueError as e:
+        raise UserError(f"{path}: no file of packed rows ({e}); the same command writes the file again") from e
       self._begin = stream.tell()
     self._files, self._name = fsspec.core.url_to_fs(os.fspath(path))
 

@@ -1,9 +1,11 @@
 """The two pages of a report: index.html, a single self-contained file, and report.md."""
 
 import base64
+import dataclasses
+import html
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -11,7 +13,7 @@ from markupsafe import Markup
 
 from genrm_jax.evals.browse import FOOLED, MISSED, BrowseEntry, clip, most_telling
 from genrm_jax.evals.plots import Figure
-from genrm_jax.evals.tables import generation_lines, meta_lines, method_name, result_tables
+from genrm_jax.evals.tables import Table, generation_lines, meta_lines, method_name, result_tables
 
 PAGE_BYTES = 5_000_000
 
@@ -26,8 +28,8 @@ def render(results: Mapping[str, Any], figures: Sequence[Figure], entries: Seque
     undefined=jinja2.StrictUndefined,
   )
   environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-  environment.filters |= {"clip": clip, "method_name": method_name, "fenced": fenced}
-  context = {
+  environment.filters |= {"clip": clip, "method_name": method_name, "fenced": fenced, "escaped": escaped}
+  context: dict[str, Any] = {
     "results": results,
     "meta": meta_lines(results),
     "generation": generation_lines(results),
@@ -42,14 +44,37 @@ def render(results: Mapping[str, Any], figures: Sequence[Figure], entries: Seque
   room = PAGE_BYTES - len(without.encode("utf-8"))
   kept = most_telling(entries, [len(block.encode()) for block in blocks], room)
   shown = {"entries": [entries[at] for at in kept], "blocks": [Markup(blocks[at]) for at in kept]}
-  html = page.render(context, **shown, num_left_out=len(entries) - len(kept))
+  index = page.render(context, **shown, num_left_out=len(entries) - len(kept))
 
   worst: dict[tuple[str, str], BrowseEntry] = {}
   for entry in entries:
     if entry.kind in (FOOLED, MISSED):
       worst.setdefault((entry.verifier, entry.kind), entry)
+  context["tables"] = [_escaped_table(table) for table in context["tables"]]
   markdown = environment.get_template("report.md.j2").render(context, entries=[*worst.values()])
-  return {"report.md": markdown.encode(), "index.html": html.encode()}
+  return {"report.md": markdown.encode(), "index.html": index.encode()}
+
+
+_MARKUP = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+
+
+def escaped(text: Any) -> str:
+  """One line of Markdown that shows a text as it is: no HTML, link, emphasis or table comes from a name or an id."""
+  line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", str(text))
+  return html.escape(_MARKUP.sub(r"\\\g<0>", line), quote=False)
+
+
+def _escaped_table(table: Table) -> Table:
+  def cells(row: Iterable[str]) -> tuple[str, ...]:
+    return tuple(escaped(cell).replace("\\|", "|") for cell in row)  # table.md.j2 escapes bars
+
+  return dataclasses.replace(
+    table,
+    title=escaped(table.title),
+    note=escaped(table.note),
+    header=cells(table.header),
+    rows=tuple(map(cells, table.rows)),
+  )
 
 
 def fenced(text: str) -> str:

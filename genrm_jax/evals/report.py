@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from genrm_jax.evals.browse import FOOLED, MISSED, TYPICAL, BrowseEntry, pick_en
 from genrm_jax.evals.costs import Costs, align_tokens, cost_results
 from genrm_jax.evals.tables import WEIGHTED
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Score
+from genrm_jax.runtime import files
 from genrm_jax.runtime.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -339,15 +339,18 @@ def write_report(
     entries: candidates to browse on the page, from `browse.pick_entries`.
 
   Returns:
-    The paths written. The same input gives the same bytes.
+    The paths written. Raises UserError if the place cannot be written or the disk is full.
+    The same input gives the same bytes.
   """
   folder = epath.Path(out_dir)
-  folder.mkdir(parents=True, exist_ok=True)
   figures = plots.draw(results)
-  files: dict[str, bytes] = {figure.file: figure.png for figure in figures}
-  files |= pages.render(results, figures, entries)
-  files["results.json"] = (compact_json(results) + "\n").encode()
-  return [_replace(folder / name, data) for name, data in files.items()]
+  contents: dict[str, bytes] = {figure.file: figure.png for figure in figures}
+  contents |= pages.render(results, figures, entries)
+  contents["results.json"] = (compact_json(results) + "\n").encode()
+  for name, data in contents.items():
+    with files.atomic_writer(folder / name) as write:
+      write(data)
+  return [folder / name for name in contents]
 
 
 def compact_json(value: Any, indent: str = "") -> str:
@@ -364,14 +367,3 @@ def compact_json(value: Any, indent: str = "") -> str:
     f"{deeper}{json.dumps(key, ensure_ascii=False)}: {compact_json(item, deeper)}" for key, item in value.items()
   )
   return "{\n" + ",\n".join(items) + f"\n{indent}}}"
-
-
-def _replace(path: epath.Path, data: bytes) -> epath.Path:
-  """Writes a temporary file and renames it, so that a reader never sees half a file."""
-  beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    beside.write_bytes(data)
-    beside.replace(path)
-  finally:
-    beside.unlink(missing_ok=True)
-  return path

@@ -319,7 +319,7 @@ def _coverage_table(results: Mapping[str, Any]) -> Table:
         *((best_by.get(name, "–"),) if best_by else ()),
         f"{coverage['scored']:,} of {coverage['candidates']:,}",
         f"{coverage['votes']:,}",
-        *(_count(coverage["states"][state], coverage["votes"]) for state in VOTE_STATES),
+        *(_count(coverage["states"].get(state, 0), coverage["votes"]) for state in VOTE_STATES),
         "–" if coverage["tokens_per_vote"] is None else f"{coverage['tokens_per_vote']:.1f}",
       )
     )

@@ -144,7 +144,7 @@ class Engine:
         start = length.copy()  # empty rows have nothing to read
         start[: len(index)] = [len(prompts[i]) for i in index]
         num_blocks = np.int32(math.ceil(max(length - start) / _WIDTH_MULTIPLE))
-        logp = log_probs_from(self.params, *self._put(tokens, length, start), num_blocks, config=self.config)
+        logp = self._run(log_probs_from, self.params, tokens, length, start, num_blocks)
         out[index] = np.sum(np.asarray(logp)[: len(index)], axis=1, dtype=np.float64)
         advance(len(index))
     return out
@@ -188,7 +188,7 @@ class Engine:
     out = np.zeros((len(prompts), len(token_ids)), np.float32)
     with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
       for index, tokens, length in self._batches(prompts):
-        values = function(self.params, *self._put(tokens, length), config=self.config, token_ids=token_ids)
+        values = self._run(function, self.params, tokens, length, token_ids=token_ids)
         out[index] = np.asarray(values)[: len(index)]
         advance(len(index))
     return out
@@ -204,13 +204,13 @@ class Engine:
     num_refilled = refill_size(num_slots, self._num_shards())
     # Shortest first: a batch of prompts of similar length has little padding.
     queue = collections.deque(_by_length(prompts))
-    state = slots.init(
+    state = self._run(
+      slots.init,
       num_slots=num_slots,
       num_rollouts=num_rollouts,
       max_len=bucket(max(map(len, prompts)) + settings.max_new_tokens, self.max_tokens),
       max_new_tokens=settings.max_new_tokens,
       num_tracked=len(tracked),
-      config=self.config,
     )
     scheduler = Scheduler(num_slots, self._num_shards(), keys)
     while True:
@@ -221,9 +221,9 @@ class Engine:
         source_B[free[: len(index)]] = np.arange(len(index))
         for slot, i in zip(free, index, strict=False):
           scheduler.assign(slot, Branch(i, list(range(num_rollouts)), [], np.zeros((0, len(tracked)), np.float32)))
-        padded = self._padded([prompts[i] for i in index], num_refilled)
-        prefilled = slots.prefill(self.params, *self._put(*padded), config=self.config)
-        state = slots.insert(state, prefilled, *self._put(source_B), config=self.config)
+        tokens, length = self._padded([prompts[i] for i in index], num_refilled)
+        prefilled = self._run(slots.prefill, self.params, tokens, length)
+        state = self._run(slots.insert, state, prefilled, source_B)
         continue
       sources = scheduler.resume_pending(free if len(free) >= num_refilled else [])
       state = self._resumed(state, sources, scheduler, prompts)
@@ -232,15 +232,15 @@ class Engine:
 
       num_active = len(scheduler.active)
       num_free = num_slots - num_active
-      keys_BR = jax.random.wrap_key_data(*self._put(scheduler.keys), impl=jax.random.key_impl(keys))
-      state, sampled = slots.decode(
+      state, sampled = self._run(
+        slots.decode,
         self.params,
         state,
-        keys_BR,
+        scheduler.keys,
         np.int32(num_free + min(num_refilled, num_active)),
         # With enough free slots the queue is empty, and rollouts that diverge can move into them.
         _NEVER if num_free < num_refilled else np.int32(min(num_refilled, num_active)),
-        config=self.config,
+        key_impl=jax.random.key_impl(keys),
         settings=settings,
         end_id=self.end_id,
         tracked=tracked,
@@ -262,8 +262,8 @@ class Engine:
       source_B[slot], kept_B[slot], place_B[slot] = source, len(prompts[branch.prompt]) + place, place
       token_B[slot] = branch.ids[-1]
     if any(slot != source for slot, source in sources.items()):
-      state = slots.fork(state, *self._put(source_B), num_shards=self._num_shards(), config=self.config)
-    return slots.resume(state, *self._put(kept_B, place_B, token_B), config=self.config)
+      state = self._run(slots.fork, state, source_B, num_shards=self._num_shards())
+    return self._run(slots.resume, state, kept_B, place_B, token_B)
 
   def _num_shards(self) -> int:
     return sharding.num_shards(self._batch_sharding())
@@ -299,8 +299,11 @@ class Engine:
       length[row] = len(sequence)
     return tokens, length
 
-  def _put(self, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
-    return sharding.host_to_global(arrays, self._batch_sharding())
+  def _run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Calls a jitted function of this model; NumPy arrays among `args` go to the devices, sharded by rows."""
+    rows = self._batch_sharding()
+    args = tuple(sharding.host_to_global(a, rows) if isinstance(a, np.ndarray) else a for a in args)
+    return function(*args, config=self.config, **options)
 
 
 def _by_length(sequences: Sequence[Sequence[int]]) -> list[int]:

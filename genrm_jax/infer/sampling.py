@@ -14,6 +14,8 @@ from genrm_jax.runtime.errors import UserError
 
 Purpose = Literal["generator", "grader", "vote"]
 
+_MAX_UNDIVIDED, _BLOCK = 4096, 512  # tokens of a vocabulary that is sampled from in one step, and of a block otherwise
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -62,33 +64,74 @@ def _fold(key, purpose_2, words_N2, draws_R):
 
 
 def restrict(logits_BV: jax.Array, config: SampleConfig) -> jax.Array:
-  """Applies temperature, then top-k, then top-p: excluded tokens get -inf. The most likely token always stays."""
+  """Applies temperature, then top-k, then top-p: excluded tokens get -inf. The most likely token always stays.
+
+  Top-k keeps the k largest logits; top-p then keeps the smallest set of largest logits that holds at least `top_p` of
+  the remaining mass, summed in float32. Tokens whose logits equal that of the last one kept stay too.
+  """
   logits_BV = logits_BV / config.temperature
   if config.top_k:
-    k = min(config.top_k, logits_BV.shape[-1])
-    threshold_B1 = jax.lax.top_k(logits_BV, k)[0][..., -1:]
-    logits_BV = jnp.where(logits_BV < threshold_B1, -jnp.inf, logits_BV)
+    logits_BV = _keep_largest(logits_BV, jnp.ones_like(logits_BV), min(config.top_k, logits_BV.shape[-1]))
   if config.top_p < 1.0:
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    # A token stays while the mass of the more likely ones is below top_p.
-    mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    threshold_B1 = jnp.min(jnp.where(mass_before_BV < config.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV < threshold_B1, -jnp.inf, logits_BV)
+    mass_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+    logits_BV = _keep_largest(logits_BV, mass_BV, config.top_p * jnp.sum(mass_BV, axis=-1))
   return logits_BV
+
+
+def _keep_largest(logits_BV: jax.Array, weights_BV: jax.Array, least_B: jax.Array | int) -> jax.Array:
+  """Keeps the fewest of the largest logits whose weights add up to at least `least_B`; the others become -inf.
+
+  Halves the interval of the threshold, in the order of float32 numbers, until it is one number: 32 sums instead of a
+  sort. A sum of fewer weights of at least 0, added up in the same order, is never larger, so the result is exact.
+  """
+
+  def in_order(x):  # float32 -> int32, or back: x < y where in_order(x) < in_order(y)
+    is_float = x.dtype == jnp.float32
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) if is_float else x
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return bits if is_float else jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+  def halve(_, interval):
+    low_B, high_B = interval
+    middle_B = (low_B | high_B) - ((low_B ^ high_B) >> 1)  # the mean, rounded up, without overflow
+    sum_B = jnp.sum(jnp.where(logits_BV >= in_order(middle_B)[:, None], weights_BV, 0.0), axis=-1)
+    return jnp.where(sum_B >= least_B, middle_B, low_B), jnp.where(sum_B >= least_B, high_B, middle_B - 1)
+
+  ends = in_order(jnp.min(logits_BV, axis=-1)), in_order(jnp.max(logits_BV, axis=-1))
+  threshold_B, _ = jax.lax.fori_loop(0, 32, halve, ends)
+  return jnp.where(logits_BV >= in_order(threshold_B)[:, None], logits_BV, -jnp.inf)
 
 
 def sample(logits_BV: jax.Array, keys_BR: jax.Array, config: SampleConfig) -> jax.Array:
   """Samples R tokens from each distribution, i32[B, R], each with its own key, by inverse CDF.
 
   One uniform number per token, instead of one per entry of the vocabulary, makes many samples of one distribution
-  cheap.
+  cheap. In a large vocabulary, tokens are less likely than the resolution of a float32 sum or uniform number (2^-23):
+  there one number chooses a block of tokens, and a second one a token in it.
   """
   if config.temperature == 0:
     token_B1 = jnp.argmax(logits_BV, axis=-1, keepdims=True).astype(jnp.int32)
     return jnp.broadcast_to(token_B1, keys_BR.shape)
-  cdf_BV = jnp.cumsum(jax.nn.softmax(restrict(logits_BV, config), axis=-1), axis=-1)
-  uniform_BR = jax.vmap(jax.vmap(jax.random.uniform))(keys_BR)
-  # Rounding leaves a total that is not quite 1. The first token whose sum exceeds the number has a probability above 0.
-  token_BR = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(cdf_BV, uniform_BR * cdf_BV[:, -1:])
-  return token_BR.astype(jnp.int32)
+  probs_BV = jax.nn.softmax(restrict(logits_BV, config), axis=-1)
+  (B, V), R = probs_BV.shape, keys_BR.shape[1]
+  if V <= _MAX_UNDIVIDED:
+    return _inverse_cdf(probs_BV, jax.vmap(jax.vmap(jax.random.uniform))(keys_BR))
+  uniform_BR2 = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys_BR)
+  probs_BNV = jnp.pad(probs_BV, ((0, 0), (0, -V % _BLOCK))).reshape(B, -1, _BLOCK)
+  block_BR = _inverse_cdf(jnp.sum(probs_BNV, axis=-1), uniform_BR2[..., 0])
+  probs_BRV = jnp.take_along_axis(probs_BNV, block_BR[..., None], axis=1)
+  place_BR = _inverse_cdf(probs_BRV.reshape(B * R, _BLOCK), uniform_BR2[..., 1].reshape(B * R, 1)).reshape(B, R)
+  return block_BR * _BLOCK + place_BR
+
+
+def _inverse_cdf(weights_BN: jax.Array, uniform_BR: jax.Array) -> jax.Array:
+  """The first index whose running sum exceeds `uniform` of the total, i32[B, R]; its weight is above 0."""
+  cdf_BN = jnp.cumsum(weights_BN, axis=-1)
+  index_BR = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(cdf_BN, uniform_BR * cdf_BN[:, -1:])
+
+  # XLA adds up in parallel, so the sums around a weight of 0 may differ by rounding, and a search may end there. Such a
+  # gap belongs to the last weight above 0 before it; there is one, since sums of zeros are exact.
+  def is_0(index_BR):
+    return jnp.take_along_axis(weights_BN, index_BR, axis=1) <= 0
+
+  return jax.lax.while_loop(lambda i: jnp.any(is_0(i)), lambda i: i - is_0(i), index_BR.astype(jnp.int32))

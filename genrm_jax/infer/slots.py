@@ -22,6 +22,7 @@ Axes: B slots, P prompts that are prefilled together, R rollouts per prompt, T t
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -172,17 +173,18 @@ def _restarted(sampled: Sampled, new_B: jax.Array, place_B: jax.Array) -> Sample
 
 @functools.partial(
   jax.jit,
-  static_argnames=("config", "settings", "end_id", "tracked"),
+  static_argnames=("config", "key_impl", "settings", "end_id", "tracked"),
   donate_argnames="slots",
 )
 def decode(
   params,
   slots: Slots,
-  keys_BR: jax.Array,
+  raw_keys_BR: jax.Array,
   min_free: jax.Array,
   min_diverged: jax.Array,
   *,
   config: ModelConfig,
+  key_impl: Any,
   settings: SampleConfig,
   end_id: int,
   tracked: tuple[int, ...],
@@ -192,10 +194,12 @@ def decode(
   Args:
     params: of the model.
     slots: donated.
-    keys_BR: keys of the rollouts; the slot follows the first. Token t of a rollout is sampled with fold_in(key, t).
+    raw_keys_BR: u32[B, R, ...], keys of the rollouts; the slot follows the first. Token t of a rollout is sampled with
+      fold_in(key, t).
     min_free: at most the number of slots.
     min_diverged: counted from the start of this call.
     config: the model.
+    key_impl: of the keys, as `jax.random.key_impl` returns it.
     settings: temperature, top-k, top-p and the most new tokens.
     end_id: the token that ends a rollout.
     tracked: token ids whose probability is recorded at every place.
@@ -204,6 +208,7 @@ def decode(
     The slots, and a copy of what they have sampled, replicated on every device.
   """
   tracked_W = jnp.asarray(tracked, jnp.int32)
+  keys_BR = jax.random.wrap_key_data(raw_keys_BR, impl=key_impl)
   index_B = jnp.arange(keys_BR.shape[0])
 
   def is_unfinished(carry):

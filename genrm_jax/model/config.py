@@ -11,6 +11,7 @@ from genrm_jax.runtime.sharding import DEFAULT_RULES, MULTI_QUERY_RULES, MeshAxe
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("local", "global")
 _SIZE_FIELDS = ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "ffw_dim")
+_LARGEST, _MAX_LAYERS = 2**31 - 1, 10_000
 _POSITIVE_FIELDS = ("query_scale", "rope_base_local", "rope_base_global", "rope_scale_global")
 
 
@@ -70,7 +71,9 @@ class ModelConfig:
 
   def __post_init__(self) -> None:
     for field in _SIZE_FIELDS:
-      self._require(field, _is_int(getattr(self, field)) and getattr(self, field) > 0, "a whole number above 0")
+      most = _MAX_LAYERS if field == "num_layers" else _LARGEST
+      fits = _is_int(getattr(self, field)) and 0 < getattr(self, field) <= most
+      self._require(field, fits, f"a whole number from 1 to {most:,}")
     for field in _POSITIVE_FIELDS:
       self._require(field, _is_positive(getattr(self, field)), "a number above 0")
     for field in ("attn_softcap", "final_softcap"):

@@ -13,6 +13,7 @@ call resumes. To change settings, edit a config: `config = genrm_jax.get_config(
 import importlib.util
 import os
 import pathlib
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -20,7 +21,7 @@ import jax
 import ml_collections
 
 from genrm_jax.data import jsonl
-from genrm_jax.pipeline import locate, stages
+from genrm_jax.pipeline import checks, locate, settings, stages
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.trained import TrainedVerifier
@@ -44,10 +45,26 @@ def get_config(name: str) -> ml_collections.ConfigDict:
   spec = importlib.util.spec_from_file_location(f"genrm_jax_config_{file.stem}", file)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise UserError(f"{file} has no function get_config(variant); see experiments/configs for examples")
-  return module.get_config(*([variant.removeprefix(":")] if variant else []))
+  try:
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+      raise UserError(f"{file} has no function get_config(variant); see experiments/configs for examples")
+    config = module.get_config(*([variant.removeprefix(":")] if variant else []))
+  except UserError:
+    raise
+  except Exception as e:  # whatever the user's file raises
+    raise UserError(f"{_line_of(e, file)}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f"{file}: get_config returns {type(config).__name__}, not a ConfigDict")
+  return config
+
+
+def _line_of(error: Exception, file: pathlib.Path) -> str:
+  """FILE:LINE where a config file failed."""
+  if isinstance(error, SyntaxError) and error.lineno:
+    return f"{error.filename}:{error.lineno}"
+  frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+  return f"{file}:{frames[-1].lineno}" if frames else str(file)
 
 
 class TrainedVerifiers(Mapping[str, TrainedVerifier]):
@@ -71,13 +88,14 @@ class TrainedVerifiers(Mapping[str, TrainedVerifier]):
     return len(self._names)
 
 
-def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> TrainedVerifiers:
+def train(config: Config, workdir: Any, verifiers: Sequence[str] = (), *, rerun: bool = False) -> TrainedVerifiers:
   """Trains verifiers, after making what they need: problems, a generator, candidates, rationales.
 
   Args:
     config: "NAME:VARIANT", "FILE.py:VARIANT" or a ConfigDict.
     workdir: folder for all files of the run; local or gs://.
     verifiers: names in `config.verifiers`; all if empty. The judge, which is not trained, is included.
+    rerun: whether stages whose settings or inputs have changed since they ran are done again, and not refused.
 
   Returns:
     The verifiers by name, each opened when it is first used.
@@ -91,11 +109,13 @@ def train(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> Traine
   # An untrained verifier needs what it starts from.
   files = [f"checkpoints/{run.training(name).init_from}" for name in untrained]
   files += ["tokenizer.model"] if untrained else []
-  run_up_to(run, [f"train_{name}" for name in names], files)
+  run_up_to(run, [f"train_{name}" for name in names], files, rerun=rerun)
   return TrainedVerifiers(run, names)
 
 
-def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[str, list[Score]]:
+def score(
+  config: Config, workdir: Any, verifiers: Sequence[str] = (), *, rerun: bool = False
+) -> dict[str, list[Score]]:
   """Trains if necessary, then scores the candidates of the evaluation split; arguments and errors as for `train`.
 
   Returns:
@@ -103,35 +123,34 @@ def score(config: Config, workdir: Any, verifiers: Sequence[str] = ()) -> dict[s
   """
   run = open_run(config, workdir)
   names = chosen_verifiers(run, verifiers)
-  run_up_to(run, [f"score_{name}" for name in names])
-  return {name: jsonl.read_records(run.path(run.scores_file(name, "eval")), Score) for name in names}
+  run_up_to(run, [f"score_{name}" for name in names], rerun=rerun)
+  return {name: run.scores(name, "eval") for name in names}
 
 
-def evaluate(config: Config, workdir: Any) -> dict[str, Any]:
+def evaluate(config: Config, workdir: Any, *, rerun: bool = False) -> dict[str, Any]:
   """Trains and scores if necessary, then compares all verifiers; arguments and errors as for `train`.
 
   Returns:
     The contents of report/results.json: Best-of-N, verification accuracy and more, with intervals. Plots: report/.
   """
   run = open_run(config, workdir)
-  run_up_to(run, ["report"])
+  run_up_to(run, ["report"], rerun=rerun)
   return jsonl.read_json(run.path("report", "results.json"))
 
 
 def open_run(config: Config, workdir: Any) -> Run:
-  """Checks the settings, claims the workdir and returns the run. Raises UserError as `train`."""
-  if isinstance(config, str):
-    config = get_config(config)
+  """Checks all settings and returns the run; writes nothing. Raises UserError as `train`."""
+  config = get_config(config) if isinstance(config, str) else ml_collections.ConfigDict(config)
+  settings.expand_paths(config)
+  settings.check(config.to_dict())
   use_cpu_devices(config.cpu_devices)
   run = Run(ml_collections.FrozenConfigDict(config), saved.absolute(workdir))
-  run.check_settings()
-  settings = run.config.to_dict()
-  distributed.check_same("the config", jsonl.digest_of(settings))
-  distributed.from_main(lambda: stages.claim_workdir(run.workdir, settings))
+  checks.check_run(run)
+  distributed.check_same("the config", jsonl.digest_of(run.config.to_dict()))
   return run
 
 
-def run_up_to(run: Run, last: Collection[str], files: Collection[str] = ()) -> None:
+def run_up_to(run: Run, last: Collection[str], files: Collection[str] = (), rerun: bool = False) -> None:
   """Runs the stages named in `last` and those that write `files`, preceded by the stages whose files they need."""
   every = make_stages(run)
   needed, chosen = set(files), []
@@ -140,7 +159,7 @@ def run_up_to(run: Run, last: Collection[str], files: Collection[str] = ()) -> N
       chosen.append(stage.name)
       needed |= set(stage.reads)
   if chosen:
-    stages.run_stages(run.workdir, every, chosen, say)
+    stages.run_stages(run.workdir, run.config.to_dict(), every, chosen, say, rerun)
 
 
 def use_cpu_devices(number: int) -> None:

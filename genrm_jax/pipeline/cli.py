@@ -12,7 +12,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from genrm_jax.pipeline import api, locate, stages
+from genrm_jax.pipeline import api, locate, settings, stages
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
@@ -23,6 +23,7 @@ from genrm_jax.runtime.progress import say
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT, or NAME:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all files of the run, local or gs://BUCKET/PATH.")
 _STAGES = flags.DEFINE_list("stages", [], "Names of stages to run; all if empty.")
+_RERUN = flags.DEFINE_bool("rerun", False, "Do stages again whose settings, inputs or results have changed.")
 _DISTRIBUTED = flags.DEFINE_enum(
   "distributed", "", ["", "auto"], "auto: detect the processes of a TPU pod, SLURM, Open MPI or GKE."
 )
@@ -41,18 +42,17 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
   """
 
   def run_main(argv: list[str]) -> None:
-    del argv
     logging.set_verbosity(logging.WARNING)  # Orbax logs each internal step
     with one_message(leave=distributed.leave):
-      api.use_cpu_devices(_CONFIG.value.cpu_devices)
+      if len(argv) > 1:
+        raise UserError(f"{' '.join(argv[1:])}: no such argument; settings are --config.KEY=VALUE, stages --stages=A,B")
+      _check_task(task)
+      settings.check(_CONFIG.value.to_dict())
+      api.use_cpu_devices(_CONFIG.value.cpu_devices)  # before JAX starts
       distributed.start(_distributed_settings())
       memory.keep_freed_memory()
-      if task and _CONFIG.value.task.name != task:
-        raise UserError(
-          f"the config is for task {_CONFIG.value.task.name!r}, not {task!r}; run it with python -m experiments.run"
-        )
       run = api.open_run(_CONFIG.value, _WORKDIR.value)
-      stages.run_stages(run.workdir, make(run), _STAGES.value, say)
+      stages.run_stages(run.workdir, run.config.to_dict(), make(run), _STAGES.value, say, _RERUN.value)
 
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(run_main, flags_parser=_parse_flags)
@@ -71,6 +71,13 @@ def console() -> None:
   runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
 
 
+def _check_task(task: str) -> None:
+  given = _CONFIG.value.get("task", {})
+  name = given.get("name") if hasattr(given, "get") else None
+  if task and name != task:
+    raise UserError(f"the config is for task {name!r}, not {task!r}; run it with python -m experiments.run")
+
+
 def _distributed_settings() -> distributed.Settings:
   auto = _DISTRIBUTED.value == "auto"
   return distributed.Settings(auto, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
@@ -80,7 +87,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line with absl; raises one UserError for a config file or key that does not exist."""
   overrides = [a.split("=")[0] for a in argv if a.startswith("--config.")]
   with one_message():
-    argv = [f"--config={locate.config_path(a[9:])}" if a.startswith("--config=") else a for a in argv]
+    for i, arg in enumerate(argv):
+      if arg.startswith("--config="):
+        argv[i] = f"--config={locate.config_path(arg[9:])}"
+        api.get_config(arg[9:])  # says what is wrong with a file in one line
     try:
       rest = app.parse_flags_with_usage(argv)
       _CONFIG.value.to_dict()  # a file that failed to load raises only now

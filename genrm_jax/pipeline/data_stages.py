@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from genrm_jax.data import candidates, grading, jsonl, rationales, readers
 from genrm_jax.data.packing import Example, sft_example
 from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import sample_keys
-from genrm_jax.pipeline import fitting, sharing
+from genrm_jax.pipeline import checks, fitting, sharing
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import KIND_SOLVE
 from genrm_jax.records import Candidate, Problem, Rationale
@@ -74,24 +75,44 @@ def read_release(run: Run) -> None:
     write_filtered(run, released.rationales, pools)
   left_out = released.left_out()
   jsonl.write_json(run.path("problems", "left_out.json"), left_out)
+  checks.check_pools(run)
   say(f"{left_out['left_out']} of {left_out['rows']} rows left out: {run.path('problems', 'left_out.json')}")
 
 
 def copy_bank(run: Run) -> None:
   """Copies problems and candidates from another run of this task, so that verifiers are compared on equal data."""
   bank = saved.absolute(run.config.bank)
+  _check_bank(run, bank)
   for split in run.splits:
     for kind in ("problems", "candidates"):
       path = bank / kind / f"{split}.jsonl"
       if not path.is_file():
         raise UserError(f"no {path}; config.bank must be the workdir of a run of {run.task.name}")
-      # Report a malformed line now, not after hours of training.
-      _ = jsonl.read_records(path, Problem) if kind == "problems" else jsonl.read_records(path, Candidate)
       jsonl.write_bytes(run.path(kind, path.name), path.read_bytes())
+    # Report what is wrong now, not after hours of training.
+    known = {p.id for p in run.problems(split)}
+    unknown = next((c.problem_id for c in run.candidates(split) if c.problem_id not in known), None)
+    if unknown is not None:
+      raise UserError(f"{path}: a candidate for problem {unknown!r}, which {bank}/problems/{split}.jsonl does not have")
     if split in ("train", "val") and not run.config.task.get("index_shift", True):
       problems, pool = renumber(run.problems(split), run.candidates(split))
       jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems)
       jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pool)
+  checks.check_pools(run)
+
+
+def _check_bank(run: Run, bank: epath.Path) -> None:
+  """Raises UserError if the folder is not the workdir of a run of this task."""
+  path = bank / "config.json"
+  if not path.is_file():
+    raise UserError(f"no {path}; config.bank must be the workdir of a run of {run.task.name}")
+  found = jsonl.read_json(path)
+  task = found["config"].get("task") if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
+  name = task.get("name") if isinstance(task, dict) else None
+  if name != run.config.task.name:
+    raise UserError(
+      f"config.bank = {bank} is a run of task {name!r}, not {run.config.task.name!r}; give one of this task"
+    )
 
 
 # Tokenizer.

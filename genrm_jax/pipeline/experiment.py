@@ -2,13 +2,17 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
-from genrm_jax.pipeline import data_stages, fitting, verifier_stages
+from genrm_jax.pipeline import checks, data_stages, fitting, verifier_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import optional_method
 
+# Settings that decide what a model is and reads.
+_MODEL = ("model", "tokenizer", "prompts", "seed", "task.name")
+_SAMPLING = (*_MODEL, "engine.max_tokens", "task")
 _RATIONALES = ("rationales/train.jsonl", "rationales/val.jsonl", "rationales/ledger.json")
 
 
@@ -37,15 +41,18 @@ def data_stages_of(run: Run) -> list[Stage]:
   known: tuple[str, ...] = files(run, "problems", "candidates", splits=["train"])
   sampled = False
   if c.get("bank"):
-    stages.append(_stage(run, data_stages.copy_bank, "bank", writes=problems + pools, sources=_bank(run)))
+    stages.append(
+      _stage(run, data_stages.copy_bank, "bank", writes=problems + pools, sources=_bank(run), settings=("task",))
+    )
   elif optional_method(run.task, "released"):
     with_rationales = _RATIONALES if way == "released" else ()
     known += with_rationales[:1]
     writes = (*problems, *pools, "problems/left_out.json", *with_rationales)
     sources = {"task.candidates": c.task.candidates} if c.task.get("candidates") else {}
-    stages.append(_stage(run, data_stages.read_release, "release", writes=writes, sources=sources))
+    decided_by: tuple[str, ...] = ("task", "seed", "grader.way", "grader.reading", "grader.drop_leaks")
+    stages.append(_stage(run, data_stages.read_release, "release", writes=writes, sources=sources, settings=decided_by))
   else:
-    stages.append(_stage(run, data_stages.make_problems, "problems", writes=problems))
+    stages.append(_stage(run, data_stages.make_problems, "problems", writes=problems, settings=("task", "seed")))
     sampled = True
   if tokenizer:
     given = c.tokenizer.path
@@ -57,26 +64,23 @@ def data_stages_of(run: Run) -> list[Stage]:
       reads=() if given else known,
       writes=tokenizer,
       sources={"tokenizer.path": given} if given else {},
+      settings=("tokenizer", "seed", "grader.way"),
     )
     stages.insert(0 if given else len(stages), stage)
   started = [*c.verifiers.values(), *([c.grader] if way in ("reference", "plain") else [])]
   if "base" in c and any(s.get("init_from") == "base" for s in started):
-    reads = (*known, *tokenizer)
-    stages.append(_stage(run, data_stages.train_base, "base", reads=reads, writes=("checkpoints/base",), devices=True))
+    stages.append(_training(run, data_stages.train_base, "base", (*known, *tokenizer), {}, ("grader.way",)))
   if sampled:
     reads, sources = (*problems, *tokenizer), _checkpoint(run)
     if "generator" in c:
-      trained = ("checkpoints/generator",)
-      train = _stage(
-        run, data_stages.train_generator, "generator", reads=tokenizer, writes=trained, sources=sources, devices=True
-      )
+      train = _training(run, data_stages.train_generator, "generator", tokenizer, sources, ("task", "gaps"))
       stages.append(train)
-      reads, sources = (*reads, *trained), {}
-    make = data_stages.make_candidates
-    stages.append(_stage(run, make, "candidates", reads=reads, writes=pools, sources=sources, devices=True))
+      reads, sources = (*reads, *train.writes), {}
+    decided_by, make = (*_SAMPLING, "candidates"), data_stages.make_candidates
+    stages.append(_stage(run, make, "candidates", reads, pools, sources, decided_by, devices=True))
   judged = files(run, "problems", "candidates", splits=["train", "val"])
   if way == "program" and optional_method(run.task, "rationale"):
-    stages.append(_stage(run, data_stages.write_rationales, "rationales", reads=judged, writes=_RATIONALES))
+    stages.append(_stage(run, data_stages.write_rationales, "rationales", judged, _RATIONALES, settings=("task",)))
   elif way in ("reference", "plain"):
     reads, sources = _start(run, "grader")
     stages.append(
@@ -87,6 +91,7 @@ def data_stages_of(run: Run) -> list[Stage]:
         reads=(*judged, *tokenizer, *reads),
         writes=_RATIONALES,
         sources=sources,
+        settings=(*_SAMPLING, "grader"),
         devices=True,
       )
     )
@@ -98,24 +103,36 @@ def verifier_stages_of(run: Run) -> list[Stage]:
   tokenizer = ("tokenizer.model",) if run.config.tokenizer.type == "sentencepiece" else ()
   training_data = files(run, "problems", "candidates", splits=["train", "val"])
   evaluated = files(run, "problems", "candidates", splits=run.eval_splits)
-  out, solve = [], []
+  out: list[Stage] = []
+  solve: list[Stage] = []
   for name in run.verifier_names:
     verifier = run.verifier_type(name)
     model, sources = _start(run, name)
     if verifier.is_trained:
       reads = (*training_data, *(_RATIONALES[:2] if verifier.needs_rationales else ()), *tokenizer, *model)
-      model = (f"checkpoints/{name}",)
-      train = functools.partial(fitting.train_verifier, run, name)
-      out.append(Stage(f"train_{name}", train, reads, model, sources, uses_devices=True))
-      sources = {}
+      train = functools.partial(fitting.train_verifier, name=name)
+      out.append(_training(run, train, name, reads, sources, ("gaps",)))
+      model, sources = out[-1].writes, {}
     score = functools.partial(verifier_stages.score_verifier, run, name)
     scored = tuple(run.scores_file(name, split) for split in run.eval_splits)
-    out.append(Stage(f"score_{name}", score, (*evaluated, *tokenizer, *model), scored, sources, uses_devices=True))
+    decided_by = (
+      *_MODEL,
+      "engine.max_tokens",
+      f"verifiers.{name}",
+      *(["votes"] if verifier.samples_rationales else []),
+    )
+    reads = (*evaluated, *tokenizer, *model)
+    out.append(
+      Stage(
+        f"score_{name}", score, reads, scored, sources, decided_by, check=lambda: run.engine_mesh, uses_devices=True
+      )
+    )
     weight = run.config.verifiers[name].get("solve_weight", 0.0)
     if "candidates" in run.config and (weight or verifier.compared_as_solver):
       again = functools.partial(verifier_stages.solve_again, run, name)
       reads, writes = ("problems/eval.jsonl", *tokenizer, *model), (f"candidates/by_{name}.jsonl",)
-      solve.append(Stage(f"solve_{name}", again, reads, writes, uses_devices=True))
+      decided_by = (*_SAMPLING, "candidates", f"verifiers.{name}")
+      solve.append(Stage(f"solve_{name}", again, reads, writes, {}, decided_by, uses_devices=True))
   return [*out, *solve]
 
 
@@ -125,13 +142,29 @@ def _report_stage(run: Run, before: Sequence[Stage]) -> Stage:
   scores = tuple(run.scores_file(name, split) for split in run.eval_splits for name in run.verifier_names)
   writes = tuple(f"report/{name}" for name in ("results.json", "report.md", "index.html"))
   report = functools.partial(verifier_stages.write_report, run, before, _notes(run))
+  reads = (*files(run, "problems", "candidates", splits=run.eval_splits), *scores, *solved)
+  return Stage("report", report, reads, writes, settings=("report", "seed"))
+
+
+def _stage(run: Run, work, name: str, reads=(), writes=(), sources=None, settings=(), devices: bool = False) -> Stage:
+  check = (lambda: run.engine_mesh) if devices else (lambda: None)
   return Stage(
-    "report", report, (*files(run, "problems", "candidates", splits=run.eval_splits), *scores, *solved), writes
+    name, functools.partial(work, run), reads, writes, sources or {}, settings, check=check, uses_devices=devices
   )
 
 
-def _stage(run: Run, work, name: str, reads=(), writes=(), sources=None, devices: bool = False) -> Stage:
-  return Stage(name, functools.partial(work, run), reads, writes, sources or {}, uses_devices=devices)
+def _training(
+  run: Run, work: Any, name: str, reads: tuple[str, ...], sources: dict[str, str], settings: tuple[str, ...]
+) -> Stage:
+  """A stage that trains `name`: the base, the generator or a verifier."""
+  is_verifier = name in run.config.verifiers
+  key, stage = (f"verifiers.{name}", f"train_{name}") if is_verifier else (name, name)
+  scratch = (f"rows_{name}", f"metrics/{name}.jsonl", f"metrics/{name}.examples.json")
+  work = functools.partial(work, run)
+  check = functools.partial(checks.check_training_devices, run, name)
+  return Stage(
+    stage, work, reads, (f"checkpoints/{name}",), sources, (*_MODEL, key, *settings), scratch, check, uses_devices=True
+  )
 
 
 def _start(run: Run, name: str) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -151,6 +184,8 @@ def _bank(run: Run) -> dict[str, str]:
 
 def _check_sources(run: Run) -> None:
   c = run.config
+  if "verifiers" not in c:
+    raise UserError("the config has no 'verifiers'; see experiments/configs for examples")
   if c.tokenizer.type == "sentencepiece" and not c.tokenizer.path and "vocab_size" not in c.tokenizer:
     raise UserError("no model: set --config.model.checkpoint=DIR and --config.tokenizer.path=FILE of a Gemma")
   started = [name for name, v in c.verifiers.items() if v.get("init_from") == "generator"]

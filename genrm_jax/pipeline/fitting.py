@@ -78,7 +78,7 @@ def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -
   """
   files = {split: run.path(f"rows_{name}", f"{split}.npy") for split in ("train", "val")}
 
-  def write() -> tuple[TargetCounts, str]:
+  def write() -> list[Any]:
     counts, digests, about = [], {}, {}
     for split, file in files.items():
       rows, about[split] = pack_rows(f"{name}, {split}", list(examples[split]), run.training(name))
@@ -91,10 +91,10 @@ def write_rows(run: Run, name: str, examples: Mapping[str, Iterable[Example]]) -
         say(f"{name}: {rows.num_examples} examples in {rows.num_rows} rows of {length} tokens, {filled:.0%} filled")
       del rows
     jsonl.write_json(run.path("metrics", f"{name}.examples.json"), about)
-    most = TargetCounts(max(c.max_targets for c in counts), max(c.max_pairs for c in counts))
-    return most, digests["train"]
+    return [max(c.max_targets for c in counts), max(c.max_pairs for c in counts), digests["train"]]
 
-  counts, digest = distributed.from_main(write)
+  max_targets, max_pairs, digest = distributed.from_main(write)
+  counts = TargetCounts(max_targets, max_pairs)
   return TrainingRows(RowFile(files["train"]), RowFile(files["val"]), counts, digest)
 
 

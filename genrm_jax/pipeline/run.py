@@ -19,11 +19,10 @@ from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import SIZES, ModelConfig, get_config
 from genrm_jax.pipeline import locate, trained
-from genrm_jax.pipeline.stages import fingerprint
+from genrm_jax.pipeline.fingerprints import fingerprint
 from genrm_jax.pipeline.trained import TrainedVerifier
-from genrm_jax.records import Candidate, Problem, Rationale
+from genrm_jax.records import Candidate, Problem, Rationale, Score
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task, load_task
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
@@ -77,6 +76,9 @@ class Run:
 
   def candidates(self, split: str) -> list[Candidate]:
     return jsonl.read_records(self.path("candidates", f"{split}.jsonl"), Candidate)
+
+  def scores(self, name: str, split: str) -> list[Score]:
+    return jsonl.read_scores(self.path(self.scores_file(name, split)), name)
 
   def rationales(self, split: str) -> Iterator[Rationale]:
     """Iterates over the rationales of a split, which may not fit into memory."""
@@ -255,46 +257,9 @@ class Run:
   def _checkpoint_name(self) -> str:
     if not self.pretrained:
       return "random numbers"
-    return f"{self.model.name}, files {fingerprint(epath.Path(self.checkpoint_path))[:12]}"
+    return f"{self.model.name}, files {fingerprint(epath.Path(self.checkpoint_path), whole=True)[:12]}"
 
   def _base_of(self, name: str) -> Any:
     """The path that `name` is initialized from; None if at random."""
     source = self.training(name).init_from
     return self.path("checkpoints", source) if source else self.checkpoint_path or None
-
-  def check_settings(self) -> None:
-    """Checks settings before the first stage that would otherwise fail only in a later one.
-
-    Raises:
-      UserError: a setting is out of range, or contradicts another.
-    """
-    if "verifiers" not in self.config:  # experiments that train nothing
-      return
-    found = self.pretrained  # a folder that is no checkpoint is refused here
-    sharding.check_rules("config.model.sharding", self.config.model.sharding.to_dict())
-    for name in self.verifier_names:
-      self.verifier_type(name)
-    for name in ("base", "generator", *self.verifier_names):
-      if (name in self.config or name in self.config.verifiers) and "optim" in self.training(name):
-        self.train_config(name)
-        if self.config.model.param_dtype != "float32" and not self.adapters(name):
-          raise UserError(
-            f"{name}: trained parameters must be float32, but model.param_dtype is {self.config.model.param_dtype}; "
-            "use model.dtype=bfloat16 with float32 parameters, or train adapters (lora.rank)"
-          )
-        frozen_is_saved = self.training(name).lora.save_frozen or self.training(name).init_from or self.checkpoint_path
-        if self.adapters(name) and not frozen_is_saved:
-          raise UserError(
-            f"{name}: lora.save_frozen is false, but its frozen parameters are random and not saved elsewhere; set true"
-          )
-    for name in ("grader", "candidates", "votes"):
-      if name in self.config:
-        self.sample_config(name)
-    if self.verifier_names:
-      VoteConfig(self.config.votes.num_votes, self.config.seed, self.sample_config("votes"))
-    prompt_format = make_format(self.config.prompts.to_dict())
-    if self.config.tokenizer.type == "sentencepiece" and self.config.tokenizer.path:
-      tokenizer = SentencePieceTokenizer(self.config.tokenizer.path)
-      Prompter(tokenizer, prompt_format)
-      if found:
-        check_vocab(tokenizer, found.config.vocab_size)

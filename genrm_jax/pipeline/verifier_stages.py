@@ -63,7 +63,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
   config = run.config
   by_split = {}
   for split in run.eval_splits:
-    scores = {n: jsonl.read_records(run.path(run.scores_file(n, split)), Score) for n in run.verifier_names}
+    scores = {n: run.scores(n, split) for n in run.verifier_names}
     by_split[split] = run.problems(split), run.candidates(split), scores
   embedding, rest = gemma.num_params(run.model)
   meta = {
@@ -114,7 +114,8 @@ def _left_out(run: Run) -> list[str]:
   lines = []
   for name in run.verifier_names:
     path = run.path("metrics", f"{name}.examples.json")
-    about = jsonl.read_json(path)["train"] if path.exists() else {"left_out": 0}
+    shape = {"train": dict.fromkeys(("examples", "left_out", "row_length"), int)}
+    about = jsonl.read_object(path, shape)["train"] if path.exists() else {"left_out": 0}
     if about["left_out"]:
       lines.append(
         f"{name}: {about['left_out']:,} of {about['examples']:,} training examples exceed a row of "
@@ -132,7 +133,7 @@ def identity(run: Run) -> dict[str, Any]:
     "task": run.task_name,
     "variant": config.variant,
     "seed": config.seed,
-    "config_hash": jsonl.read_json(run.path("config.json"))["hash"],
+    "config_hash": jsonl.read_object(run.path("config.json"), {"hash": str})["hash"],
     "config": config.to_dict(),
     "bank": jsonl.digest_of(evaluated),
   }

@@ -11,8 +11,8 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import json
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,9 @@ def start(settings: Settings) -> None:
     settings, local_device_ids = _detected(settings.timeout_s)
   if settings.num_processes == 1:
     return
-  rendezvous.wait_for_all(settings.coordinator, settings.num_processes, settings.process_id, settings.timeout_s)
+  address = rendezvous.wait_for_all(
+    settings.coordinator, settings.num_processes, settings.process_id, settings.timeout_s
+  )
   # With asynchronous dispatch two CPU programs can run at once, and their collectives can deadlock.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
@@ -83,6 +85,7 @@ def start(settings: Settings) -> None:
     local_device_ids,
     initialization_timeout=settings.timeout_s,
     heartbeat_timeout_seconds=min(settings.timeout_s, _HEARTBEAT_S),
+    coordinator_bind_address=address,
   )
   _jax_sigterm_handler()
 
@@ -113,20 +116,20 @@ def deferred_sigterm() -> Iterator[None]:
   Outside, SIGTERM ends the process at once. jax.distributed would defer it from startup to exit, so that a process
   could not be stopped while it samples or scores.
   """
-  _set_sigterm_handler(_jax_sigterm_handler())
+  before = set_sigterm_handler(_jax_sigterm_handler())
   try:
     yield
   finally:
-    _set_sigterm_handler(None)
+    set_sigterm_handler(before)
 
 
 @functools.cache
 def _jax_sigterm_handler() -> int | None:
   """The C handler that jax.distributed installs; the first call replaces it by the default action."""
-  return _set_sigterm_handler(None)
+  return set_sigterm_handler(None)
 
 
-def _set_sigterm_handler(handler: int | None) -> int | None:
+def set_sigterm_handler(handler: int | None) -> int | None:
   """Installs a C handler for SIGTERM (None: the default action) and returns the previous one."""
   set_handler = ctypes.CDLL(None).signal  # Python's `signal` module cannot see handlers that C code installed
   set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
@@ -153,7 +156,10 @@ def barrier() -> None:
 
 
 def from_main(make: Callable[[], T]) -> T:
-  """Calls `make` on process 0 only and returns its result, or raises its UserError, on every process."""
+  """Calls `make` on process 0 only and returns its result, or raises its UserError, on every process.
+
+  The result must be what JSON can hold: no tuples, no arrays, dicts with strings as keys.
+  """
   if num_processes() == 1:
     return make()
   name = next(_names)
@@ -161,9 +167,9 @@ def from_main(make: Callable[[], T]) -> T:
     try:
       value = make()
     except UserError as e:
-      _put(name, (str(e), None))
+      _put(name, [str(e), None])
       raise
-    _put(name, (None, value))
+    _put(name, [None, value])
   else:
     error, value = _get(name)
     if error is not None:
@@ -172,7 +178,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def exchange(value: T) -> list[T]:
-  """Returns the values of all processes, ordered by process, on each of them."""
+  """Returns the values of all processes, ordered by process, on each of them. They must be what JSON can hold."""
   if num_processes() == 1:
     return [value]
   name = next(_names)
@@ -217,7 +223,10 @@ def _client() -> Any:
 
 
 def _put(name: str, value: Any) -> None:
-  data = pickle.dumps(value)
+  """Stores a value for the others as JSON: whoever reaches the coordination service may write there too."""
+  data = json.dumps(value).encode()
+  if json.loads(data) != value:
+    raise TypeError(f"JSON does not hold {value!r}")
   chunks = range(0, len(data), _CHUNK_BYTES)
   for i, begin in enumerate(chunks):
     _client().key_value_set_bytes(f"{name}/{i}", data[begin : begin + _CHUNK_BYTES])
@@ -227,4 +236,4 @@ def _put(name: str, value: Any) -> None:
 def _get(name: str) -> Any:
   read = functools.partial(_client().blocking_key_value_get_bytes, timeout_in_ms=_LONG_MS)
   num_chunks = int(read(f"{name}/num_chunks"))
-  return pickle.loads(b"".join(read(f"{name}/{i}") for i in range(num_chunks)))
+  return json.loads(b"".join(read(f"{name}/{i}") for i in range(num_chunks)))

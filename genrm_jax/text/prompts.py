@@ -80,8 +80,11 @@ class PromptFormat:
 
   def render(self, template: str, **slots: str) -> str:
     """A template with the verdict question and these slots filled in; braces in a slot's text stay as they are."""
-    slots["verdict_question"] = self.verdict_question
-    return _SLOT.sub(lambda match: slots.get(match[1], match[0]), template)
+    return _filled(template, {"verdict_question": self.verdict_question, **slots})
+
+
+def _filled(template: str, slots: Mapping[str, str]) -> str:
+  return _SLOT.sub(lambda match: slots.get(match[1], match[0]), template)
 
 
 # As in the release's field `verifier_prompt`, its two spaces included: part of how that data was made.
@@ -261,18 +264,27 @@ class Prompter:
     """The id of the verdict on a correct or an incorrect solution."""
     return self.yes_id if correct else self.no_id
 
+  def encode(self, template: str, **slots: str) -> list[int]:
+    """The ids of a template with the verdict question and these slots filled in; only its own controls have an effect.
+
+    What spells a turn marker or another control piece in a slot stays text.
+    """
+    encode, plain = self.tokenizer.encode, self.tokenizer.encode_plain
+    template = template.replace("{verdict_question}", self.format.verdict_question)
+    texts = enumerate(self.tokenizer.controls.split(template))  # alternately text and a control piece
+    return [i for n, text in texts for i in (encode(text) if n % 2 else plain(_filled(text, slots)))]
+
   def solve(self, question: str) -> list[int]:
     """The prompt for a solution."""
-    return [self.tokenizer.bos_id, *self.tokenizer.encode(self.format.render(self.format.solve, question=question))]
+    return [self.tokenizer.bos_id, *self.encode(self.format.solve, question=question)]
 
   def solution(self, text: str) -> list[int]:
     """The target of `solve`: the solution and the end mark."""
-    return [*self.tokenizer.encode(text), self.end_id]
+    return [*self.tokenizer.encode_plain(text), self.end_id]
 
   def ask(self, question: str, solution: str, template: str) -> list[int]:
     """A prompt about a solution: `solve`, the solution, then `template`, which may hold `{verdict_question}`."""
-    encode = self.tokenizer.encode
-    return [*self.solve(question), *encode(solution), *encode(self.format.render(template))]
+    return [*self.solve(question), *self.tokenizer.encode_plain(solution), *self.encode(template)]
 
   def direct(self, question: str, solution: str) -> list[int]:
     """The prompt whose next token is the verdict (GenRM); the ORM reads its score at the last token."""
@@ -284,10 +296,10 @@ class Prompter:
 
   def rationale(self, text: str, correct: bool) -> list[int]:
     """The target of `cot`: the rationale, `conclude`, the verdict and the end mark."""
-    encode = self.tokenizer.encode
-    return [*encode(text), *encode(self.format.render(self.format.conclude)), self.verdict_id(correct), self.end_id]
+    concluded = [*self.tokenizer.encode_plain(text), *self.encode(self.format.conclude)]
+    return [*concluded, self.verdict_id(correct), self.end_id]
 
   def grade(self, question: str, solution: str, reference: str) -> list[int]:
     """The prompt for a reference-guided rationale (paper, section 3.3)."""
-    text = self.format.render(self.format.grade, question=question, solution=solution, reference=reference)
-    return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+    slots = {"question": question, "solution": solution, "reference": reference}
+    return [self.tokenizer.bos_id, *self.encode(self.format.grade, **slots)]

@@ -7,6 +7,7 @@ position: `encode(" Yes")` is the same single id after a prompt as alone, and
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.unicode import half_pair
 
 PathLike = str | os.PathLike[str]
 
@@ -29,6 +31,8 @@ VERDICT_PIECES = (" Yes", " No")
 # The pieces that open and close a chat turn in Gemma's tokenizer files.
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 TURN_MARKERS = (START_OF_TURN, END_OF_TURN)
+
+_BRACKETED = re.compile(r"▁?(?:<[^/<>\s][^<>\s]*>|\[[^\[\]\s]+\])")
 
 # An embedding may have more rows than there are pieces, so that it divides evenly over chips: Gemma 1 and 2 have
 # 256,128 rows for 256,000 pieces, Gemma 3 on Hugging Face 262,208 for 262,144.
@@ -45,9 +49,16 @@ class Tokenizer(Protocol):
   eos_id: int
   cls_id: int  # the reserved piece whose logit is the ORM's score
   digest: str  # sha256, in hex, of the tokenizer's definition
+  controls: re.Pattern[str]  # matches, as its group, what `encode` turns into a control id, such as a turn marker
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without bos or eos. Raises UserError where the tokenizer cannot express it."""
+    """The ids of a text, without bos or eos. Raises UserError where the tokenizer cannot express it.
+
+    Text that spells a control piece becomes its id, so this is for templates.
+    """
+
+  def encode_plain(self, text: str) -> list[int]:
+    """The ids of a text that others wrote: as `encode`, but a spelled control piece stays text."""
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; pad, bos, eos, cls, turn markers and an embedding's padding rows are "".
@@ -104,6 +115,7 @@ class CharTokenizer:
 
   name = "char"
   pad_id, bos_id, eos_id, cls_id = range(4)
+  controls = re.compile("((?!))")  # none: no text becomes a special id
 
   def __init__(self) -> None:
     characters = ["\n", *(chr(c) for c in range(ord(" "), ord("~") + 1))]
@@ -124,6 +136,8 @@ class CharTokenizer:
         f"the char tokenizer has no {character!r} (U+{ord(character):04X}), at character {place} of the text, "
         f"in {around!r}; replace it, or use a SentencePiece tokenizer"
       ) from None
+
+  encode_plain = encode
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; specials and padding rows are ""."""
@@ -147,9 +161,11 @@ class SentencePieceTokenizer:
   With identity normalisation and byte pieces, as in our files and Gemma's, decode(encode(x)) == x for every text.
 
   Reserved ids: bos and eos are the file's. The padding id is the file's or, where it has none, unk: padding has no
-  weight and is masked in attention, so the id only has to exist. cls is the first of `CLS_PIECES` in the file. Turn
-  markers are recognised where they are user-defined pieces, as in Gemma's files: in a text they become their single id.
-  They decode to nothing, so a sampled text cannot open or close a turn in a later prompt.
+  weight and is masked in attention, so the id only has to exist. cls is the first of `CLS_PIECES` in the file.
+
+  Controls are user-defined pieces in brackets, such as Gemma's <start_of_turn>, <unused0> and <mask>, but not its HTML
+  tags. `encode` gives their ids, `encode_plain` never does. Turn markers decode to nothing. So neither a user's text
+  nor a sampled one can open or close a turn in a later prompt.
 
   `file_bytes` is the content of the file.
   """
@@ -161,8 +177,9 @@ class SentencePieceTokenizer:
     self._path = os.fspath(path)
     self.file_bytes = _read_model(self._path)
     try:
-      self._processor = sentencepiece.SentencePieceProcessor(model_proto=_without_folding(self.file_bytes, self._path))
-    except RuntimeError as e:
+      model = _without_folding(self.file_bytes, self._path)
+      self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    except (RuntimeError, UnicodeDecodeError) as e:  # the latter: its own message quotes a damaged piece
       raise UserError(f"{self._path}: a damaged SentencePiece model ({e}); copy the file again") from e
     sp = self._processor
     self.name = f"sentencepiece:{epath.Path(path).name}"
@@ -174,19 +191,30 @@ class SentencePieceTokenizer:
     if not known:
       raise UserError(
         f"{self._path}: no piece to read the ORM's score from, none of {', '.join(self.CLS_PIECES)}; "
-        "train the tokenizer with one of them as a control symbol"
+        "use the tokenizer file that came with the model, or one from `train_sentencepiece`"
       )
     self.cls_id = known[0]
     marked = zip(map(sp.piece_to_id, TURN_MARKERS), map(sp.encode, TURN_MARKERS), strict=True)
     turn_ids = [i for i, ids in marked if i != sp.unk_id() and ids == [i]]
     self._specials = frozenset((self.pad_id, self.bos_id, self.eos_id, self.cls_id, *turn_ids))
+    own = {p.piece: i for i, p in enumerate(model.pieces) if p.type == p.USER_DEFINED}
+    own = {piece: i for piece, i in own.items() if _BRACKETED.fullmatch(piece) and f"</{piece[1:]}" not in own}
+    ids = self._specials.union(own.values()) - {sp.unk_id()}
+    spelled = {i: text for i in ids if sp.encode(text := sp.id_to_piece(i).replace("▁", " ")) == [i]}
+    self._control_ids = frozenset(spelled)
+    longest_first = sorted(spelled.values(), key=lambda text: (-len(text), text))
+    self.controls = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+    self._control_starts = re.compile(f"(?={self.controls.pattern})")
     # SentencePiece writes a space as "▁" and confuses the two; encoded as bytes, a real "▁" survives.
     as_bytes = [sp.piece_to_id(f"<0x{b:02X}>") for b in "▁".encode()]
     self._underscore = None if sp.unk_id() in as_bytes else as_bytes
 
   def _require(self, what: str, token_id: int) -> int:
     if token_id < 0:
-      raise UserError(f"{self._path}: the file has no {what} piece; train the tokenizer with {what}_id >= 0")
+      raise UserError(
+        f"{self._path}: the file has no {what} piece; use the tokenizer file that came with the model, or one from "
+        "`train_sentencepiece`"
+      )
     return token_id
 
   def encode(self, text: str) -> list[int]:
@@ -200,6 +228,17 @@ class SentencePieceTokenizer:
           ids += self._underscore + self._processor.encode(part)
         return ids
     return self._processor.encode(text)
+
+  def encode_plain(self, text: str) -> list[int]:
+    """The ids of a text that others wrote, none of them a control's. Raises UserError for invalid Unicode."""
+    parts = [text]
+    if self.controls.search(text):  # faster than all starts; cut after its first character, a piece is not found
+      cuts = [0, *(match.start() + 1 for match in self._control_starts.finditer(text)), len(text)]
+      parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
+    ids = [i for part in parts for i in self.encode(part)]
+    if self._control_ids.isdisjoint(ids):
+      return ids
+    return [i for character in text for i in self.encode(character)]  # the file's normalisation spelled a control
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; specials, turn markers and padding rows are "", invalid UTF-8 becomes U+FFFD."""
@@ -324,32 +363,28 @@ def _read_model(path: str) -> bytes:
     return epath.Path(path).read_bytes()
   except FileNotFoundError as e:
     raise UserError(f"{path}: no such tokenizer file; check the path") from e
-  except OSError as e:
-    raise UserError(f"{path}: the tokenizer file could not be read: {e.strerror or e}; check its permissions") from e
+  except (OSError, ValueError) as e:  # ValueError: NUL in the path
+    why = getattr(e, "strerror", None) or e
+    raise UserError(f"{path}: the tokenizer file could not be read: {why}; check the path and its permissions") from e
 
 
-def _without_folding(serialized: bytes, path: str) -> bytes:
-  """The same model without the space in front of a text and without the folding of spaces."""
+def _without_folding(serialized: bytes, path: str) -> Any:
+  """The ModelProto of a file, without the space in front of a text and without the folding of spaces."""
   model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
   try:
     model.ParseFromString(serialized)
   except message.DecodeError:
     model.Clear()
-  if not model.pieces:
-    raise UserError(f"{path}: not a SentencePiece model, or truncated; copy the file again")
+  if not model.pieces or not all(isinstance(p.piece, str) for p in model.pieces):  # bytes: no UTF-8
+    raise UserError(f"{path}: not a SentencePiece model, or a damaged one; copy the file again")
   model.normalizer_spec.add_dummy_prefix = False
   model.normalizer_spec.remove_extra_whitespaces = False
-  return model.SerializeToString()
+  return model
 
 
 def _check_unicode(text: str) -> None:
-  try:
-    text.encode()
-  except UnicodeEncodeError as e:
-    raise UserError(
-      f"the text has half of a surrogate pair, {text[e.start]!r}, at character {e.start}; this is invalid Unicode; "
-      "remove it"
-    ) from None
+  if fault := half_pair(text):
+    raise UserError(f"the text has {fault}")
 
 
 def _check_range(ids: Sequence[int], vocab_size: int, name: str) -> None:

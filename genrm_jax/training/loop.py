@@ -21,7 +21,7 @@ from genrm_jax.training import digests, optim, preemption
 from genrm_jax.training.checkpoint import Checkpoints
 from genrm_jax.training.losses import LossFn, Sums
 from genrm_jax.training.metrics import Metrics, means
-from genrm_jax.training.step import init_state, make_eval_step, make_train_step, state_shardings
+from genrm_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
 
 # Steps dispatched beyond the one being executed: enough to keep the devices busy, few enough to stop soon on SIGTERM.
 _STEPS_AHEAD = 2
@@ -119,9 +119,8 @@ def fit(
   trained, frozen = lora.split(init_params)
   _check_float32(name, trained)
   optimizer = optim.make_optimizer(config.optim, None if norm_mask is None else lora.split(norm_mask)[0])
-  abstract = jax.eval_shape(lambda p, f: init_state(p, optimizer, f), trained, frozen)
-  shardings = state_shardings(abstract, param_shardings, mesh)
-  target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+  target = abstract_state(init_params, optimizer, param_shardings, mesh)
+  shardings = jax.tree.map(lambda a: a.sharding, target)
   manifest = {**manifest, "best_by": config.best_by}
   num_steps = config.optim.num_steps
 

@@ -40,8 +40,8 @@ class Damaged(UserError):
 
 
 def absolute(path: Any) -> epath.Path:
-  """The path as Orbax needs it; paths of remote stores are absolute already."""
-  path = epath.Path(path)
+  """The path as Orbax needs it, `~` expanded; paths of remote stores are absolute already."""
+  path = epath.Path(path).expanduser()
   return path if "://" in str(path) else epath.Path(path.absolute())
 
 
@@ -241,8 +241,9 @@ def _check_held(step: epath.Path, arrays: Mapping[str, Any], target: Any) -> Non
 
 def check_manifest(found: Mapping[str, Any], expected: Mapping[str, Any], step: Any) -> None:
   """Raises UserError with the first entries in which a step's manifest differs from what is expected."""
+  decisive = {key: value for key, value in expected.items() if key != "scoring"}  # how it scores may change later
   differences = [
-    f"{key}: the checkpoint has {a!r}, the config {b!r}" for key, a, b in _differences(found, expected) if a != b
+    f"{key}: the checkpoint has {a!r}, the config {b!r}" for key, a, b in _differences(found, decisive) if a != b
   ]
   if differences:
     raise UserError(

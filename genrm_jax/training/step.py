@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from genrm_jax.model import lora
 from genrm_jax.pytrees import TokenBatch, TrainState
 from genrm_jax.runtime import sharding
 from genrm_jax.training.losses import Counts, LossFn, Sums
@@ -39,6 +40,15 @@ def state_shardings(state: TrainState, param_shardings: Any, mesh: Mesh) -> Trai
 
   opt = jax.tree.map(lambda n: params if is_params(n) else replicated, state.opt_state, is_leaf=is_params)
   return TrainState(replicated, params, opt, {name: param_shardings[name] for name in state.frozen})
+
+
+def abstract_state(
+  params: Any, optimizer: optax.GradientTransformation, param_shardings: Any, mesh: Mesh
+) -> TrainState:
+  """The state before the first update as shapes with shardings; of `params` with adapters only these are trained."""
+  state = jax.eval_shape(lambda trained, frozen: init_state(trained, optimizer, frozen), *lora.split(params))
+  shardings = state_shardings(state, param_shardings, mesh)
+  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
 
 
 def make_train_step(

@@ -44,6 +44,7 @@ class CoTVotes(Verifier):
       sampling=how if sample["temperature"] > 0 else "",
       question=self.prompter.format.verdict_question,
       yes=self.prompter.yes_id,
+      no=self.prompter.no_id,
     )
 
 
@@ -91,7 +92,7 @@ class GenRMCoT(CoTVotes):
     if location.verdict_index is None:
       raise UserError(f"the rationale for {item.name} reads as {location.state!r}")
     sampled = written[: location.verdict_index]
-    cut = prompter.tokenizer.encode(rationale.text)
+    cut = prompter.tokenizer.encode_plain(rationale.text)
     forced = [*cut, *read_rationale(cut, prompter, room=len(written)).suffix]
     if forced != sampled:
       raise UserError(

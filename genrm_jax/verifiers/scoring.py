@@ -1,11 +1,14 @@
 """Scores candidates: equal texts are scored once; solutions that exceed the context get `truncated` votes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from genrm_jax.infer.engine import Engine
 from genrm_jax.records import Candidate, Problem, Score, Vote
+from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
+from genrm_jax.text.unicode import half_pair
 from genrm_jax.verifiers.base import Verifier, VoteConfig, check_votes
 
 
@@ -14,6 +17,7 @@ def score_pairs(
   engine: Engine,
   pairs: Sequence[tuple[str, str]],
   how: VoteConfig,
+  name: Callable[[int], str] = "pair {}".format,
 ) -> list[list[Vote]]:
   """The votes on (question, solution) pairs, in order.
 
@@ -25,10 +29,22 @@ def score_pairs(
     engine: its model.
     pairs: may repeat.
     how: number of votes, seed and sampling settings.
+    name: says which pair an index is, for messages.
+
+  Raises:
+    UserError: a text is no string, not valid Unicode, or not one that the tokenizer can express.
   """
   distinct = list(dict.fromkeys(pairs))
   room = engine.max_tokens
-  fitting = [pair for pair in distinct if verifier.tokens_needed(*pair, how.sample.max_new_tokens) <= room]
+  fitting = []
+  for pair in distinct:
+    try:
+      for what, text in zip(("question", "solution"), pair, strict=True):
+        _check_text(what, text)
+      if verifier.tokens_needed(*pair, how.sample.max_new_tokens) <= room:
+        fitting.append(pair)
+    except UserError as e:
+      raise UserError(f"{name(pairs.index(pair))}: {e}") from e
   if len(fitting) < len(distinct):
     num_long = len(distinct) - len(fitting)
     say(f"{verifier.name}: {num_long} of {len(distinct)} solutions exceed the context of {room} tokens")
@@ -37,6 +53,13 @@ def score_pairs(
   votes = dict(zip(fitting, found, strict=True))
   truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(how.num_votes)
   return [votes.get(pair, truncated) for pair in pairs]
+
+
+def _check_text(what: str, text: Any) -> None:
+  if not isinstance(text, str):
+    raise UserError(f"the {what} is {text!r:.60}, expected a string")
+  if fault := half_pair(text):
+    raise UserError(f"the {what} has {fault}")
 
 
 def score_candidates(
@@ -50,7 +73,9 @@ def score_candidates(
   """One score per candidate; see `score_pairs`. `step`, of the checkpoint, is recorded in each score."""
   question = {p.id: p.question for p in problems}
   pairs = [(question[c.problem_id], c.text) for c in candidates]
-  votes = score_pairs(verifier, engine, pairs, how)
+  votes = score_pairs(
+    verifier, engine, pairs, how, lambda i: f"candidate {candidates[i].index} of {candidates[i].problem_id}"
+  )
   return [
     Score(c.problem_id, c.index, verifier.name, step, verifier.value(v), tuple(v))
     for c, v in zip(candidates, votes, strict=True)

@@ -16,9 +16,9 @@ SAMPLE_VOTES = """\
     output_logits=True, return_dict_in_generate=True,
   )
   question_ids, votes = ids({question!r}), []
+  n = len(question_ids)
   for k, row in enumerate(out.sequences[:, len(start):].tolist()):
-    for t in range(len(question_ids), len(row)):
-      if row[t - len(question_ids):t] == question_ids:
-        votes.append(out.logits[t][k].float().softmax(-1)[{yes}].item())
-        break
+    verdicts = [t for t in range(n, len(row)) if row[t - n:t] == question_ids and row[t] in ({yes}, {no})]
+    if len({{row[t] for t in verdicts}}) == 1:  # neither missing nor contradictory
+      votes.append(out.logits[verdicts[-1]][k].float().softmax(-1)[{yes}].item())
   return sum(votes) / len(votes) if votes else None"""

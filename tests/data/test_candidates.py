@@ -123,8 +123,9 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    *((line, "not JSON") for line in (b"{", b"", b"[" * 100_000, b"\xff")),
+    *((line, "not JSON") for line in (b"{", b"[" * 100_000, b"\xff", b'{"solution": NaN}')),
     ([1], "expected a JSON object"),
+    *((GOOD | {f: "half \ud83d"}, f'field "{f}" has half of a surrogate pair') for f in ("solution", "question")),
     (GOOD | {"label": 1}, 'unknown field "label"'),
     *((row, 'give one of the fields "question"') for row in (GOOD | {"problem_id": "p1"}, {"solution": "s"})),
     ({"problem_id": "p1"}, 'field "solution" is missing'),
@@ -137,12 +138,14 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
   ],
 )
 def test_a_wrong_line_is_named(row, message, tmp_path):
-  with pytest.raises(UserError, match=rf"mine\.jsonl:2: {message}"):
-    _read(tmp_path, GOOD, row, GOOD)
+  with pytest.raises(UserError, match=rf"mine\.jsonl:3: {message}"):
+    _read(tmp_path, GOOD, b" ", row, GOOD)
+  assert len(_read(tmp_path, GOOD, b"", GOOD, b"\t", b"")) == 2, "blank lines are skipped"
 
 
 def test_no_file_and_no_line(tmp_path):
-  with pytest.raises(UserError, match=r"none\.jsonl: could not be read"):
-    read_candidates(tmp_path / "none.jsonl", OF_USER, GSM8K())
+  for path, shown in ((tmp_path / "none.jsonl", r"none\.jsonl"), (tmp_path, ""), (f"{tmp_path}/\0", "\0")):
+    with pytest.raises(UserError, match=f"{shown}: could not be read"):
+      read_candidates(path, OF_USER, GSM8K())
   with pytest.raises(UserError, match=r"mine\.jsonl: no line"):
     _read(tmp_path)

@@ -1,5 +1,6 @@
 """Records round-trip; errors name file, line and field; writes are atomic."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,14 +8,18 @@ import pathlib
 import re
 
 import pytest
+import saved_runs
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrm_jax.data import jsonl
+from genrm_jax.pipeline import verifier_stages
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score, Vote
 from genrm_jax.runtime.errors import UserError
 
-TEXT = st.text(st.characters(), max_size=30)  # every code point, halves of surrogate pairs too
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)  # every code point but halves of surrogate pairs
+ANY_TEXT = st.text(st.characters(), max_size=30)
 INT = st.integers(-(2**63), 2**63)
 PROBABILITY = st.none() | st.floats(0, 1)
 VOTE = st.builds(Vote, st.sampled_from(VOTE_STATES), PROBABILITY, PROBABILITY, INT, TEXT)
@@ -63,8 +68,17 @@ def test_lines_have_a_schema_and_may_omit_defaults(tmp_path):
 @pytest.mark.parametrize(
   ("cls", "line", "message"),
   [
-    *((Problem, line, "empty line") for line in ("", "   ")),
-    *((Problem, line, "not JSON") for line in ("{'a': 1}", '{"schema": 1', "1" * 5000, "[" * 100_000)),
+    *((Problem, line, "not JSON") for line in ("{'a': 1}", '{"schema": 1', "1" * 5000, "[" * 100_000, "[" * 10**6)),
+    (Problem, b'{"schema": \xff}', "not JSON: byte 12 is not UTF-8 (invalid start byte); save the file as UTF-8"),
+    *(
+      (Problem, {"question": f"a{half}b"}, 'field "question" has half of')
+      for half in ("\ud83d", "\udc00", "\udc00\ud83d")
+    ),
+    (Problem, b'{"schema": 1, "id": "\xed\xa0\xbd"}', 'field "id" has half of a surrogate pair'),
+    (Score, {"votes": [A_VOTE, A_VOTE | {"text": "\ud83d"}]}, 'field "votes[1].text" has half of a surrogate pair'),
+    *((Problem, "[" * n + "]" * n, "") for n in (900, 9000)),
+    *((Problem, '{"\\u0061": ' + "[" * n + '"\\ud83d"' + "]" * n + "}", "") for n in (900, 9000)),
+    (Problem, {"\ud83d": "x"}, 'field "\\ud83d" has half of a surrogate pair'),
     *((Problem, line, "expected a JSON object") for line in ("[1]", "null", '"text"')),
     (Problem, {"schema": ...}, 'no field "schema"'),
     *((Problem, {"schema": schema}, f"schema {schema!r}") for schema in (2, True, "1")),
@@ -85,13 +99,14 @@ def test_a_broken_line_is_named(cls, line, message, tmp_path):
   path, valid = tmp_path / "p.jsonl", {Problem: VALID, Score: SCORE}[cls]
   if isinstance(line, dict):  # changes of a valid line
     line = json.dumps({k: v for k, v in (valid | line).items() if v is not ...})
-  path.write_text(f"{json.dumps(valid)}\n{line}\n")
-  with pytest.raises(UserError, match=re.escape(f"{path}:2: ") + ".*" + re.escape(message)):
+  line = line if isinstance(line, bytes) else line.encode()
+  path.write_bytes(b"%s\n  \n%s\n" % (json.dumps(valid).encode(), line))  # blank lines are skipped, and counted
+  with pytest.raises(UserError, match=re.escape(f"{path}:3: ") + ".*" + re.escape(message)):
     jsonl.read_records(path, cls)
 
 
 @settings(max_examples=80, deadline=None)
-@given(line=st.binary(max_size=60) | st.recursive(st.none() | st.booleans() | INT | TEXT, st.lists).map(json.dumps))
+@given(line=st.binary(max_size=60) | st.recursive(st.none() | st.booleans() | INT | ANY_TEXT, st.lists).map(json.dumps))
 def test_no_line_raises_anything_but_user_error(line, tmp_path_factory):
   path = tmp_path_factory.getbasetemp() / "any.jsonl"
   path.write_bytes(line if isinstance(line, bytes) else line.encode())
@@ -101,9 +116,9 @@ def test_no_line_raises_anything_but_user_error(line, tmp_path_factory):
     assert str(path) in str(e)
 
 
-@pytest.mark.parametrize("when", ["producer", "write", "fsync", "replace", "value"])
+@pytest.mark.parametrize("when", ["producer", "write", "fsync", "replace", "value", "text"])
 def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
-  path, file_type = tmp_path / "p.jsonl", type(jsonl.epath.Path("x"))
+  path, file_type = tmp_path / "p.jsonl", type(epath.Path("x"))
   jsonl.write_records(path, [PROBLEM])
   opened = file_type.open
 
@@ -111,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, "No space left on device")
 
   def produce():
-    yield Score("p", 0, "orm", 1, float("nan") if when == "value" else 0.5)
+    yield Score("\ud83d" if when == "text" else "p", 0, "orm", 1, float("nan") if when == "value" else 0.5)
     for _ in range(5000):  # so that a buffer fails in the middle
       yield PROBLEM
     if when == "producer":
@@ -121,12 +136,13 @@ def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
     if when == "write":
       if not pathlib.Path("/dev/full").exists():
         pytest.skip("needs /dev/full, a device that is always full")
-      patch.setattr(file_type, "open", lambda self, mode: opened(jsonl.epath.Path("/dev/full"), mode))
+      patch.setattr(file_type, "open", lambda self, mode: opened(epath.Path("/dev/full"), mode))
     elif when in ("fsync", "replace"):
       patch.setattr(os, when, full)
     error, message = {
       "producer": (OSError, "No space"),  # keeps its type: it may be about another file
       "value": (UserError, r"p\.jsonl:1: a value that JSON cannot hold"),
+      "text": (UserError, r"p\.jsonl:1: the record has half of a surrogate pair, '.ud83d', at character \d+"),
     }.get(when, (UserError, r"p\.jsonl: the disk is full"))
     with pytest.raises(error, match=message):
       jsonl.write_records(path, produce())
@@ -138,18 +154,58 @@ def test_places_that_cannot_be_read_or_written(tmp_path):
   for read in (lambda p: jsonl.read_records(p, Problem), jsonl.read_json, jsonl.file_digest):
     with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
       read(tmp_path / "nowhere.jsonl")
-    with pytest.raises(UserError, match="could not be read"):
-      read(tmp_path)
+    for path in (tmp_path, f"{tmp_path}/a\0b", "\ud83d"):
+      with pytest.raises(UserError, match="could not be read"):
+        read(path)
   (tmp_path / "file").write_text("")
   (tmp_path / "folder" / "inner").mkdir(parents=True)
-  for path in (tmp_path / "file" / "p.jsonl", tmp_path / "folder"):
+  for path in (tmp_path / "file" / "p.jsonl", tmp_path / "folder", f"{tmp_path}/a\0b"):
     with pytest.raises(UserError, match="could not be written"):
       jsonl.write_json(path, {})
   assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"train": [1]}, r':2: field "train" is a list, expected an object'),
+    ({"train": {"rows": "3", "of": 1.5}}, r':3: field "train.rows" is the string "3", expected a whole number'),
+    ({"train": {"rows": True, "of": 1.5}}, r':3: field "train.rows" is true, expected a whole number'),
+    ({"train": {"of": 1.5}}, r': no field "train.rows"'),
+    ([1], r":1: the content is a list, expected an object"),
+  ],
+)
+def test_a_json_file_of_another_shape_is_named(changes, message, tmp_path):
+  path, shape = tmp_path / "o.json", {"train": {"rows": int, "of": float}}
+  jsonl.write_json(path, {"train": {"rows": 3, "of": 1.5, "more": None}})
+  assert jsonl.read_object(path, shape) == jsonl.read_json(path)
+  jsonl.write_json(path, changes)
+  with pytest.raises(UserError, match=re.escape(str(path)) + message + ".*; correct it, or remove the file and rerun"):
+    jsonl.read_object(path, shape)
+  path.write_text('{\n"train": }')
+  with pytest.raises(UserError, match=r"o\.json:2: not JSON: .* at character 10"):
+    jsonl.read_object(path, shape)
+
+
+def test_scores_are_those_of_the_verifier(tmp_path):
+  """Scores copied under another verifier's name are refused, by the report too."""
+  path, scores = tmp_path / "orm.jsonl", [Score("p", i, "orm", 1, 0.5) for i in range(2)]
+  jsonl.write_records(path, scores)
+  assert jsonl.read_scores(path, "orm") == scores
+  jsonl.write_records(path, [scores[0], dataclasses.replace(scores[1], verifier="genrm")])
+  with pytest.raises(UserError, match=r"orm\.jsonl:2: a score of verifier 'genrm' in the file of 'orm'"):
+    jsonl.read_scores(path, "orm")
+  run = saved_runs.run_of(tmp_path, "last_letter")
+  for name in run.verifier_names:
+    jsonl.write_records(run.path(run.scores_file(name, "eval")), scores)
+  with pytest.raises(UserError, match="a score of verifier 'orm' in the file of 'judge'"):
+    verifier_stages.write_report(run, [], [])
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(TEXT, st.none() | st.booleans() | INT | TEXT | st.lists(TEXT, max_size=2), max_size=4))
+@given(
+  st.dictionaries(ANY_TEXT, st.none() | st.booleans() | INT | ANY_TEXT | st.lists(ANY_TEXT, max_size=2), max_size=4)
+)
 def test_json_files_and_digests(tmp_path_factory, obj):
   path = tmp_path_factory.getbasetemp() / "o.json"
   jsonl.write_json(path, obj)

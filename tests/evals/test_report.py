@@ -1,7 +1,9 @@
 """The report from made-up records: what is in it, that it is stable, and that any verifier works."""
 
 import dataclasses
+import errno
 import json
+import os
 import unittest.mock
 
 import pytest
@@ -153,6 +155,23 @@ def test_same_input_gives_the_same_bytes(run, tmp_path):
   assert max(map(len, text.splitlines())) < 400 and len(text.splitlines()) < 1_500  # compact, but not one long line
 
 
+def test_report_md_shows_texts_of_users_as_they_are(run, no_png):
+  """No text of a problem, name or setting becomes HTML, a cell, a link or a line of its own."""
+  texts = "<script>", "| a |", "[x](y)", "*b* _c_ `d`", "p\n# h", "a_b", "&lt;"
+  shown = "&lt;script&gt;", r"\| a \|", r"[x\](y)", r"\*b\* \_c\_ \`d\`", "p # h", "a_b", "&amp;lt;"
+  for text, expected in zip(texts, shown, strict=True):
+    problems, candidates, scores = run
+    new_id = {p.id: f"{p.id}{text}" for p in problems}
+    problems = [dataclasses.replace(p, id=new_id[p.id]) for p in problems]
+    candidates = [dataclasses.replace(c, problem_id=new_id[c.problem_id]) for c in candidates]
+    own = {text: [dataclasses.replace(s, problem_id=new_id[s.problem_id], verifier=text) for s in scores["orm"]]}
+    meta = {"task": text, "model": text, "notes": [text], "steps": {text: text}}
+    results = results_of((problems, candidates, own), meta=meta)
+    page = pages.render(results, [], browse.pick_entries(problems, candidates, own))["report.md"].decode()
+    assert page.count(expected) >= 12 and "problem p" in page
+    assert text == expected or text not in page
+
+
 def test_results_without_newer_parts_can_be_drawn(results, tmp_path, no_png):
   old = json.loads(json.dumps(results))
   newer = {"length", "ties", "reliability"}
@@ -168,8 +187,8 @@ def test_results_without_newer_parts_can_be_drawn(results, tmp_path, no_png):
 def test_failed_write_leaves_the_old_report(results, tmp_path, monkeypatch, no_png):
   report.write_report(results, tmp_path)
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-  monkeypatch.setattr(report.os, "replace", unittest.mock.Mock(side_effect=OSError("disk full")))
-  with pytest.raises(OSError, match="disk full"):
+  monkeypatch.setattr(os, "replace", unittest.mock.Mock(side_effect=OSError(errno.ENOSPC, "")))
+  with pytest.raises(UserError, match="the disk is full, nothing was written"):
     report.write_report(results | {"seed": 9}, tmp_path)
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -1,6 +1,10 @@
 """Every variant of every config builds, is locked, and is what the library wants; bad settings are one message."""
 
+import collections
+import copy
+import functools
 import importlib
+import math
 import pathlib
 import re
 import sys
@@ -11,6 +15,7 @@ import pytest
 import saved_runs
 from absl.testing import flagsaver
 from char_model import PROMPTER
+from etils import epath
 
 from experiments import base, configs
 from experiments.configs import common, gsm8k
@@ -18,7 +23,7 @@ from genrm_jax.checkpoints import pretrained
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
-from genrm_jax.pipeline import cli, locate
+from genrm_jax.pipeline import checks, cli, locate, settings
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import PairBatch
@@ -57,6 +62,11 @@ def _trained(config):
   return {**first, **{name: v for name, v in config.verifiers.items() if "optim" in v}}
 
 
+def _check(run):
+  settings.check(run.config.to_dict())
+  checks.check_run(run)
+
+
 @every_config
 def test_config_is_locked_plain_and_what_the_library_wants(name, variant, tmp_path):
   config = MODULES[name].get_config(variant)
@@ -65,19 +75,18 @@ def test_config_is_locked_plain_and_what_the_library_wants(name, variant, tmp_pa
     config.nope = 1
   assert jsonl.digest_of(MODULES[name].get_config(variant).to_dict()) == jsonl.digest_of(config.to_dict())
   run = saved_runs.run_of(tmp_path, name, variant, model__checkpoint="")
-  run.check_settings()
+  _check(run)
   trained = _trained(config)
-  for i, settings in enumerate(trained.values()):
-    assert settings.row_length > 0 and settings.optim.num_steps >= 2
-    assert settings.init_from == "" or settings.init_from in list(trained)[:i]
+  for i, one in enumerate(trained.values()):
+    assert one.optim.num_steps >= 2 and (one.init_from == "" or one.init_from in list(trained)[:i])
     with pytest.raises((AttributeError, KeyError)):
-      settings.optim.nope = 1
+      one.optim.nope = 1
   model = get_config(config.model.size, sharding=config.model.sharding.to_dict(), **config.model.overrides.to_dict())
   assert set(run.mesh.shape) == {"data", "fsdp", "tensor"} and model.rules
-  for verifier, settings in config.verifiers.items():
-    made = make_verifier(verifier, PROMPTER, settings.to_dict())
-    assert not made.is_trained or made.loss(model, TargetCounts(1, 1), settings.remat)
-    assert not _is_study(name, variant) or settings.init_from == ""
+  for verifier, one in config.verifiers.items():
+    made = make_verifier(verifier, PROMPTER, one.to_dict())
+    assert not made.is_trained or made.loss(model, TargetCounts(1, 1), one.remat)
+    assert not _is_study(name, variant) or one.init_from == ""
   if "report" in config:
     assert list(config.report.ks) == sorted(set(config.report.ks)) and max(config.report.ks) <= config.votes.num_votes
     assert config.votes.sample.max_new_tokens < config.engine.max_tokens
@@ -163,11 +172,13 @@ def test_a_variant_with_no_number_is_named(variant):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"generator__optim__learning_rate": -1.0}, "learning_rate must be positive and finite, not -1"),
-    ({"verifiers__dpo__optim__learning_rate": -1.0}, "learning_rate must be positive and finite, not -1"),
-    ({"verifiers__genrm__loop__best_by": "accuracy?"}, "best_by"),
     ({"model__param_dtype": "bfloat16"}, "generator: trained parameters must be float32"),
-    ({"votes__num_votes": 0}, "num_votes must be 1 or more, not 0"),
+    ({"votes__num_votes": 1}, r"report\.ks goes up to 2, but config\.votes\.num_votes is 1"),
+    ({"report__ns": (1, 64)}, r"report\.ns goes up to 64, but config\.candidates\.num_eval is 4"),
+    ({"verifiers__orm__init_from": "bose"}, r"orm\.init_from is 'bose'"),
+    ({"engine__max_tokens": 8}, r"max_new_tokens \d+ leaves no room"),
+    ({"task__walk": {"stop": True, "stap": 1}}, "unknown option 'stap' of walk"),
+    ({"model__overrides": {"num_layer": 2}}, "num_layer"),
     ({"prompts__verify": "Is it right?"}, r"verify.*\{verdict_question\}"),
     ({"prompts__solve": "Solve:"}, r"solve.*\{question\}"),
     ({"model__checkpoint": "/nowhere"}, "nowhere: no such folder"),
@@ -176,7 +187,80 @@ def test_a_variant_with_no_number_is_named(variant):
 )
 def test_bad_settings_are_refused_before_anything_runs(changes, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    saved_runs.run_of(tmp_path, **changes).check_settings()
+    _check(saved_runs.run_of(tmp_path, **changes))
+
+
+REFUSED = {
+  "seed": (-1, 2**32, 0.5, True, "0", None),
+  "votes.num_votes": (0, -1, 1.0, "32"),
+  "votes.sample.top_p": (0, 1.1, math.nan),
+  "votes.sample.temperature": (-0.1, math.inf, math.nan),
+  "verifiers.genrm_cot.remat": ("zzz", "full", ""),
+  "verifiers.genrm_cot.solve_weight": (-1, math.nan, "x"),
+  "verifiers.genrm_cot.max_rationales": (-1,),
+  "verifiers.dpo.beta": (0, math.inf),
+  "verifiers.dpo.row_length": (0, -512),
+  "verifiers.orm.optim.learning_rate": (0.0, -1.0, math.nan, math.inf),
+  "verifiers.orm.loop.best_by": ("accuracy?",),
+  "tokenizer.type": ("hf", None),
+  "model.size": ("gemma_3b", 2),
+  "model.dtype": ("float16",),
+  "mesh.fsdp": (0, -2, 1.5),
+  "engine.rows_per_batch": (0,),
+  "cpu_devices": (0, -1),
+  "report.ns": ((), (0, 1), 4, ("1",)),
+  "task.num_val": (0, -3, "x"),
+  "data_dir": ("a\0b", 3),
+  "verifiers": ([], "orm"),
+}
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "last_letter"])
+def test_every_setting_is_checked_by_kind_and_range(task, tmp_path):
+  """Any change of any setting builds all stages or is one message that names it; no traceback, nothing written."""
+  config = MODULES[task].get_config("smoke").to_dict()
+  flat = dict(ml_collections.ConfigDict(config).items()) | _leaves(config)
+  outcomes = collections.Counter()
+
+  def attempt(change, key):
+    changed = copy.deepcopy(config)
+    change(changed)
+    try:
+      settings.check(changed)
+      run = Run(ml_collections.FrozenConfigDict(changed), epath.Path(tmp_path / "work"))
+      checks.check_run(run)
+      make_stages(run)
+    except UserError as e:
+      named = any(part[:4] in str(e) for part in key.split("."))
+      assert named and "\n" not in str(e), (key, str(e))
+      outcomes["refused"] += 1
+      return True
+    outcomes["accepted"] += 1
+    return False
+
+  for key in flat:
+    values = (None, "", "x", -1, 0, 10**12, 0.5, math.nan, -math.inf, True, [], {}, [-1], {"x": 1})
+    for value in (*values, "gone"):
+      attempt(functools.partial(_set, key, value), key)
+    for value in REFUSED.get(key, ()):
+      assert attempt(functools.partial(_set, key, value), key), (key, value)
+  assert attempt(lambda c: c["votes"].update(num_vote=3), "num_vote")
+  assert outcomes["refused"] > 500 and not (tmp_path / "work").exists(), outcomes
+
+
+def _set(key, value, config):
+  *sections, name = key.split(".")
+  section = functools.reduce(lambda c, s: c[s], sections, config)
+  section[name] = value
+  if value == "gone":
+    del section[name]
+
+
+def _leaves(config, key=""):
+  if not isinstance(config, dict):
+    return {key: config}
+  inner = [_leaves(value, f"{key}.{name}" if key else name) for name, value in config.items()]
+  return {k: v for leaves in inner for k, v in leaves.items()}
 
 
 @pytest.mark.parametrize("given", ["model__checkpoint", "seed"])
@@ -196,9 +280,17 @@ LETTERS = "--config=experiments/configs/last_letter.py"
     ([f"{LETTERS}:smoke", "--config.generator.optim.learning_rat=1"], r"learning_rat.*Did you mean .learning_rate."),
     ([f"{LETTERS}:huge"], r"unknown config variant 'huge'; there are: tiny, .*, no_stop"),
     (["--config=experiments/configs/none.py:smoke"], r"none"),
+    (["--config=FOLDER/broken.py"], r"broken\.py:2: SyntaxError"),
+    (["--config=FOLDER/fails.py"], r"fails\.py:2: ZeroDivisionError: division by zero"),
+    (["--config=FOLDER/empty.py"], r"empty\.py has no function get_config"),
+    (["--config=FOLDER/none.py"], r"get_config returns NoneType, not a ConfigDict"),
   ],
 )
-def test_a_wrong_command_line_is_one_message(args, message, capsys, monkeypatch):
+def test_a_wrong_command_line_is_one_message(args, message, capsys, monkeypatch, tmp_path):
+  files = {"broken": "x = 1\nx = = 2\n", "fails": "def get_config():\n  return 1 / 0\n", "empty": "x = 1\n"}
+  for name, text in {**files, "none": "def get_config():\n  return None\n"}.items():
+    (tmp_path / f"{name}.py").write_text(text)
+  args = [arg.replace("FOLDER", str(tmp_path)) for arg in args]
   monkeypatch.setattr(sys, "argv", ["last_letter", *args, "--workdir=work"])  # there ml_collections looks for keys
   with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
     cli._parse_flags(sys.argv)

@@ -259,13 +259,12 @@ WRONG = {
   "another config": (
     "last_letter",
     ["--config=last_letter:smoke", "--config.seed=1"],
-    r"WORK was made by another config; different: seed\. Use another --workdir",
+    r"WORK: stage problems was begun or done, but seed has changed; stage generator .*\. Add --rerun to do them again",
   ),
   "changed file": (
     "last_letter",
     ["--config=last_letter:smoke"],
-    r"stage candidates was done with another candidates/train\.jsonl than WORK holds now\. To do it again, delete "
-    r"WORK/stages/candidates\.json and ",
+    r"WORK: stage candidates was begun or done, but candidates/train\.jsonl has changed\. Add --rerun to do it again",
   ),
   "no data": ("gsm8k", ["--config=gsm8k:tiny"], r"give the folder with the clones .* --config\.data_dir=DIR"),
 }

@@ -95,8 +95,11 @@ class _Handler(server.RequestHandler):
       super().do_POST()
 
   def do_DELETE(self) -> None:
-    if self._parts()[0] == "readonly":
+    bucket, name, _, query = self._parts()
+    if bucket == "readonly":
       self._answer(403)
+    elif query.get("ifGenerationMatch", self._generation(bucket, name)) != self._generation(bucket, name):
+      self._answer(412)
     else:
       super().do_DELETE()
 

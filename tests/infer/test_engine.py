@@ -128,9 +128,11 @@ def test_a_rollout_depends_neither_on_its_batch_nor_on_the_number_of_rollouts():
 def _slots(engine, num_slots, num_rollouts, prompts):
   """Free slots, the prefilled prompts, `decode` and what puts arrays on the mesh."""
   put = functools.partial(sharding.host_to_global, sharding=sharding.batch_sharding(engine.mesh))
-  decode = functools.partial(
-    slots.decode, engine.params, config=engine.config, settings=SAMPLED, end_id=END, tracked=TRACKED
-  )
+
+  def decode(state, keys, *limits):
+    how = {"key_impl": jax.random.key_impl(keys), "settings": SAMPLED, "end_id": END, "tracked": TRACKED}
+    return slots.decode(engine.params, state, jax.random.key_data(keys), *limits, config=engine.config, **how)
+
   state = slots.init(
     num_slots=num_slots, num_rollouts=num_rollouts, max_len=76, max_new_tokens=NEW, num_tracked=2, config=engine.config
   )

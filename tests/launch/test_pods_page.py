@@ -20,48 +20,44 @@ from genrm_jax.pipeline import cli  # noqa: F401
 
 PAGE = (launchers.ROOT / "docs" / "pods.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-STUBS = ("git", "pip", "hf", "ssh-add", "docker", "kubectl", "sbatch", "scontrol", "scancel", "mkdir", "python3.12")
+STUBS = "gcloud worker git pip hf ssh-add docker kubectl sbatch scontrol scancel mkdir rm python3.12"
 
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory):
   """Words and stdin of every call."""
   folder = tmp_path_factory.mktemp("page")
-  bench = launchers.Bench(folder).stub("gcloud", "worker", *STUBS)
+  bench = launchers.Bench(folder, *STUBS.split())
   (folder / "launch").symlink_to(launchers.LAUNCH)
-  (folder / ".venv" / "bin").mkdir(parents=True)
-  (folder / ".venv" / "bin" / "pip").symlink_to(folder / "bin" / "pip")
-  done = bench.bash("\n".join(BLOCKS).replace("bash launch/worker.sh", "worker"))
+  (folder / ".venv").mkdir()
+  (folder / ".venv" / "bin").symlink_to(folder / "bin")
+  done = bench.run("-euc", "\n".join(BLOCKS).replace("bash launch/worker.sh", "worker"))
   assert done.returncode == 0, done.stderr
   return bench.calls()
 
 
-@pytest.fixture(scope="module")
-def commands(calls):
+def commands_of(calls):
   """What the launchers run on TPUs and GPUs: module and flags."""
-  found = []
   for words, text in calls:
     remote = next((word.removeprefix("--command=") for word in words if word.startswith("--command=")), "")
     if words[0] == "kubectl" and text:
-      (slice_,) = yaml.safe_load(text)["spec"]["replicatedJobs"]
-      found.append(slice_["template"]["spec"]["template"]["spec"]["containers"][0]["command"])
+      words = yaml.safe_load(re.search("command: (.*)", text)[1])
     elif words[0] == "sbatch":
-      found += [shlex.split(line.partition(" || ")[0]) for line in text.splitlines() if line.startswith("srun ")]
-    elif words[:2] == ["worker", "start"]:
-      found.append(words)
+      words = shlex.split(text[text.index("\nsrun ") :].partition(" || ")[0])
     elif " start " in remote or " exec " in remote:
-      found.append(shlex.split(remote))
-  tails = [words[words.index("python") :] for words in found]
-  assert all(importlib.util.find_spec(module) for _, _, module, *_ in tails)
-  return [(words[2], dict(word.removeprefix("--").split("=", 1) for word in words[3:])) for words in tails]
+      words = shlex.split(remote)
+    if "python" in words:
+      _, _, module, *options = words[words.index("python") :]
+      yield module, dict(option.removeprefix("--").split("=", 1) for option in options)
 
 
-def test_commands_name_what_exists(calls, commands):
-  assert {"gcloud", "kubectl", "sbatch", "scancel", "docker", "hf", "git", "worker"} <= {words[0] for words, _ in calls}
+def test_commands_name_what_exists(calls):
+  assert set(STUBS.split()) <= {words[0] for words, _ in calls} | {"rm"}
+  commands = list(commands_of(calls))
   (exporting,) = (options for module, options in commands if module == "genrm_jax.export")
-  assert set(exporting) <= set(flags.FLAGS)
-  runs = [dict(options) for module, options in commands if module == "experiments.gsm8k"]
-  assert len(runs) == 5
+  runs = [options for module, options in commands if module == "experiments.gsm8k"]
+  assert len(runs) == 5 and set(exporting) <= set(flags.FLAGS)
+  assert all(importlib.util.find_spec(module) for module, _ in commands)
   for options in runs:
     path, _, variant = options.pop("config").partition(":")
     assert (launchers.ROOT / path).is_file()
@@ -80,10 +76,7 @@ def test_gcloud_accepts_every_flag(calls, tmp_path):
   gcloud = shutil.which("gcloud") or pytest.skip("gcloud is not installed")
   commands = [shlex.join(words) for words, _ in calls if words[0] == "gcloud"]
   commands.append(commands[0].replace("--project=", "--projekt="))  # the one that must be refused
-  path = tmp_path / "commands.json"
-  path.write_text(json.dumps([{"command_string": command} for command in commands]))
+  (tmp_path / "c.json").write_text(json.dumps([{"command_string": command} for command in commands]))
   environ = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false"}
-  words = [gcloud, "meta", "lint-gcloud-commands", f"--commands-file={path}"]
-  done = launchers.run(words, tmp_path, env=environ)
-  assert done.returncode == 0, done.stderr
+  done = launchers.run([gcloud, "meta", "lint-gcloud-commands", "--commands-file=c.json"], tmp_path, env=environ)
   assert [entry["command_string"] for entry in json.loads(done.stdout) if not entry["success"]] == commands[-1:]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 
@@ -12,30 +14,35 @@ from processes import wait_for
 # Saves on SIGTERM, as a training does.
 SAVE = """
 import json, signal, sys, time
-def save(*_):
-  time.sleep(0.3)
-  print("saved", flush=True)
-  sys.exit(143)
-signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print("saved", flush=True), sys.exit(143)))
 print(json.dumps(["ready", *sys.argv[1:]]), flush=True)
 while True:
   signal.pause()
 """
-SAVING = (sys.executable, "-c", SAVE)
-READY = '\n["ready"'
+SAVING, READY = (sys.executable, "-c", SAVE), '\n["ready"'
+
+
+# A gcloud that runs the command of `ssh` for workers 0 and 1, in a home of its own.
+SSH = """#!/bin/bash
+for word; do
+  case $word in --worker=*) workers=${word#*=} ;; --command=*) command=${word#*=} ;; esac
+done
+for i in ${workers/all/0 1}; do cd "$HOME/$i" && bash -c "$command" || code=$?; done
+exit $code
+"""
 
 
 @pytest.fixture
 def worker(tmp_path):
   """Calls a copy of worker.sh; kills what still runs afterwards."""
-  logs = launchers.install_worker(tmp_path)
 
   def call(*words):
     return launchers.run(["bash", str(tmp_path / "genrm-jax/launch/worker.sh"), *words], tmp_path)
 
-  call.logs = logs
+  shutil.copytree(launchers.LAUNCH, tmp_path / "genrm-jax/launch")
+  call.logs = tmp_path / "genrm-jax/runs/logs"
   yield call
-  for path in logs.glob("*.pid"):
+  for path in call.logs.glob("*.pid"):
     if "running" in call("status", path.stem).stdout:
       os.killpg(int(path.read_text()), signal.SIGKILL)
 
@@ -45,25 +52,41 @@ def has(path, text):
 
 
 def test_stop_and_start_again(worker):
+  log = worker.logs / "a.log"
   assert worker("status").stdout == ""
   assert worker("start", "a", *SAVING).returncode == 0
-  wait_for(has(worker.logs / "a.log", READY))
+  wait_for(has(log, READY))
   assert " a: running since" in worker("status").stdout
-  again = worker("start", "a", "true")
-  assert again.returncode == 1 and "stop it first" in again.stderr
-
+  assert "stop it first" in worker("start", "a", "true").stderr
   stopped = worker("stop", "a")
-  assert stopped.returncode == 0 and "ended with 143" in stopped.stdout
-  assert "saved\n" in (worker.logs / "a.log").read_text()
+  assert stopped.returncode == 0 and "ended with 143" in stopped.stdout and "saved\n" in log.read_text()
 
   assert worker("start", "a", "sh", "-c", "exit 3").returncode == 0
   wait_for(has(worker.logs / "a.exit", "3\n"))
   assert worker("status", "a").stdout.endswith(" a: ended with 3\n")
   assert "ended with 3" in worker("stop", "a").stdout  # nothing to stop
-  assert "saved\n" in (worker.logs / "a.log").read_text()  # logs of later starts are appended
+  assert "saved\n" in log.read_text()  # logs of later starts are appended
 
 
-def test_killed_run(worker):
+def test_only_experiment_and_workdir_are_logged(worker):
+  for run, workdir in ("a", "--workdir='gs://b/r 1'"), ("b", "--workdir 'gs://b/r 1'"):
+    words = f"start {run} env TOKEN=secret python -m experiments.gsm8k --config=c:secret {workdir}"
+    assert worker(*shlex.split(words)).returncode == 0
+    logged = (worker.logs / f"{run}.log").read_text()
+    assert "experiments.gsm8k" in logged and "gs://b/r 1" in logged and "secret" not in logged
+
+
+def test_refused(worker, tmp_path):
+  before = sorted(tmp_path.rglob("*"))
+  for words in ("start ../../r true", "log ../r", "stop ../r", "status ../r", "start 'a b' true", "log", "mount -o"):
+    done = worker(*shlex.split(words))
+    assert done.returncode == 1 and not done.stdout and done.stderr.startswith("error: ")
+  for words in (("stop", "r", "a[$(touch ../x)]"), ("install", "tpu] x"), ("log", "r", "/etc/passwd")):
+    assert f"error: {words[-1]} is not" in worker(*words).stderr
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_killed_run_and_one_that_ignores_sigterm(worker):
   worker("start", "a", *SAVING)
   pid = worker.logs / "a.pid"
   os.killpg(int(pid.read_text()), signal.SIGKILL)
@@ -73,19 +96,18 @@ def test_killed_run(worker):
   assert " a: lost" in worker("status", "a").stdout
   assert worker("start", "a", "true").returncode == 0
 
-
-def test_run_that_ignores_sigterm(worker):
-  worker("start", "a", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
-  wait_for(has(worker.logs / "a.log", "\nready\n"))
-  stopped = worker("stop", "a", "1")
+  worker("start", "b", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
+  wait_for(has(worker.logs / "b.log", "\nready\n"))
+  stopped = worker("stop", "b", "1")
   assert stopped.returncode == 1 and "running" in stopped.stdout and "kill -KILL" in stopped.stderr
 
 
 def test_tpu_launcher_starts_and_stops_two_workers(tmp_path):
-  bench = launchers.bench_of(tmp_path, "tpu_vm.sh")
-  logs = [folder / "r.log" for folder in bench.workers()]
-  started = bench.run("tpu_vm.sh", "run", "r", "--", *SAVING, *launchers.ODD_WORDS)
-  assert started.returncode == 0, started.stderr
+  bench = launchers.Bench(tmp_path, HOME=str(tmp_path), **launchers.SETTINGS)
+  bench.program("gcloud", SSH)
+  homes = [shutil.copytree(launchers.LAUNCH, tmp_path / i / "genrm-jax/launch").parent for i in ("0", "1")]
+  logs = [home / "runs/logs/r.log" for home in homes]
+  assert bench.run("tpu_vm.sh", "run", "r", "--", *SAVING, *launchers.ODD_WORDS).returncode == 0
   try:
     for log in logs:
       wait_for(has(log, READY))

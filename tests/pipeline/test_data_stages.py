@@ -32,7 +32,7 @@ def _run(workdir, task="last_letter", variant="smoke", **changes):
 
 
 def _do(run, *names):
-  stages.run_stages(run.workdir, make_stages(run), names, lambda line: None)
+  stages.run_stages(run.workdir, run.config.to_dict(), make_stages(run), names, lambda line: None)
 
 
 class Scripted:
@@ -69,11 +69,12 @@ def bank(tmp_path, monkeypatch):
   _use(monkeypatch, Scripted(_letters))
   data_stages.make_problems(run)
   data_stages.make_candidates(run)
+  jsonl.write_json(run.path("config.json"), {"hash": "h", "config": run.config.to_dict()})
   return run
 
 
 def _study(bank, variant, **changes):
-  return _run(bank.workdir.parent / variant, variant=variant, bank=str(bank.workdir), **changes)
+  return _run(bank.workdir.parent / variant, variant=variant, bank=str(bank.workdir), **{"report__ns": (4,), **changes})
 
 
 # Problems.
@@ -158,8 +159,6 @@ def test_a_study_takes_the_problems_and_solutions_of_another_run(bank):
     assert sorted(p.stem for p in run.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
     for file in run.path(kind).iterdir():
       assert file.read_bytes() == bank.path(kind, file.name).read_bytes()
-  jsonl.write_json(run.path("config.json"), {"hash": "h"})
-  jsonl.write_json(bank.path("config.json"), {"hash": "h"})
   assert verifier_stages.identity(run)["bank"] == verifier_stages.identity(bank)["bank"]
 
 
@@ -181,11 +180,24 @@ def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
   path = bank.path("candidates/eval.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   path.write_text("".join([*lines[:2], lines[2][: len(lines[2]) // 2] + "\n", *lines[3:]]))
-  with pytest.raises(UserError, match=r"bank/candidates/eval\.jsonl:3: not JSON"):
-    _do(_study(bank, "no_gaps"), "bank")
-  path.unlink()
-  with pytest.raises(UserError, match=r"candidates/eval\.jsonl"):
-    _do(_study(bank, "no_gaps"), "bank")
+  config = bank.path("config.json")
+  for change, message in (
+    (lambda: None, r"candidates/eval\.jsonl:3: not JSON"),
+    (
+      lambda: path.write_text(lines[0].replace('"problem_id": "', '"problem_id": "x')),
+      r"problem 'x.*eval\.jsonl does not",
+    ),
+    (path.unlink, r"candidates/eval\.jsonl"),
+    (
+      lambda: config.write_text(config.read_text().replace("last_letter", "word_sorting")),
+      "run of task 'word_sorting'",
+    ),
+    (lambda: config.write_text('{"config": []}'), "task None"),
+    (config.unlink, r"config\.json; config.bank must be the workdir of a run of last_letter"),
+  ):
+    change()
+    with pytest.raises(UserError, match=message):
+      data_stages.copy_bank(_study(bank, "no_gaps"))
 
 
 # What verifiers are trained on.
@@ -238,7 +250,7 @@ def test_evaluation_has_a_draw_from_the_pool_alone(tmp_path):
   """The direct set was chosen by label, so it is trained on and not drawn from."""
   drawn = []
   for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
-    run = _run(tmp_path / str(len(drawn)), "gsm8k", seed=seed, task__eval_candidates=num)
+    run = _run(tmp_path / str(len(drawn)), "gsm8k", seed=seed, task__eval_candidates=num, report__ns=(1, 3))
     data_stages.read_release(run)
     drawn.append({(c.problem_id, c.index) for c in run.candidates("eval")})
     assert {c.source for c in run.candidates("eval") + run.candidates("val")} == {released.SOURCE}
@@ -275,7 +287,7 @@ def test_solutions_of_ones_own_are_evaluated(tmp_path):
   own = tmp_path / "own.jsonl"
   rows = [{"question": "What is 1 + 1?", "solution": f"The answer is {n}."} for n in (2, 3)]
   own.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  changes = dict(data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own))
+  changes = dict(data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own), report__ns=(1, 2))
   run = _run(tmp_path / "run", "gsm8k", **changes)
   data_stages.read_release(run)
   assert [p.question for p in run.problems("eval")] == ["What is 1 + 1?"]

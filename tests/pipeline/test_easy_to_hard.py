@@ -78,8 +78,7 @@ def _with_files(tmp_path, verifier, **changes):
 
 def _all_stages(run):
   stages = experiment.make_stages(run)
-  staging.claim_workdir(run.workdir, run.config.to_dict())
-  staging.run_stages(run.workdir, stages, [], lambda line: None)
+  staging.run_stages(run.workdir, run.config.to_dict(), stages, [], lambda line: None)
   return jsonl.read_json(run.path("report", "results.json"))
 
 
@@ -127,11 +126,11 @@ def test_problems_of_files_are_graded_scored_and_reported(checkpoints, tmp_path)
   assert "labels for 2 solutions, which are used; the comparison disagrees on 2" in notes
 
   stages, said = experiment.make_stages(run), []
-  staging.run_stages(run.workdir, stages, [], said.append)
+  staging.run_stages(run.workdir, run.config.to_dict(), stages, [], said.append)
   assert said[-1].endswith("nothing was run")
   _file(tmp_path / "solutions", SOLUTIONS[:-1])
-  with pytest.raises(UserError, match="stage candidates was done with another solutions"):
-    staging.run_stages(run.workdir, stages, [], said.append)
+  with pytest.raises(UserError, match="stage candidates was begun or done, but solutions has changed"):
+    staging.run_stages(run.workdir, run.config.to_dict(), stages, [], said.append)
 
 
 def test_verifiers_of_one_name_are_numbered(checkpoints, tmp_path):
@@ -178,7 +177,7 @@ def test_what_is_missing_is_said_before_anything_runs(changes, said, checkpoints
 def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, tmp_path):
   run = _with_files(tmp_path, checkpoints["letters"], report__ns=(1, 8))
   experiment.read_problems(run)
-  with pytest.raises(UserError, match=r"report\.ns needs 8 candidates, but no problem of .*/solutions has more than 4"):
+  with pytest.raises(UserError, match=r"report\.ns goes up to 8, but no problem .* more than 4"):
     experiment.grade_solutions(run)
   run = _with_files(tmp_path, checkpoints["letters"], task__num_candidates=2)
   experiment.grade_solutions(run)

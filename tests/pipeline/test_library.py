@@ -119,7 +119,7 @@ def test_what_cannot_be_used_is_one_message(tour, tmp_path):
   with pytest.raises(UserError, match="the config has no verifier prm; it has: judge"):
     genrm_jax.train(config, folder, ["prm"])
   config.seed = 1
-  with pytest.raises(UserError, match="made by another config; different: seed"):
+  with pytest.raises(UserError, match="stage problems was begun or done, but seed has changed"):
     genrm_jax.score(config, folder)
   (tmp_path / "empty.py").write_text("x = 1\n")
   with pytest.raises(UserError, match=r"empty\.py has no function get_config"):

@@ -10,6 +10,7 @@ import saved_runs
 import genrm_jax
 from genrm_jax.data import jsonl
 from genrm_jax.export import export
+from genrm_jax.pipeline import checks
 from genrm_jax.pipeline import stages as staging
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.records import Score
@@ -37,12 +38,11 @@ def _run(workdir, folder, **changes):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
   run = _run(tmp_path, folder, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
-  run.check_settings()
-  staging.claim_workdir(run.workdir, run.config.to_dict())
+  checks.check_run(run)
   stages = make_stages(run)
   assert "base" not in [s.name for s in stages], "nothing starts from it"
   chosen = ["release", "tokenizer", "train_genrm", "score_genrm"]
-  staging.run_stages(run.workdir, stages, chosen, lambda line: None)
+  staging.run_stages(run.workdir, run.config.to_dict(), stages, chosen, lambda line: None)
   digest = SentencePieceTokenizer(folder / "tokenizer.model").digest
   assert SentencePieceTokenizer(run.path("tokenizer.model")).digest == digest
   path = run.path("checkpoints", "genrm")
@@ -68,15 +68,18 @@ def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
   elsewhere, said = tmp_path / "elsewhere" / "renamed", []
   shutil.copytree(folder, elsewhere)
   again = _run(run.workdir, elsewhere, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
-  staging.claim_workdir(again.workdir, again.config.to_dict())
-  staging.run_stages(again.workdir, make_stages(again), chosen, said.append)
+
+  def start(*names):
+    staging.run_stages(again.workdir, again.config.to_dict(), make_stages(again), names, said.append)
+
+  start(*chosen)
   assert said[-1].endswith("nothing was run")
   again.path("stages", "train_genrm.json").unlink()
-  staging.run_stages(again.workdir, make_stages(again), ["train_genrm"], said.append)
+  start("train_genrm")
   assert [step.name for step in saved.find(path)] == [step.name for step in steps]
   (elsewhere / "model.safetensors").rename(elsewhere / "another.safetensors")
-  with pytest.raises(UserError, match=r"train_genrm was done with another model\.checkpoint"):
-    staging.run_stages(again.workdir, make_stages(again), ["train_genrm"], said.append)
+  with pytest.raises(UserError, match=r"train_genrm .* model\.checkpoint has changed.*--rerun"):
+    start("train_genrm")
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):

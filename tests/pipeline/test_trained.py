@@ -13,6 +13,7 @@ import saved_runs
 
 import genrm_jax
 from genrm_jax.model import gemma
+from genrm_jax.pipeline import checks
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.training import saved
@@ -218,9 +219,9 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
 def test_adapters_that_would_be_lost_are_refused_before_anything_runs(tmp_path):
   changes = {**ADAPTERS, "verifiers__genrm__init_from": "", "verifiers__genrm__lora__save_frozen": False}
   with pytest.raises(UserError, match=r"genrm: lora\.save_frozen is false"):
-    saved_runs.run_of(tmp_path, **changes).check_settings()
+    checks.check_run(saved_runs.run_of(tmp_path, **changes))
   with pytest.raises(UserError, match=r"lora\.targets must be"):
-    saved_runs.run_of(tmp_path, **ADAPTERS, verifiers__genrm__lora__targets=("bogus",)).check_settings()
+    checks.check_run(saved_runs.run_of(tmp_path, **ADAPTERS, verifiers__genrm__lora__targets=("bogus",)))
 
 
 def test_sharding_rules_of_a_config_hold_for_all_that_a_run_builds(tmp_path):

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from experiments.configs import gsm8k
-from experiments.plan import __main__, compiling, costs, planned, programs, search, table, tpus
-from genrm_jax.infer import engine, sampling
+from experiments.plan import __main__, compiling, costs, dry_engine, planned, programs, search, table, tpus
+from genrm_jax.infer import engine, sampling, slots
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
 from genrm_jax.runtime.errors import UserError
@@ -43,8 +43,8 @@ def with_memory(where, size):
   return dataclasses.replace(where, chip=dataclasses.replace(where.chip, hbm_bytes=size))
 
 
-def fits_of(run, name):
-  return [p.fit() for p in [*programs.train_programs(run, name), *programs.score_programs(run, name)]]
+def compiled(run, name):
+  return [p.compile() for p in [*programs.train_programs(run, name), *programs.score_programs(run, name)]]
 
 
 # The run: the pipeline's own, without files.
@@ -55,22 +55,25 @@ def test_a_run_needs_neither_checkpoint_nor_tokenizer(tmp_path):
   assert run.model == dataclasses.replace(get_config("gemma_2b", dtype="bfloat16"), sharding=run.model.sharding)
   assert small().model.vocab_size == 320, "that of the tokenizer that the run would learn"
   prompter = run.prompter
-  assert prompter.tokenizer.decode(prompter.direct("1?", "2")[1:]) == run.prompter.format.render(
-    run.prompter.format.solve, question="1?"
-  ) + "2" + prompter.template("verify")
+  solve = prompter.format.render(prompter.format.solve, question="1?")
+  assert prompter.tokenizer.decode(prompter.direct("1?", "2")[1:]) == solve + "2" + prompter.template("verify")
+  assert run.counts("orm") == (5, 0), "1,024 tokens have room for five of the shortest"
+  assert 0.6 * 1024 < run.counts("genrm").max_targets < 1024, "it learns to solve as well"
+  assert paper(verifiers__genrm__solve_weight=0.0).counts("genrm") == (5, 0)
+  assert run.counts("dpo").max_pairs > 0
 
 
-def test_the_engines_functions_are_those_that_the_verifier_calls():
-  run, votes = paper(), [engine.slots.decode, engine.next_token_probs]
-  found = {name: [call.function for call in run.calls(name)] for name in run.verifier_names}
-  direct = {"orm": [engine.next_token_logits], "genrm": [engine.next_token_probs], "dpo": [engine.log_probs_from]}
-  assert found == {**direct, "genrm_cot": votes, "judge": votes}
-  sampled, forced = run.calls("genrm_cot")
-  assert sampled.options["settings"].max_new_tokens == 768 and sampled.options["num_rollouts"] == 32
-  assert forced.num_extra > 768, "a forced verdict is read after the rationale"
+def test_the_engine_is_called_as_the_verifier_scores(monkeypatch):
+  run, sampling = paper(), ["init", "prefill", "insert", "decode", "fork", "resume", "decode", "next_token_probs"]
+  found = {name: [call.function.__name__ for call in run.calls(name, 317)] for name in run.verifier_names}
+  direct = {"orm": ["next_token_logits"], "genrm": ["next_token_probs"], "dpo": ["log_probs_from"]}
+  assert found == {**direct, "genrm_cot": sampling, "judge": sampling}
+  calls = run.calls("genrm_cot", 317)
+  assert [calls[i].prompts[1] for i in (1, 2, -1)] == [384, 384, 1536], "a forced verdict is read after the rationale"
+  assert calls[3].options["settings"].max_new_tokens == 768 and calls[3].args[2].shape[:2] == (256, 32)
+  # A context with room for fewer tokens, and a verifier of one's own.
+  assert paper(engine__max_tokens=1024).calls("genrm_cot", 857)[0].options["max_len"] == 1024
 
-
-def test_a_verifier_of_ones_own_is_planned(monkeypatch):
   class TwoPrompts(GenRM):
     def votes(self, engine, pairs, how, label):
       engine.next_token_probs([self.prompter.solve(q) for q, _ in pairs], (1, 2, 3), label)
@@ -79,38 +82,34 @@ def test_a_verifier_of_ones_own_is_planned(monkeypatch):
   run = small(verifiers__genrm__solve_weight=0.5)
   verifier = TwoPrompts("genrm", run.prompter, run.config.verifiers.genrm)
   monkeypatch.setattr(planned.PlannedRun, "verifier", lambda self, name: verifier)
-  assert next(call.options["token_ids"] for call in run.calls("genrm")) == (1, 2, 3)
-  assert [fit.fits for fit in fits_of(run, "genrm")] == [True] * 4
+  assert run.calls("genrm", 40)[0].options["token_ids"] == (1, 2, 3)
+  assert [memory.fits for memory in compiled(run, "genrm")] == [True] * 4
 
 
-def test_targets_are_examples_of_a_row_or_a_share_of_its_tokens():
-  assert paper().counts("orm") == (5, 0), "1,024 tokens have room for five of the shortest"
-  assert 0.6 * 1024 < paper().counts("genrm").max_targets < 1024, "it learns to solve as well"
-  assert paper(verifiers__genrm__solve_weight=0.0).counts("genrm") == (5, 0)
-  assert paper().counts("dpo").max_pairs > 0
+def test_the_engine_makes_the_calls_that_are_planned(monkeypatch):
+  made, function = [], engine.Engine._run
 
+  def record(self, *args, **options):
+    made.append(dry_engine.Call(args[0], args[1:], options))
+    return function(self, *args, **options)
 
-def test_programs_are_counted_as_the_engine_compiles_them(monkeypatch):
-  run = small(engine__max_tokens=256, engine__rows_per_batch=8, votes__sample__max_new_tokens=8, votes__num_votes=1)
+  def shapes(call):
+    args = jax.tree.map(lambda a: (a.shape, str(a.dtype)), call.args)
+    return call.function, str(args), *sorted((k, v) for k, v in call.options.items() if k != "config")
+
+  run = small(engine__max_tokens=256, engine__rows_per_batch=8, votes__sample__max_new_tokens=8)
+  params, end_id = gemma.init(run.model, jax.random.key(0)), run.prompter.end_id
+  settings, keys = run.vote_config("genrm_cot").sample, sampling.sample_keys(0, "vote", ["text"], 2)
+  monkeypatch.setattr(engine.Engine, "_run", record)
+  for length in (40, 100, 248):
+    real = engine.Engine(params, run.model, run.engine_mesh, end_id, 8, 256)
+    real.generate([[3] * length], keys, settings, (run.prompter.yes_id, run.prompter.no_id), "")
+    assert {*map(shapes, made)} <= {*map(shapes, run.calls("genrm_cot", length))}
+    assert {slots.init, slots.prefill, slots.insert, slots.decode} <= {call.function for call in made}
+    made.clear()
   training, scoring = programs.num_compilations(run, "genrm_cot")
   assert training == 2 and programs.num_compilations(paper(), "dpo")[0] == 3
-  (call, _) = run.calls("genrm_cot")
-  widths = programs.Sizes(run, call).widths
-  assert widths == [32, 64, 96, 128, 192, 256] and scoring["prefill"] == scoring["insert"] == len(widths)
-  shapes, prefill = [], engine.slots.prefill
-
-  def record(params, tokens, length, config):
-    shapes.append(tokens.shape)
-    return prefill(params, tokens, length, config=config)
-
-  monkeypatch.setattr(engine.slots, "prefill", record)
-  params = gemma.init(run.model, jax.random.key(0))
-  real = engine.Engine(params, run.model, run.engine_mesh, run.prompter.end_id, 8, 256)
-  prompts = [[3] * n for n in (20, 40, 70, 100, 150, 248) for _ in range(4)]
-  keys = sampling.sample_keys(0, "vote", [str(i) for i in range(len(prompts))], 1)
-  real.generate(prompts, keys, call.options["settings"], (2, 3), "")
-  assert {width for _, width in shapes} <= set(widths) and max(w for _, w in shapes) == widths[-1]
-  assert {rows for rows, _ in shapes} == {programs.Sizes(run, call).num_prompts}
+  assert scoring["prefill"] == scoring["insert"] == len([32, 64, 96, 128, 192, 256]) and scoring["decode"] == 1
 
 
 # The arithmetic.
@@ -126,8 +125,9 @@ def one_layer(size, where=ONE_CHIP, **changes):
   return planned.planned(config, where)
 
 
-@pytest.mark.parametrize("size", ["gemma_2b", "gemma2_9b"])
-@pytest.mark.parametrize("remat", ["none", "dots", "layer"])
+@pytest.mark.parametrize(
+  ("size", "remat"), [("gemma_2b", "none"), ("gemma_2b", "layer"), ("gemma2_9b", "dots"), ("gemma2_9b", "layer")]
+)
 def test_a_training_step_has_the_operations_that_xla_counts(size, remat):
   run = one_layer(size, verifiers__genrm__remat=remat, verifiers__genrm__solve_weight=0.5)
   (program,) = programs.train_programs(run, "genrm")
@@ -137,17 +137,14 @@ def test_a_training_step_has_the_operations_that_xla_counts(size, remat):
 def test_reading_has_the_operations_that_xla_counts():
   run = one_layer("gemma2_9b", engine__rows_per_batch=4)
   (*_, program) = programs.score_programs(run, "genrm")
-  _, tokens, _ = program.args
+  tokens = program.args[1]
   counted = program.lower().cost_analysis()["flops"]
   assert sum(costs.forward_flops(run.model, tokens.size, tokens.shape[1], 4)) == pytest.approx(counted, rel=0.02)
 
 
 def test_the_least_time_is_that_of_the_scarcest_rate():
   for work, limit in (((4 * 197e12, 4e11, 0), "compute"), ((0, 819e9, 1e9), "memory"), ((0, 1, 100e9), "links")):
-    assert costs.least("", 1, FOUR_CHIPS, *work) == ("", pytest.approx(1), limit, 1)
-
-
-def test_more_chips_and_fewer_operations_take_less_time():
+    assert costs.roofline("", 1, FOUR_CHIPS, *work) == costs.Estimate("", pytest.approx(1), limit, 1)
   step, evaluation = costs.training(paper(), "genrm")
   more, _ = costs.training(paper(where=tpus.get_slice("v5e:2x4")), "genrm")
   assert more.seconds < step.seconds < costs.training(paper(verifiers__genrm__remat="layer"), "genrm")[0].seconds
@@ -171,29 +168,28 @@ def test_parameters_and_moments_are_counted_as_they_lie_on_a_chip():
   assert program.held["parameters"] == 4 * num_params / 4
   # Adam's two counters beside the moments.
   assert program.held["optimiser"] == pytest.approx(2 * 4 * num_params / 4, abs=8)
-  assert program.fit().parts["temporaries"] >= program.least["gradients"] == 4 * num_params / 4
-  too_small = dataclasses.replace(program, where=with_memory(FOUR_CHIPS, 1000)).fit()
+  assert program.compile().parts["temporaries"] >= program.least["gradients"] == 4 * num_params / 4
+  too_small = dataclasses.replace(program, where=with_memory(FOUR_CHIPS, 1000)).compile()
   assert not too_small.fits and too_small.seconds is None, "by arithmetic, without the compiler"
   (adapted,) = programs.train_programs(small(verifiers__genrm__lora__rank=2), "genrm")
-  assert adapted.fit().fits and adapted.held["optimiser"] < program.held["optimiser"] / 4
+  assert adapted.compile().fits and adapted.held["optimiser"] < program.held["optimiser"] / 4
 
 
-def test_search_takes_the_fastest_settings_that_fit():
+def test_search_takes_the_fastest_settings_that_fit(monkeypatch):
   run = paper("gemma_7b", tpus.get_slice("v5e:2x4"))
-  meshes = [
-    tuple(c[f"engine.mesh.{axis}"] for axis in ("data", "tensor")) for c in search.scoring_attempts(run, "genrm_cot")
-  ]
-  assert set(meshes) == {(4, 1), (2, 2), (1, 4)}, "of the four chips of a host"
+  meshes = {(c["engine.mesh.data"], c["engine.mesh.tensor"]) for c in search.scoring_attempts(run, "genrm_cot")}
+  assert meshes == {(4, 1), (2, 2), (1, 4)}, "of the four chips of a host"
   attempts = search.training_attempts(run, "genrm_cot")
   seconds = [costs.training(run.changed(changes), "genrm_cot")[0].seconds for changes in attempts]
   assert seconds == sorted(seconds) and seconds[0] < seconds[-1]
   run = small(verifiers__genrm__row_length=256, verifiers__genrm__loop__batch_size=4)
   dots, layer = ({"verifiers.genrm.remat": remat} for remat in ("dots", "layer"))
-  first, second = (programs.train_programs(run.changed(c), "genrm")[0].fit() for c in (dots, layer))
-  tight = planned.planned(run.config, with_memory(FOUR_CHIPS, first.total - 1))
-  changes, (fit,) = search.search(tight, "genrm", [dots, layer], programs.train_programs)
-  assert fit.fits and changes == layer and fit.parts == second.parts
-  assert not search.search(tight, "genrm", [dots], programs.train_programs)[1][0].fits
+  monkeypatch.setitem(search._PARTS, "training", (lambda run, name: [dots, layer], programs.train_programs))
+  first, second = (programs.train_programs(run.changed(c), "genrm")[0].compile() for c in (dots, layer))
+  for size, changes, fits in ((first.total - 1, layer, True), (second.total - 1, layer, False)):
+    found = search.plan(planned.planned(run.config, with_memory(FOUR_CHIPS, size)), "genrm", ["training"], 1, True)
+    assert (found.changes, found.fits, len(found.programs)) == (changes, fits, 1)
+    assert found.programs[0].parts == second.parts
 
 
 # The command and the table.
@@ -208,17 +204,14 @@ def test_the_verifiers_of_the_papers_tables_are_planned(name, num_programs):
   assert "scoring 100 solutions: at least" in shown and ("evaluation of" in shown) == run.verifier(name).is_trained
 
 
-def test_a_mesh_or_batch_that_does_not_divide_is_one_message():
+def test_a_mistake_is_one_message(monkeypatch):
   for changes, key_words in (
-    ({"mesh__fsdp": 3}, "fsdp=3.*config.mesh.*4 chips of v5e:2x2"),
-    ({"engine__mesh__tensor": 3}, "tensor=3.*config.engine.mesh"),
+    ({"mesh__fsdp": 3}, "fsdp=3.*4 devices"),
+    ({"engine__mesh__tensor": 3}, "tensor=3.*4 devices"),
     ({"verifiers__genrm__loop__batch_size": 6}, "genrm: batch_size 6.*4 batch shards"),
   ):
     with pytest.raises(UserError, match=key_words):
-      fits_of(small(**changes), "genrm")
-
-
-def test_without_the_compiler_the_extra_is_named(monkeypatch):
+      compiled(small(**changes), "genrm")
   monkeypatch.undo()
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   compiling.devices.cache_clear()
@@ -235,11 +228,13 @@ def test_finished_cells_are_kept_and_shown_on_the_page(monkeypatch, tmp_path):
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "0")
   monkeypatch.setattr(search, "ROWS", (8,))
   results, page = tmp_path / "plans.json", tmp_path / "plans.md"
+  monkeypatch.setattr(table, "RESULTS", results)
+  monkeypatch.setattr(table, "PAGE", page)
   page.write_text(f"Prose.\n\n{table.MARK}an old table")
 
   def run(names, *arguments):
     monkeypatch.setattr(table, "NAMES", names)
-    monkeypatch.setattr(sys, "argv", ["table", f"--results={results}", f"--page={page}", *arguments])
+    monkeypatch.setattr(sys, "argv", ["table", *arguments])
     table.main()
     return json.loads(results.read_text())
 
@@ -256,21 +251,15 @@ def test_finished_cells_are_kept_and_shown_on_the_page(monkeypatch, tmp_path):
     run([training], "--only=gemma_2b/v5e")
 
 
-# Chips and slices.
-
-
-def test_every_slice_on_offer_is_found_by_its_name():
+def test_slices_by_name():
   for chip in tpus.KINDS.values():
     slices = [tpus.get_slice(f"{chip.name}:{shape}") for shape in chip.slices]
     assert [s.name for s in slices] == [f"{chip.name}:{shape}" for shape in chip.slices]
     sizes = [s.num_chips for s in slices]
     assert sizes == sorted(set(sizes)), "from the smallest"
   assert [tpus.get_slice(name).num_hosts for name in ("v5e:1x1", "v5p:2x2x4")] == [1, 4]
-  for name in ("v7x:2x2", "2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x2", "v5e"):
-    with pytest.raises(UserError, match=f"topology '{name}'.*(1x1|2x2x1)"):
-      tpus.get_slice(name)
-
-
-def test_a_chip_receives_over_the_links_that_its_slice_uses():
   for name, rate in {"v5e:1x1": 0, "v5e:2x2": 100e9, "v5e:4x4": 200e9, "v5p:4x4x4": 600e9}.items():
-    assert tpus.get_slice(name).receive_bandwidth == pytest.approx(rate)
+    assert tpus.get_slice(name).receive_bandwidth == pytest.approx(rate), "over the links that the slice uses"
+  for name in ("v7x:2x2", "2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x2", "v5e"):
+    with pytest.raises(UserError, match=f"topology '{name}': give KIND:SHAPE, from v5e:1x1"):
+      tpus.get_slice(name)

@@ -24,10 +24,11 @@ NEVER_FITS = """
 import jax
 jax.config.update("jax_platforms", "cpu")
 from experiments.configs import gsm8k
-from experiments.plan import programs, search, tpus
+from experiments.plan import search, tpus
 from experiments.plan.planned import planned
-run = planned(gsm8k.get_config("smoke"), tpus.get_slice("v6e:2x2")).changed({"engine.max_tokens": 64})
-_, fits = search.search(run, "genrm_cot", [{"engine.rows_per_batch": 3_000_000}], programs.score_programs)
+sizes = {"model.overrides.num_layers": 128, "engine.rows_per_batch": 1280}
+run = planned(gsm8k.get_config("smoke"), tpus.get_slice("v6e:2x2")).changed(sizes)
+fits = search.plan(run, "genrm_cot", ["scoring"], 1, searches=False).programs
 print(len(fits), fits[-1].parts["cache"] / 2**30, fits[-1].total / 2**30, fits[-1].seconds)
 """
 
@@ -49,8 +50,9 @@ def test_a_small_gemma_is_trained_and_votes_on_four_chips_of_a_v5e():
   done = plan("--topology=v5e:2x2", "--verifier=genrm_cot", *mesh, *(f"--config.{size}" for size in sizes))
   assert done.returncode == 0, done.stderr
   assert "data=1, fsdp=4, tensor=1. " in done.stdout and "data=4, fsdp=1, tensor=1." in done.stdout
-  rows = re.findall(r"^  (.+?)  +([\d.]+) .* of 16,128: fits \(compiled in \d+ s\)$", done.stdout, re.MULTILINE)
-  scoring = ["loading", "fork", "insert", "decode", "prefill", "next_token_probs"]
+  line = r"^  (.+): parameters ([\d.]+) .* of 16,128 MiB per chip: fits \(compiled in \d+ s\)$"
+  rows = re.findall(line, done.stdout, re.MULTILINE)
+  scoring = ["loading", "insert", "fork", "prefill", "decode", "next_token_probs"]
   assert [name for name, _ in rows] == ["train step", *scoring]
   run = planned(gsm8k.get_config("smoke"), tpus.get_slice("v5e:2x2")).changed({"model.overrides.num_layers": 2})
   held = sum(gemma.num_params(run.model))  # four bytes each, of which each chip trains a quarter

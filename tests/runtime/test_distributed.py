@@ -1,14 +1,15 @@
 """Startup of many processes, and what they exchange."""
 
-import concurrent.futures
 import json
+import os
+import pickle
 import signal
-import socket
+import types
 
 import processes
 import pytest
 
-from genrm_jax.runtime import distributed, rendezvous
+from genrm_jax.runtime import distributed, lock, owner
 from genrm_jax.runtime.errors import UserError
 
 
@@ -44,67 +45,27 @@ def test_single_process():
   distributed.barrier()
 
 
-# Rendezvous. Callers are queued in the backlog before process 0 calls the roll, so that no result depends on timing.
+def test_values_from_the_network_are_data(tmp_path, monkeypatch):
+  class Attack:
+    def __reduce__(self):
+      return os.mkdir, (str(tmp_path / "ran"),)
 
-
-def roll_call(greetings, num_processes, timeout_s=60.0):
-  """Returns what process 0 finds wrong, and the answer to each greeting (b"": the caller stays silent)."""
-  with rendezvous.listen(0, len(greetings) + num_processes) as server:
-    address = "localhost", server.getsockname()[1]
-    callers = [socket.create_connection(address, timeout=60) for _ in greetings]
-    for caller, greeting in zip(callers, greetings, strict=True):
-      caller.sendall(greeting)
-    problem = rendezvous.call_roll(server, num_processes, timeout_s)
-  answers = [caller.makefile().readline().strip() for caller in callers]
-  for caller in callers:
-    caller.close()
-  return problem, answers
-
-
-def test_all_processes_join():
-  port = processes.free_port()
-  with concurrent.futures.ThreadPoolExecutor(3) as pool:
-    list(pool.map(lambda i: rendezvous.wait_for_all(f"localhost:{port}", 3, i, 120), (2, 1, 0)))
-
-
-@pytest.mark.parametrize(
-  ("greetings", "message"),
-  [([b"2\n"], "missing: 1, 3"), *((wrong, "--process_id") for wrong in ([b"1\n", b"1\n"], [b"4\n"], [b"0\n"]))],
-)
-def test_all_callers_learn_what_is_wrong(greetings, message):
-  problem, answers = roll_call(greetings, num_processes=4, timeout_s=1.0 if "missing" in message else 60.0)
-  assert message in problem and answers == [problem] * len(greetings)
-
-
-def test_strangers_are_ignored(monkeypatch):
-  monkeypatch.setattr(rendezvous, "_SECONDS_FOR_GREETING", 0.1)
-  problem, answers = roll_call([b"GET / HTTP/1.1\n", b"", b"2\n", b"1\n"], 3)
-  assert problem == "" and answers == ["", "", "all", "all"]
-
-
-@pytest.mark.parametrize("coordinator", ["localhost", "localhost:", ":80", "a:b"])
-def test_malformed_coordinator(coordinator):
-  with pytest.raises(UserError, match=f"--coordinator={coordinator} "):
-    rendezvous.wait_for_all(coordinator, 2, 0, 1)
-
-
-def test_unusable_port():
-  with socket.socket() as taken:
-    taken.bind(("", 0))
-    port = taken.getsockname()[1]
-    with pytest.raises(UserError, match="process 1 cannot reach process 0"):  # nothing listens yet
-      rendezvous.wait_for_all(f"localhost:{port}", 3, 1, 0.1)
-    taken.listen()
-    with pytest.raises(UserError, match=f"port {port}.*--coordinator"):
-      rendezvous.wait_for_all(f"localhost:{port}", 3, 0, 1)
+  store = {"a/num_chunks": b"1", "a/0": pickle.dumps(Attack())}
+  read = types.SimpleNamespace(blocking_key_value_get_bytes=lambda key, timeout_in_ms: store[key])
+  monkeypatch.setattr(distributed, "_client", lambda: read)
+  with pytest.raises(ValueError):
+    distributed._get("a")
+  assert not (tmp_path / "ran").exists()
+  for value in ((1, 2), {1: "a"}, b"a"):  # JSON would not return them as they are
+    with pytest.raises(TypeError):
+      distributed._put("b", value)
 
 
 # Two processes. Each writes what it learned to a file of its own: native libraries share stdout.
 
 _CHILD = """
-import json, os, pathlib, signal, sys, time
-import numpy as np
-from genrm_jax.runtime import distributed
+import contextlib, json, os, pathlib, signal, socket, sys, time
+from genrm_jax.runtime import distributed, lock
 from genrm_jax.runtime.errors import UserError
 
 port, process_id, action, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4])
@@ -123,12 +84,19 @@ def fail():
   raise UserError("no such file")
 
 learned = {
-  "sums": [int(a.sum()) for a in distributed.exchange(np.arange(700_000 + process_id))],
+  "sums": [sum(numbers) for numbers in distributed.exchange(list(range(700_000 + process_id)))],
   "from_main": distributed.from_main(lambda: f"from {process_id}"),
   "failure": error_of(distributed.from_main, fail),
   "different": error_of(distributed.check_same, "the config", str(process_id)),
   "same": error_of(distributed.check_same, "the config", "a"),
 }
+learned["locked"] = error_of(contextlib.ExitStack().enter_context, lock.hold(folder / "locked"))
+held = contextlib.ExitStack()
+held.enter_context(lock.hold(folder / "free"))
+holder = json.loads((folder / "free" / lock.NAME).read_text())["pid"]
+learned["holds"] = holder == os.getpid()
+with socket.socket() as elsewhere:
+  elsewhere.bind(("127.0.0.2", port))  # the service listens at the coordinator's address only
 distributed.barrier()
 if action == "lose" and process_id == 1:
   distributed.leave(1)
@@ -145,6 +113,7 @@ if action == "stop":
   (folder / f"ready{process_id}").touch()
   signal.pause()
 distributed.barrier()
+held.close()
 """
 
 
@@ -154,6 +123,8 @@ def pairs(tmp_path_factory):
   started = {}
   for action in ("stay", "leave", "stop", "lose"):
     port, folder = processes.free_port(), tmp_path_factory.mktemp(action)
+    (folder / "locked").mkdir()
+    (folder / "locked" / lock.NAME).write_text(json.dumps(owner.this_process()))
     started[action] = processes.start([["-c", _CHILD, port, i, action, folder] for i in range(2)]), folder
   yield started
   for pair, _ in started.values():
@@ -167,14 +138,15 @@ def test_two_processes_agree(pairs):
     assert code == 0, error
     learned = json.loads((folder / str(process_id)).read_text())
     assert learned.pop("sums") == [n * (n - 1) // 2 for n in (700_000, 700_001)]
-    assert "process 1" in learned.pop("different")
+    assert "process 1" in learned.pop("different") and f"in use by pid {os.getpid()} " in learned.pop("locked")
+    assert learned.pop("holds") == (process_id == 0)
     assert learned == {"from_main": "from 0", "failure": "no such file", "same": None}
 
 
 def test_processes_that_leave_together_all_get_to_report(pairs):
   started, folder = pairs["leave"]
   assert [code for code, *_ in processes.finish(started)] == [1, 1]
-  assert len(list(folder.iterdir())) == 2
+  assert {"0", "1"} <= {path.name for path in folder.iterdir()}
 
 
 def test_sigterm_ends_a_process_outside_of_training(pairs):
@@ -183,6 +155,7 @@ def test_sigterm_ends_a_process_outside_of_training(pairs):
   for process in reversed(started):  # process 0 last: the other would not survive it
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == -signal.SIGTERM
+  assert not (folder / "free" / lock.NAME).exists()
 
 
 def test_lost_process_ends_the_other(pairs):

@@ -37,13 +37,19 @@ def test_problems_from_files(inside, tmp_path):
   assert first.reference == "Half is 48/2 = 24.\nAll is 1,024.\nThe answer is 1024."
   with pytest.raises(UserError, match=r"test\.jsonl; git clone"):
     gsm8k.read_problems(tmp_path, "test")
+  _write(tmp_path / inside, ROW, " ", ROW)
+  assert [p.id for p in gsm8k.read_problems(tmp_path, "train")] == ["gsm8k/train/00000", "gsm8k/train/00002"]
+  _write(tmp_path / inside, "")
+  with pytest.raises(UserError, match=r"train\.jsonl: no problem in it; take it from a fresh clone"):
+    gsm8k.read_problems(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    *((row, "not JSON") for row in ("", "{", "[" * 100_000)),
+    *((row, "not JSON") for row in ("{", "[" * 100_000)),
     ("[]", "not a JSON object"),
+    ({"question": "\ud83d", "answer": "#### 1"}, "half of a surrogate pair in a text"),
     ({"answer": "#### 1"}, 'field "question" is missing'),
     ({"question": "q", "answer": 1}, 'field "answer" is not text'),
     *(({"question": "q", "answer": text}, 'field "answer" does not end in') for text in ("1", "1 #### ")),

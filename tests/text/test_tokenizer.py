@@ -1,5 +1,6 @@
 """decode(encode(x)) == x, joined ids decode to joined texts, and each verdict is one id in any context."""
 
+import contextlib
 import json
 import string
 
@@ -30,6 +31,7 @@ TEXT = st.lists(
   | st.sampled_from(["<cls>", "</s>", "<0x41>", "<mask>", "<unused1>", "<table>", "< end_of_turn>", "<END_OF_TURN>"]),
   max_size=20,
 ).map("".join)
+CONTROLS = (*TURN_MARKERS, "<bos>", "<eos>", "<pad>", "<unk>", "<cls>", "<unused0>", "<unused98>", "<mask>", "<st")
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +42,20 @@ def foreign(data_dir):
   return SentencePieceTokenizer(path)
 
 
-def _check_round_trip(tokenizer, texts):
+def _check_round_trip(tokenizer, texts, spelled=CONTROLS):
   specials = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id}
   assert len(specials) == 4
+  controls = specials.union(*(ids for ids in map(tokenizer.encode, spelled) if len(ids) == 1))
 
   @settings(max_examples=200, deadline=None)
-  @given(texts, texts)
-  def check(a, b):
-    ids = tokenizer.encode(a)
+  @given(texts, texts, st.lists(texts | st.sampled_from(["", *spelled]), max_size=6).map("".join))
+  def check(a, b, c):
+    ids, plain = tokenizer.encode(a), tokenizer.encode_plain(c)
     assert tokenizer.decode(ids) == a
     assert tokenizer.decode(ids + tokenizer.encode(b)) == a + b
     assert not specials.intersection(ids) and all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert tokenizer.decode(plain) == c and controls.isdisjoint(plain)
+    assert tokenizer.controls.search(c) or plain == tokenizer.encode(c)
 
   check()
   assert tokenizer.decode([*specials, *tokenizer.encode("a"), *specials]) == "a"
@@ -140,7 +145,8 @@ def test_a_released_file_with_its_own_normalisation(foreign):
   # Its normalisation (nmt_nfkc) leaves printable ASCII alone; "~" and a few others it does not know at all.
   known = [c for c in ASCII[:95] if foreign._processor.unk_id() not in foreign.encode(c)]
   assert len(known) > 85
-  _check_round_trip(foreign, st.text(st.sampled_from(known)))
+  _check_round_trip(foreign, st.text(st.sampled_from(known)), ())
+  assert foreign.encode(" <extra_id_5>") == [32095] and 32095 not in foreign.encode_plain(" <extra_id_5>")
   # The losses of the file itself.
   assert [foreign.decode(foreign.encode(x)) for x in ("a\nb\tc", "a▁b", "☃")] == ["a b c", "a b", " ⁇ "]
 
@@ -149,20 +155,28 @@ def test_damaged_files(trained, tmp_path):
   path = tmp_path / "x.model"
   with pytest.raises(UserError, match=r"x\.model: no such tokenizer file"):
     SentencePieceTokenizer(path)
-  with pytest.raises(UserError, match="could not be read"):
-    SentencePieceTokenizer(tmp_path)
+  for place in (tmp_path, f"{tmp_path}/\0"):
+    with pytest.raises(UserError, match="could not be read"):
+      SentencePieceTokenizer(place)
   half = trained.file_bytes[: len(trained.file_bytes) // 2]
   for content in (b"", b"garbage", half, b'{"a": 1}', b"\0" * 100):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.model: (not a SentencePiece model|no piece|the file has no)"):
       SentencePieceTokenizer(path)
+  for at in range(0, len(trained.file_bytes), 97):  # one flipped bit: opened, or one message
+    flipped = bytearray(trained.file_bytes)
+    flipped[at] ^= 1 << at % 8
+    path.write_bytes(flipped)
+    with contextlib.suppress(UserError):
+      SentencePieceTokenizer(path)
+  remedy = ".*; use the tokenizer file that came with the model, or one from `train_sentencepiece`"
   for piece, message in (("<cls>", "none of <cls>"), ("<s>", "no bos"), ("</s>", "no eos"), ("<pad>", "")):
     model = sentencepiece_model_pb2.ModelProto.FromString(trained.file_bytes)
     for spec in (p for p in model.pieces if p.piece == piece):
       spec.piece = "<other>"
     path.write_bytes(model.SerializeToString())
     if message:
-      with pytest.raises(UserError, match=message):
+      with pytest.raises(UserError, match=message + remedy):
         SentencePieceTokenizer(path)
     else:
       assert SentencePieceTokenizer(path).pad_id == 3, "without pad, unk is the padding"

@@ -102,10 +102,10 @@ def test_the_gate_reads_rationales_as_scoring_does():
     rationale = dataclasses.replace(item.rationale, text=text)
     verifier("genrm_cot", prompter).check_gate([item._replace(rationale=rationale)])
 
-  check(short, "ab.")
+  for prompter, text in ((short, "ab."), (PROMPTER, "ab? So")):
+    check(prompter, text)
   for prompter, text, message in (
     (PROMPTER, "ab? No.", "reads as 'contradictory'"),
-    (PROMPTER, "ab? So", "other tokens than a sampled one"),
     (short, "ab.\n", "other tokens than a sampled one"),
   ):
     with pytest.raises(UserError, match=message):
@@ -262,6 +262,21 @@ def test_a_solution_that_is_too_long_is_truncated_and_the_others_are_scored(name
   assert all(s.value is not None or name == "genrm_cot" for s in fitting)
   assert {v.state for s in fitting for v in s.votes} != {"truncated"}
   assert (last.value, [v.state for v in last.votes]) == (None, ["truncated"] * num_votes)
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "judge"])
+def test_a_text_that_cannot_be_encoded_is_named(name):
+  good, how = ("1ab2cd;", "BbCd;"), VoteConfig(1, 0, SampleConfig(8))
+  for pair, message in (
+    (("1ab", "B\ud83d"), "the solution has half of a surrogate pair, .*, at character 1"),
+    (("\udc00", "B"), "the question has half of a surrogate pair"),
+    (("1ab", "é"), "the char tokenizer has no 'é'"),
+    (("1ab", None), "the solution is None, expected a string"),
+  ):
+    with pytest.raises(UserError, match=f"^pair 2: {message}"):
+      scoring.score_pairs(verifier(name), engine(), [good, good, pair], how)
+  with pytest.raises(UserError, match=r"^candidate 7 of p0: the solution has half"):
+    _score(name, [*CANDIDATES, dataclasses.replace(CANDIDATES[0], index=7, text="\ud83d")])
 
 
 @pytest.mark.parametrize(

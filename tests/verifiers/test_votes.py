@@ -1,5 +1,7 @@
 """Votes against probabilities worked out by a plain forward pass, and the state of every kind of rationale."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -82,20 +84,19 @@ def _votes(engine, prompts, num_votes):
 
 def test_every_rationale_gets_its_state(monkeypatch):
   texts = [
-    ["ab+? Yes$", "?", "ab$", "?x Yes$"],
-    ["a? No", "abcdef", "? Yes? No$", "$"],
+    ["ab+? Yes$", "?", "ab$", "?x? Yes$"],
+    ["a? No", "abcdef", "? Yes? No$", "?x Yes$"],
   ]
   _generate_by_hand(monkeypatch, texts)
   prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd;", "2c;")]
   votes = _votes(_engine(), prompts, 4)
   assert [[v.state for v in mine] for mine in votes] == [
     ["ok", "forced", "missing", "ok"],
-    ["ok", "forced", "contradictory", "missing"],
+    ["ok", "forced", "contradictory", "malformed"],
   ]
-  assert [[v.num_tokens for v in mine] for mine in votes] == [[6, 1, 3, 4], [3, 6, 5, 1]]
+  assert [[v.num_tokens for v in mine] for mine in votes] == [[6, 1, 3, 5], [3, 6, 5, 4]]
   assert [[v.text for v in mine] for mine in votes] == [[text.removesuffix("$") for text in mine] for mine in texts]
-  # Read at the place right after the question, whatever stands there.
-  assert [(v.p_yes, v.p_no) for v in (votes[0][0], votes[0][3], votes[1][0])] == [(4, 4.5), (1, 1.5), (2, 2.5)]
+  assert [(v.p_yes, v.p_no) for v in (votes[0][0], votes[0][3], votes[1][0])] == [(4, 4.5), (3, 3.5), (2, 2.5)]
   for vote, ids in (
     (votes[0][1], [*prompts[0], *CHAR.encode("?")]),
     (votes[1][1], [*prompts[1], *CHAR.encode("abcdef?")]),
@@ -139,28 +140,33 @@ def test_a_question_cut_in_the_middle_is_completed(monkeypatch):
 def test_sampled_rationales_are_read_where_they_were_sampled(monkeypatch):
   generate, generated = Engine.generate, []
   monkeypatch.setattr(Engine, "generate", lambda *args: generated.append(generate(*args)) or generated[0])
-  prompts = [PROMPTER.cot("1ab;", "Bb;"), PROMPTER.cot("2cd3ef;", "CcDf;")]
+  # A question and verdicts that a model of random weights samples now and then.
+  prompter = Prompter(CHAR, dataclasses.replace(PROMPTER.format, verdict_question="w", yes="M", no="Q"))
+  prompts = [prompter.cot("1ab;", "Bb;"), prompter.cot("2cd3ef;", "CcDf;")]
   keys = sample_keys(0, "vote", ["p/0", "p/1"], 24)
-  votes = score.rationale_votes(_engine(), PROMPTER, prompts, keys, SampleConfig(20, temperature=1.5), "score")
-  (question,) = CHAR.encode("?")
+  votes = score.rationale_votes(_engine(), prompter, prompts, keys, SampleConfig(20, 1.5, top_k=3), "score")
+  (question,), verdicts = CHAR.encode("w"), [prompter.yes_id, prompter.no_id]
   counts = dict.fromkeys(VOTE_STATES, 0)
   for prompt, rolled, mine in zip(prompts, generated[0], votes, strict=True):
     for rollout, vote in zip(rolled, mine, strict=True):
       ids = rollout.ids
       counts[vote.state] += 1
       assert (vote.num_tokens, vote.text) == (len(ids), CHAR.decode(ids))
+      words = [t for t in range(1, len(ids)) if ids[t - 1] == question and ids[t] in verdicts]
+      answered = [t for t in words if not CHAR.decode(ids[t + 1 :])[:1].isalnum()]
       if vote.state in ("ok", "forced"):
-        # A model of random weights poses the one-token question now and then.
-        asked = ids[: ids.index(question)] if question in ids else ids
-        want = tiny.softmax(_logits([*prompt, *asked, question]))[list(TRACKED)]
+        asked = ids[: answered[-1]] if answered else ids if ids[-1] == question else [*ids, question]
+        want = tiny.softmax(_logits([*prompt, *asked]))[verdicts]
         np.testing.assert_allclose([vote.p_yes, vote.p_no], want, rtol=1e-3)
-        assert vote.state == ("ok" if question in ids[:-1] else "forced")
-  assert min(counts[state] for state in ("ok", "forced", "missing")) >= 3, counts
+        assert vote.state == ("ok" if answered else "forced")
+      else:
+        assert (vote.p_yes, vote.p_no) == (None, None)
+  assert min(counts[state] for state in ("ok", "forced")) >= 3, counts
 
 
 def test_the_value_is_the_mean_of_the_votes_with_numbers():
   yes, no = Vote("ok", 0.9, 0.05, 3), Vote("forced", 0.2, 0.7, 9)
-  silent = [Vote(state, None, None, 4) for state in ("truncated", "missing", "contradictory")]
+  silent = [Vote(state, None, None, 4) for state in ("truncated", *VOTE_STATES[3:])]
   assert score.mean_p_yes([yes, *silent, no]) == pytest.approx(0.55)
   assert score.mean_p_yes([Vote("ok", 0.0, 1.0, 1), *silent]) == 0.0
   assert score.mean_p_yes(silent) is None and score.mean_p_yes([]) is None

@@ -28,16 +28,20 @@ def read_problems(data_dir: PathLike, split: str) -> list[Problem]:
     split: "train" or "test".
 
   Raises:
-    UserError: unknown split, no file, or a line that is not a GSM8K problem.
+    UserError: unknown split, no file, no problem in it, or a line that is neither blank nor a GSM8K problem.
   """
   path = _problems_path(data_dir, split)
   problems = []
   with path.open("rb") as lines:
     for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        continue
       try:
         problems.append(_problem(f"gsm8k/{split}/{number - 1:05d}", split, json_object(line)))
       except RowError as e:
         raise UserError(f"{path}:{number}: {e}; is this the right file? Take it from a fresh clone") from e
+  if not problems:
+    raise UserError(f"{path}: no problem in it; take it from a fresh clone")
   return problems
 
 

@@ -25,6 +25,7 @@ from etils import epath
 
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import RELEASED
+from genrm_jax.text.unicode import half_pair
 
 PathLike = str | os.PathLike[str]
 Row = TypeVar("Row")
@@ -163,6 +164,8 @@ def json_object(line: bytes) -> dict[str, Any]:
     raise RowError("not JSON") from e
   if not isinstance(row, dict):
     raise RowError("not a JSON object")
+  if any(isinstance(text, str) and half_pair(text) for text in row.values()):
+    raise RowError("half of a surrogate pair in a text")
   return row
 
 
