@@ -19,6 +19,7 @@ from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime import distributed, memory
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.runtime.progress import say
+from genrm_jax.training import preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT, or NAME:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all files of the run, local or gs://BUCKET/PATH.")
@@ -33,7 +34,7 @@ _TIMEOUT = flags.DEFINE_integer("distributed_timeout_s", 300, "Seconds to wait f
 
 
 def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> None:
-  """Runs the stages of an experiment. A UserError ends in one message and exit code 1.
+  """Runs the stages of an experiment. A UserError ends in one message and exit code 1, SIGTERM in 143, Ctrl-C in 130.
 
   Args:
     task: required value of `config.task.name`; "" accepts any.
@@ -51,8 +52,9 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
         raise UserError(
           f"the config is for task {_CONFIG.value.task.name!r}, not {task!r}; run it with python -m experiments.run"
         )
-      run = api.open_run(_CONFIG.value, _WORKDIR.value)
-      stages.run_stages(run.workdir, make(run), _STAGES.value, say)
+      with preemption.handled():
+        run = api.open_run(_CONFIG.value, _WORKDIR.value)
+        stages.run_stages(run.workdir, make(run), _STAGES.value, say)
 
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(run_main, flags_parser=_parse_flags)
