@@ -204,7 +204,7 @@ def _check_tensors(
         "that is not quantised"
       )
   tensor_map.check_shapes(where, {name: place.entry.shape for name, place in locations.items()}, named, config)
-  below = {name for name in locations if name.startswith(prefix) and not name.endswith(_BUFFER)}
+  below = {name for name in locations if name.startswith(prefix) and not (name.endswith(_BUFFER) or _is_head(name))}
   unknown = sorted(below - {tensor.name for tensor in named})
   if unknown:
     raise UserError(
@@ -213,9 +213,13 @@ def _check_tensors(
     )
 
 
+def _is_head(name: str) -> bool:
+  return _HEAD in name.split(".")
+
+
 def _check_head(where: str, is_tied: bool, table: str, locations: Mapping[str, _Location]) -> None:
   """Raises UserError unless the output layer, whatever the configuration says, is the embedding."""
-  heads = [name for name in locations if _HEAD in name.split(".")]
+  heads = [name for name in locations if _is_head(name)]
   for name in heads:
     if not name.endswith(f"{_HEAD}.weight") or not safetensors.same_values(*locations[name], *locations[table]):
       raise UserError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrm_jax.checkpoints.tensor_map import is_close
-from genrm_jax.model.config import ModelConfig
+from genrm_jax.model.config import MAX_LAYERS, ModelConfig
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.json_lines import shown
 
@@ -45,7 +45,6 @@ _MAY_BE_NULL = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_wi
 _KINDS = {"sliding_attention": "local", "full_attention": "global"}
 _ROPE_KEYS = {"rope_theta", "rope_type", "type", "factor"}
 _LARGEST = 2**31 - 1  # of a size
-_MOST_LAYERS = 1000  # the largest Gemma has 62
 _MAX_POSITIONS = {"gemma": 8192, "gemma2": 8192, "gemma3_text": 32_768}
 _MAX_SCALED_POSITIONS = 131_072  # of the Gemma 3 sizes whose global layers divide positions by 8
 
@@ -213,7 +212,7 @@ def _check_arithmetic(where: str, family: str, values: Mapping[str, Any]) -> Non
     raise UserError(f"{where}: tie_word_embeddings is {shown(tied)}, but it must be true or false")
   for key, default in _ABSENT[family].items():
     if values[key] is not None or key not in _MAY_BE_NULL:
-      largest = _MOST_LAYERS if key == "num_hidden_layers" else _LARGEST
+      largest = MAX_LAYERS if key == "num_hidden_layers" else _LARGEST
       _check_number(where, key, values[key], isinstance(default, int), largest)
 
 

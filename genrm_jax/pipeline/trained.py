@@ -187,6 +187,7 @@ def open_step(
       check_vocab(prompter.tokenizer, config.vocab_size)
       adapters = _adapters(manifest)
       shardings = None if mesh is None else _flat(param_shardings(config, adapters, mesh))
+      _check_arrays(step, manifest, config, adapters)
       if manifest["verifier"] is not None:
         _check_verifier(manifest)
     params = saved.read_params(step, manifest, shardings)
@@ -219,6 +220,25 @@ def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:
   except UserError as e:
     raise saved.Damaged(f"checkpoint {step} is damaged: {e}") from e
   return Prompter(tokenizer, make_format(manifest["prompts"]))
+
+
+def _check_arrays(
+  step: epath.Path, manifest: Mapping[str, Any], config: ModelConfig, adapters: lora.LoraConfig | None
+) -> None:
+  """Raises UserError unless the parameters in a step are those of its model and adapters."""
+  specs = gemma.param_specs(config) | (lora.param_specs(config, adapters) if adapters else {})
+  want = {name: list(spec.shape) for name, spec in _flat(specs).items()}
+  found = {}
+  for name, array in {**manifest["left_out"], **manifest["arrays"]}.items():
+    part, _, path = name.partition("/")
+    if part in ("params", "frozen"):
+      found[path] = array["shape"]
+  if found != want:
+    first = min(name for name in found.keys() | want.keys() if found.get(name) != want.get(name))
+    raise UserError(
+      f"checkpoint {step}: {first} is {found.get(first, 'missing')}, but {want.get(first, 'no parameter')} by its "
+      "model; its manifest was edited, copy it again"
+    )
 
 
 def _vote_config(manifest: Mapping[str, Any]) -> VoteConfig:

@@ -97,13 +97,14 @@ class Metrics:
 
   def _lines_until(self, step: int) -> str:
     """The lines of the file up to a step."""
-    lines = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
+    data = self._path.read_bytes() if self._path.exists() else b""
+    lines = data.split(b"\n")
     if _step_of(lines[-1]) is None:
       del lines[-1]
     steps = [_step_of(line) for line in lines]
     if None in steps:
       kept = saved.damaged_name(self._path)
-      self._path.copy(kept)
+      kept.write_bytes(data)
       place = f"{self._path}:{1 + steps.index(None)}"
       say(f"warning: {place} is not a line of metrics; the file is kept as {kept.name}, and such lines are dropped")
     return "".join(f"{line.decode()}\n" for line, of in zip(lines, steps, strict=True) if of is not None and of <= step)

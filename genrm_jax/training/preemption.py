@@ -64,7 +64,7 @@ def watch(message: Callable[[str], str]) -> Iterator[Callable[[int], bool]]:
     with _handlers([signal.SIGINT, signal.SIGTERM] if in_main else [], handle):
       yield should_stop
       if several:
-        received = set().union(*distributed.exchange(received))
+        received = set().union(*distributed.exchange(sorted(received)))
   if received or is_stopped:
     error = _exception(min(received, default=signal.SIGTERM))
     say(message(error.cause))

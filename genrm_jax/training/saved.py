@@ -165,7 +165,7 @@ def reading_manifest(step: epath.Path) -> Iterator[None]:
   """Within, an entry of the manifest that is missing or of a wrong kind raises UserError."""
   try:
     yield
-  except (LookupError, TypeError, ValueError, AttributeError) as e:
+  except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
     raise UserError(
       f"{step} is not a checkpoint of this version of genrm-jax: an entry of its manifest is missing or of a wrong "
       f"kind ({repr(e)[:200]}); use the version that wrote it"
@@ -216,11 +216,14 @@ def read_arrays(step: epath.Path, manifest: Mapping[str, Any], target: Any) -> A
 
 
 class _EventLoop(asyncio.SelectorEventLoop):
-  """Ignores what is reported to it after it was closed.
+  """Shows no failure but the first.
 
-  When a read fails, Orbax closes its loop at once. TensorStore then reports the reads still in progress, and each would
-  print a traceback.
+  When a read fails, Orbax raises its error and closes its loop. TensorStore then reports the reads still in progress,
+  and each would print a traceback.
   """
+
+  def call_exception_handler(self, context: Any) -> None:
+    pass
 
   def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
     try:
