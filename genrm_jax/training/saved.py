@@ -173,15 +173,16 @@ def reading_manifest(step: epath.Path) -> Iterator[None]:
 
 
 def _check_kinds(manifest: Mapping[str, Any]) -> None:
-  """Raises ValueError or KeyError unless the entries that `Checkpoints.save` adds have their kinds."""
+  """Raises ValueError, TypeError or KeyError unless the entries that `Checkpoints.save` adds have their kinds."""
   arrays = [*manifest["arrays"].values(), *manifest["left_out"].values()]
   sums = [pair for entry in manifest["pending"] for pair in entry.values()]
   wrong = {
     "step": type(manifest["step"]) is not int,
     "eval_loss": manifest["eval_loss"] is not None and type(manifest["eval_loss"]) not in (int, float),
     "pending": any(type(n) not in (int, float) for pair in sums for n in pair) or {len(pair) for pair in sums} - {2},
-    "arrays": any(type(n) is not int or n < 0 for array in arrays for n in array["shape"])
-    or any(type(array[key]) is not str for array in arrays for key in ("dtype", "digest")),
+    "shape": any(type(n) is not int or n < 0 for array in arrays for n in array["shape"]),
+    "dtype": any(jnp.dtype(array["dtype"]).name != array["dtype"] for array in arrays),
+    "digest": any(type(array["digest"]) is not str for array in arrays),
   }
   if found := [key for key, is_wrong in wrong.items() if is_wrong]:
     raise ValueError(found[0])

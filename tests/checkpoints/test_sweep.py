@@ -195,6 +195,6 @@ def test_checkpoints_of_a_run(tmp_path, capfd):
   def keep(keys):
     return keys[1:2] in [(), *zip(first, strict=True)] if keys[0] == "arrays" else len(keys) < 3
 
-  sweep.values(manifest, encode=encode, keep=keep, every=3)
-  assert sweep.counts["loaded"] > 100 and sweep.counts["refused"] > 400, sweep.counts
+  sweep.values(manifest, encode=encode, keep=keep, every=5)
+  assert sweep.counts["loaded"] > 80 and sweep.counts["refused"] > 250, sweep.counts
   assert "Traceback" not in capfd.readouterr().err

@@ -182,7 +182,7 @@ def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, t
   run = _with_files(tmp_path, checkpoints["letters"], task__num_candidates=2)
   experiment.grade_solutions(run)
   assert jsonl.read_json(run.path("candidates/ledger.json"))["not_used"] == 4
-  with pytest.raises(UserError, match=r"/checkpoints/genrm cannot score these problems: the char tokenizer has no"):
+  with pytest.raises(UserError, match=r"cannot score these problems: candidate 0 of test/b\.json: the char tokenizer"):
     experiment.score(run, experiment.given_verifiers(run)[0])
   run = _with_files(tmp_path, checkpoints["orm"], task__num_candidates=2, engine__max_tokens=8)
   with pytest.raises(UserError, match=r"no solution fits into the context of 8 tokens"):
