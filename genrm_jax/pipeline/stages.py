@@ -193,10 +193,8 @@ class _Book:
     if not done.exists() and not started.exists():
       return None
     path = done if done.exists() else started
-    found = jsonl.read_json(path)
-    groups = ("settings", "reads", "writes") if path is done else ("settings", "reads")
-    if not isinstance(found, dict) or any(not isinstance(found.get(g), dict) for g in groups):
-      raise UserError(f"{path} is not what a stage records; delete it, and stage {stage.name} runs again")
+    shape = {"settings": dict, "reads": dict} | ({"writes": dict, "seconds": float} if path is done else {})
+    found = jsonl.read_object(path, shape)
     return _Entry(path is done, found["settings"], found["reads"], found.get("writes", {}))
 
   def _built_on(self) -> list[Stage]:
