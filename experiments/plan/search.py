@@ -37,12 +37,12 @@ def plan(run: PlannedRun, name: str, parts: Sequence[str], num_solutions: int, s
   An attempt ends with its first program that does not fit, and a search with its first part. If no attempt fits, the
   last one is returned.
   """
-  plan = Plan(run.where.name)
+  found = Plan(run.where.name)
   for part in parts:
     attempts_of, programs_of = _PARTS[part]
     attempts = attempts_of(run, name) if searches else [{}]
     if not attempts:
-      raise UserError(f"{name}: batch_size or heads do not divide over {plan.slice} on any mesh; use another slice")
+      raise UserError(f"{name}: batch_size or heads do not divide over {found.slice} on any mesh; use another slice")
     for changes in attempts:
       attempt, memory = run.changed(changes), list[Memory]()
       for program in programs_of(attempt, name):
@@ -53,13 +53,13 @@ def plan(run: PlannedRun, name: str, parts: Sequence[str], num_solutions: int, s
         break
     run = attempt
     estimates = costs.training(run, name) if part == "training" else costs.scoring(run, name, num_solutions)
-    plan.changes |= changes
-    plan.programs += memory
-    plan.estimates += estimates
-    plan.totals.append({"what": part, "hours": costs.hours(estimates)})
-    if searches and not plan.fits:
+    found.changes |= changes
+    found.programs += memory
+    found.estimates += estimates
+    found.totals.append({"what": part, "hours": costs.hours(estimates)})
+    if searches and not found.fits:
       break
-  return plan
+  return found
 
 
 def training_attempts(run: PlannedRun, name: str) -> list[Changes]:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from genrm_jax.data import jsonl
 from genrm_jax.runtime.errors import one_message
 from genrm_jax.tasks.gsm8k import problems
-from genrm_jax.tasks.gsm8k.answers import ANSWER_IS, extract_answer, normalise_answer, same_answer, stated_line
+from genrm_jax.tasks.gsm8k.answers import extract_answer, normalise_answer, same_answer, stated_line
 from genrm_jax.tasks.gsm8k.rows import BadRows, PathLike, iter_direct, iter_pool
+from genrm_jax.tasks.statements import ANSWER_IS
 
 _NUM_EXAMPLES = 2
 _EXAMPLE_CHARACTERS = 60
@@ -25,13 +26,16 @@ _EXAMPLE_CHARACTERS = 60
 CLASSES = {
   "two statements": ("ours", "'answer is' stands twice; the release read the first, with all that follows"),
   "equation": ("ours", "'5 - 1 = 4': the release took the first number, or kept text after the last"),
-  "scale": ("open", "'4 million': 4 or 4000000, as the question asks; we take 4000000, the release 4 or text"),
+  "scale": (
+    "open",
+    "'4 million', '5 dozen': 4 or 4000000, as the question asks; we take 4000000, the release 4 or text",
+  ),
   "minus sign": ("ours", "the release lost the sign before a currency mark: -$20 became 20"),
   "time of day": ("ours", "'6:45 pm' is no number; the release took the hour, or kept the text as we do"),
   "several units": ("ours", "'2 hours and 15 minutes': the release took 2, or joined both; we keep the text"),
   "no number": ("both", "a sentence; both keep it, the release without its spaces"),
   "number in words": ("ours", "'four': the release kept the word"),
-  "fraction": ("ours", "'36/7', '5 1/7': the release cut it to its first number, or joined it to '51/7'"),
+  "fraction": ("ours", "'36/7', '5 1/7', '1¼': the release cut it to its first number, or joined it to '51/7'"),
   "cents": ("open", "'$.16': we read dollars; the release 16, right where the question asks for cents"),
   "decimals": ("ours", "the release cut decimals off: 14.5 became 14"),
   "words beside the number": ("ours", "'about 51', '45 ounces', '**14**': the release kept the words"),
@@ -46,7 +50,7 @@ _UNIT = (
 )
 _RULES = (
   ("equation", re.compile(r"=")),
-  ("scale", re.compile(r"[0-9]\s*(?:hundred|thousand|million|billion|k)\b")),
+  ("scale", re.compile(r"[0-9]\s*(?:hundred|thousand|million|billion|dozens?|k)\b|\$[0-9.]+m\b")),
   ("time of day", re.compile(r"[0-9]:[0-9]|[0-9] ?[ap]\.?m\b")),
   ("several units", re.compile(rf"[0-9]{_UNIT}.*[0-9]{_UNIT}")),
 )
@@ -84,7 +88,7 @@ def classify(c: Compared) -> str:
       return name
   if not re.search(r"[0-9]", last):
     return "number in words" if is_number else "no number"
-  if re.search(r"[0-9]\s*/\s*\$?[0-9]", last):
+  if re.search(r"[0-9]\s*/\s*\$?[0-9]|[½⅓⅔¼¾⅕⅛]|\band (?:a )?(?:half|third|two-thirds)\b", last):
     return "fraction"
   if is_number and _NUMBER.fullmatch(released):
     if float(released) == round(100 * float(ours), 6):

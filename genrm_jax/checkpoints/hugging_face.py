@@ -7,6 +7,7 @@ Projections are stored as [outputs, inputs] with flattened heads. Norms are stor
 import json
 import math
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ _NORMS = {
 # Text models, Gemma 3 with images as released, and the latter as in newer exports.
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _BUFFER = "rotary_emb.inv_freq"  # in some exports; it follows from the configuration
-_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+_HEAD = "lm_head"
 
 
 class _Location(NamedTuple):
@@ -63,8 +64,8 @@ def open_folder(folder: epath.Path) -> CheckpointReader:
   """Reads and validates config.json and the headers of the safetensors files.
 
   Raises:
-    UserError: a file or a shard is missing, truncated or malformed; the architecture or the size is unknown; a tensor
-      is missing, quantised or of another shape; the output layer is not the embedding.
+    UserError: a file or a shard is missing, truncated, malformed or outside of the folder; the architecture or the size
+      is unknown; a tensor is missing, quantised or of another shape; the output layer is not the embedding.
   """
   where = str(folder)
   if not (folder / _CONFIG).exists():
@@ -74,17 +75,21 @@ def open_folder(folder: epath.Path) -> CheckpointReader:
   config = tensor_map.check_size(where, config)
   locations: dict[str, _Location] = {}
   for shard in _shards(folder):
-    locations |= {name: _Location(shard, entry) for name, entry in safetensors.read_index(shard).items()}
-  prefix = next((p for p in _PREFIXES if p + _TABLE in locations), _PREFIXES[0])
-  named = tensors(config, prefix)
-  _check_tensors(where, config, prefix, named, locations)
-  if not hugging_face_config.is_tied(fields):
-    head = next((locations[name] for name in _HEADS if name in locations), None)
-    if head is None or not safetensors.same_bytes(*head, *locations[prefix + _TABLE]):
-      raise UserError(
-        f"{where}: tie_word_embeddings is false and lm_head.weight is not the embedding; this library supports only "
-        "models that share one table for both, as all released Gemmas do"
-      )
+    for name, entry in safetensors.read_index(shard).items():
+      if name in locations:
+        raise UserError(
+          f"{where}: tensor {name} is in {locations[name].path.name} and in {shard.name}; the files are of different "
+          "models: copy all from one place"
+        )
+      locations[name] = _Location(shard, entry)
+  prefixes = [p for p in _PREFIXES if p + _TABLE in locations] or [_PREFIXES[0]]
+  if len(prefixes) > 1:
+    raise UserError(
+      f"{where}: two text models, {prefixes[0]}{_TABLE} and {prefixes[1]}{_TABLE}; give a folder that holds one"
+    )
+  named = tensors(config, prefixes[0])
+  _check_tensors(where, config, prefixes[0], named, locations)
+  _check_head(where, hugging_face_config.is_tied(fields), prefixes[0] + _TABLE, locations)
   return CheckpointReader(where, config, named, lambda name: safetensors.read_tensor(*locations[name]))
 
 
@@ -150,7 +155,9 @@ def tensors(config: ModelConfig, prefix: str) -> list[Tensor]:
 def _read_json(path: epath.Path) -> dict[str, Any]:
   try:
     fields = json.loads(path.read_bytes())
-  except ValueError as e:
+  except OSError as e:
+    raise UserError(f"{path}: could not be read: {e.strerror or e}; copy it again") from e
+  except (ValueError, RecursionError) as e:
     raise UserError(f"{path}: not JSON ({e}); copy it again") from e
   if not isinstance(fields, dict):
     raise UserError(f"{path}: not a JSON object; copy it again")
@@ -164,6 +171,11 @@ def _shards(folder: epath.Path) -> list[epath.Path]:
     names = _read_json(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
       raise UserError(f"{folder / _INDEX}: has no weight_map from tensors to files; copy it again")
+    outside = sorted({name for name in names.values() if pathlib.PurePath(name).name != name or name == ".."})
+    if outside:
+      raise UserError(
+        f"{folder / _INDEX}: {outside[0]!r} is no file of this folder; name the files without a path, beside the index"
+      )
     shards = [folder / name for name in sorted(set(names.values()))]
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
@@ -192,12 +204,33 @@ def _check_tensors(
         "that is not quantised"
       )
   tensor_map.check_shapes(where, {name: place.entry.shape for name, place in locations.items()}, named, config)
-  below = {name for name in locations if name.startswith(prefix) and not name.endswith(_BUFFER)}
+  below = {name for name in locations if name.startswith(prefix) and not (name.endswith(_BUFFER) or _is_head(name))}
   unknown = sorted(below - {tensor.name for tensor in named})
   if unknown:
     raise UserError(
       f"{where}: {len(unknown)} tensors do not belong to the {config.name} of {_CONFIG}, the first is {unknown[0]}; "
       "the files are of different models: copy all from one place"
+    )
+
+
+def _is_head(name: str) -> bool:
+  return _HEAD in name.split(".")
+
+
+def _check_head(where: str, is_tied: bool, table: str, locations: Mapping[str, _Location]) -> None:
+  """Raises UserError unless the output layer, whatever the configuration says, is the embedding."""
+  heads = [name for name in locations if _is_head(name)]
+  for name in heads:
+    if not name.endswith(f"{_HEAD}.weight") or not safetensors.same_values(*locations[name], *locations[table]):
+      raise UserError(
+        f"{where}: {name} is not the embedding ({table}); this library supports only models that share one table for "
+        "input and output, as all released Gemmas do. Train the model with tied embeddings, or, if its output layer "
+        f"was never trained, delete {name}"
+      )
+  if not heads and not is_tied:
+    raise UserError(
+      f"{where}: tie_word_embeddings is false, but there is no {_HEAD}.weight; copy all files of the model, or set "
+      "tie_word_embeddings to true if it shares the embedding"
     )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrm_jax.checkpoints.tensor_map import is_close
-from genrm_jax.model.config import ModelConfig
+from genrm_jax.model.config import MAX_LAYERS, ModelConfig
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.json_lines import shown
 
 ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 _WITH_IMAGES = {"gemma3": "Gemma3ForConditionalGeneration"}  # its text_config is a gemma3_text
@@ -43,6 +44,7 @@ _ABSENT: dict[str, dict[str, Any]] = {
 _MAY_BE_NULL = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
 _KINDS = {"sliding_attention": "local", "full_attention": "global"}
 _ROPE_KEYS = {"rope_theta", "rope_type", "type", "factor"}
+_LARGEST = 2**31 - 1  # of a size
 _MAX_POSITIONS = {"gemma": 8192, "gemma2": 8192, "gemma3_text": 32_768}
 _MAX_SCALED_POSITIONS = 131_072  # of the Gemma 3 sizes whose global layers divide positions by 8
 
@@ -93,7 +95,7 @@ def from_json(where: str, fields: Mapping[str, Any], name: str) -> ModelConfig:
 def is_tied(fields: Mapping[str, Any]) -> bool:
   """Whether the output layer shares the embedding, as in every released Gemma."""
   text = fields.get("text_config") or {}
-  return bool(fields.get("tie_word_embeddings", True) and text.get("tie_word_embeddings", True))
+  return all(part.get("tie_word_embeddings") in (None, True) for part in (fields, text))
 
 
 def to_json(
@@ -168,19 +170,21 @@ def _float(value: float | None) -> float | None:
 
 def _text_model(where: str, fields: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
   """(family, fields of its text model)."""
-  family = fields.get("model_type")
+  given = fields.get("model_type")
   known = ARCHITECTURES | _WITH_IMAGES
+  family = given if isinstance(given, str) and given in known else ""
   # Some exports name no architecture. Models with another head, such as a classifier, do.
-  named = fields.get("architectures") or [known.get(str(family))]
-  if family not in known or named != [known[family]]:
-    what = f"model_type {family!r}" + (f" with architecture {', '.join(map(str, named))}" if family in known else "")
-    shown = ", ".join(f"{model_type} ({architecture})" for model_type, architecture in known.items())
-    raise UserError(f"{where}: {what} is not supported; give the folder of one of {shown}")
+  named = fields.get("architectures") or [known.get(family)]
+  if not family or named != [known[family]]:
+    names = ", ".join(map(str, named)) if isinstance(named, list) else shown(named)
+    what = f"model_type {shown(given)}" + (f" with architecture {names}" if family else "")
+    folders = ", ".join(f"{model_type} ({architecture})" for model_type, architecture in known.items())
+    raise UserError(f"{where}: {what} is not supported; give the folder of one of {folders}")
   if fields.get("quantization_config"):
     raise UserError(f"{where}: the weights are quantised (quantization_config); give the original checkpoint")
   if family not in _WITH_IMAGES:
     return family, fields
-  text = fields.get("text_config") or {}
+  text = _object(where, fields, "text_config")
   if text.get("model_type", "gemma3_text") != "gemma3_text":
     raise UserError(f"{where}: a text_config of model_type {text['model_type']!r}; known: gemma3_text")
   return "gemma3_text", text
@@ -201,16 +205,30 @@ def _check_arithmetic(where: str, family: str, values: Mapping[str, Any]) -> Non
     allowed["attn_logit_softcapping"] = (None,)
   for key, known in allowed.items():
     if values.get(key) not in known:
-      shown = " or ".join(json.dumps(value) for value in known)
-      raise UserError(f"{where}: {key} is {values[key]!r}; this library supports {shown} only")
+      supported = " or ".join(json.dumps(value) for value in known)
+      raise UserError(f"{where}: {key} is {shown(values.get(key))}; this library supports {supported} only")
+  tied = values.get("tie_word_embeddings")
+  if not isinstance(tied, bool | None):
+    raise UserError(f"{where}: tie_word_embeddings is {shown(tied)}, but it must be true or false")
   for key, default in _ABSENT[family].items():
     if values[key] is not None or key not in _MAY_BE_NULL:
-      _check_number(where, key, values[key], whole=isinstance(default, int))
+      largest = MAX_LAYERS if key == "num_hidden_layers" else _LARGEST
+      _check_number(where, key, values[key], isinstance(default, int), largest)
 
 
-def _check_number(where: str, key: str, value: Any, whole: bool = False) -> None:
-  if not isinstance(value, int if whole else int | float) or isinstance(value, bool) or value <= 0:
-    raise UserError(f"{where}: {key} is {value!r}, but it must be a {'whole ' if whole else ''}number above 0")
+def _check_number(where: str, key: str, value: Any, whole: bool = False, largest: int = _LARGEST) -> None:
+  of_kind = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+  if not of_kind or not 0 < value <= largest:
+    kind = "whole number" if whole else "number"
+    raise UserError(f"{where}: {key} is {shown(value)}, but it must be a {kind} above 0 and at most {largest}")
+
+
+def _object(where: str, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+  """The object at a key, empty if absent or null."""
+  value = {} if fields.get(key) is None else fields[key]
+  if not isinstance(value, Mapping):
+    raise UserError(f"{where}: {key} is {shown(value)}, but it must be a JSON object")
+  return value
 
 
 def _layer_kinds(where: str, family: str, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -220,7 +238,9 @@ def _layer_kinds(where: str, family: str, values: Mapping[str, Any]) -> tuple[st
   types = values.get("layer_types")
   if types is None:
     return _every(values["sliding_window_pattern"], num_layers)
-  unknown = sorted({str(t) for t in types if t not in _KINDS})
+  if not isinstance(types, list):
+    raise UserError(f"{where}: layer_types is {shown(types)}, but it must be a list")
+  unknown = sorted({str(t) for t in types if not isinstance(t, str) or t not in _KINDS})
   if unknown or len(types) != num_layers:
     what = f"names {', '.join(unknown)}" if unknown else f"has {len(types)} entries for {num_layers} layers"
     raise UserError(f"{where}: layer_types {what}; it must name {' or '.join(_KINDS)} for each layer")
@@ -243,14 +263,14 @@ def _rope(where: str, family: str, values: Mapping[str, Any], kinds: Sequence[st
   transformers 5 writes rope_parameters, in Gemma 3 per type of layer. The released files have rope_theta and
   rope_scaling, which in Gemma 3 apply to global layers, and rope_local_base_freq.
   """
-  given, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+  given, scaling = _object(where, values, "rope_parameters"), _object(where, values, "rope_scaling")
   if family == "gemma3_text":
     _check_keys(where, given, set(_KINDS))
     base_local, base_global = values.get("rope_local_base_freq", 10_000.0), values.get("rope_theta", 1_000_000.0)
-    local_rope = {"rope_theta": base_local} | (given.get("sliding_attention") or {})
-    global_rope = {"rope_theta": base_global} | (given.get("full_attention") or {}) | scaling
+    local_rope = {"rope_theta": base_local, **_object(where, given, "sliding_attention")}
+    global_rope = {"rope_theta": base_global, **_object(where, given, "full_attention"), **scaling}
   else:
-    local_rope = global_rope = {"rope_theta": values.get("rope_theta", 10_000.0)} | (scaling or given)
+    local_rope = global_rope = {"rope_theta": values.get("rope_theta", 10_000.0), **(scaling or given)}
   for rope in (local_rope, global_rope):
     _check_keys(where, rope, _ROPE_KEYS)
     _check_number(where, "rope_theta", rope["rope_theta"])

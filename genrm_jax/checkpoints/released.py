@@ -207,8 +207,11 @@ def _specs(folder: epath.Path) -> dict[str, dict[str, Any]]:
     in_database = index.get("use_ocdbt", (folder / _DATABASE).exists())
     driver = "zarr3" if index.get("use_zarr3") else "zarr"
     is_complete = bool(index.get("store_array_data_equal_to_fill_value"))
-  except (ValueError, LookupError, TypeError, AttributeError) as e:
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
     raise UserError(f"{folder / _INDEX}: not an Orbax index ({_reason(e)}); copy the folder again") from e
+  outside = ["/".join(path) for path in paths if ".." in "/".join(path).split("/")]
+  if outside:
+    raise UserError(f"{folder / _INDEX}: tensor {outside[0]!r} is outside of the folder; copy the folder again")
   if in_database and not (folder / _DATABASE).exists():
     raise UserError(f"{folder}: {_DATABASE} is missing; the folder is incomplete: copy it again")
 

@@ -46,9 +46,10 @@ def read_index(path: epath.Path) -> dict[str, Entry]:
   """The tensors of a file, from its header. Lists tensors of any dtype; `read_tensor` reads those in DTYPES.
 
   Raises:
-    UserError: the file is truncated, its header is malformed, or offsets overlap, leave holes or contradict shapes.
+    UserError: the file cannot be read or is truncated, its header is malformed, or offsets overlap, leave holes or
+      contradict shapes.
   """
-  with path.open("rb") as f:
+  with _opened(path) as f:
     f.seek(0, 2)
     size = f.tell()
     f.seek(0)
@@ -60,13 +61,10 @@ def read_index(path: epath.Path) -> dict[str, Entry]:
       raise UserError(f"{path}: truncated, its header takes {start} bytes and the file has {size}; copy it again")
     header = f.read(header_bytes)
   try:
-    index = {
-      name: Entry(given["dtype"], tuple(given["shape"]), *(start + offset for offset in given["data_offsets"]))
-      for name, given in json.loads(header).items()
-      if name != _METADATA
-    }
-  except (ValueError, AttributeError, KeyError, TypeError) as e:
-    raise UserError(f"{path}: malformed safetensors header ({e!r}); copy the file again") from e
+    fields = json.loads(header, object_pairs_hook=_without_repeats)
+    index = {name: _entry(given, start) for name, given in fields.items() if name != _METADATA}
+  except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
+    raise UserError(f"{path}: malformed safetensors header ({repr(e)[:200]}); copy the file again") from e
   _check_offsets(path, index, start)
   end = max((entry.end for entry in index.values()), default=start)
   if end != size:
@@ -77,7 +75,7 @@ def read_index(path: epath.Path) -> dict[str, Entry]:
 
 def read_bytes(path: epath.Path, begin: int, end: int) -> bytes:
   """Bytes [begin, end) of a file; UserError if it ends before them."""
-  with path.open("rb") as f:
+  with _opened(path) as f:
     f.seek(begin)
     data = f.read(end - begin)
   if len(data) != end - begin:
@@ -92,16 +90,19 @@ def read_tensor(path: epath.Path, entry: Entry) -> np.ndarray:
   return np.frombuffer(read_bytes(path, entry.begin, entry.end), DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def same_bytes(path: epath.Path, entry: Entry, other_path: epath.Path, other: Entry) -> bool:
-  """Whether two tensors agree in dtype, shape and every byte; reads up to the first difference."""
-  if (entry.dtype, entry.shape) != (other.dtype, other.shape):
+def same_values(path: epath.Path, entry: Entry, other_path: epath.Path, other: Entry) -> bool:
+  """Whether two tensors agree in shape and every value; reads up to the first difference."""
+  if entry.shape != other.shape or not {entry.dtype, other.dtype} <= DTYPES.keys():
     return False
-  size = entry.end - entry.begin
-  return all(
-    read_bytes(path, entry.begin + start, entry.begin + min(start + _BLOCK_BYTES, size))
-    == read_bytes(other_path, other.begin + start, other.begin + min(start + _BLOCK_BYTES, size))
-    for start in range(0, size, _BLOCK_BYTES)
-  )
+
+  def block(path: epath.Path, entry: Entry, start: int) -> np.ndarray:
+    dtype = DTYPES[entry.dtype]
+    begin = entry.begin + start * dtype.itemsize
+    return np.frombuffer(read_bytes(path, begin, min(begin + count * dtype.itemsize, entry.end)), dtype)
+
+  count = _BLOCK_BYTES // 4
+  starts = range(0, math.prod(entry.shape), count)
+  return all(np.array_equal(block(path, entry, start), block(other_path, other, start)) for start in starts)
 
 
 @contextlib.contextmanager
@@ -170,6 +171,31 @@ def write(
     }
     with create("model.safetensors.index.json") as f:
       f.write(json.dumps(index, indent=2).encode())
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[IO[Any]]:
+  try:
+    with path.open("rb") as f:
+      yield f
+  except OSError as e:
+    raise UserError(f"{path}: could not be read: {e.strerror or e}; copy the file again") from e
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  fields = dict(pairs)
+  if len(fields) != len(pairs):
+    raise ValueError("a key occurs twice")
+  return fields
+
+
+def _entry(given: Any, start: int) -> Entry:
+  """The index entry of a tensor; `start` is where the data begin. Raises ValueError for values of a wrong kind."""
+  dtype, shape, (begin, end) = given["dtype"], given["shape"], given["data_offsets"]
+  numbers = [*shape, begin, end]
+  if not isinstance(dtype, str) or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
+    raise ValueError(f"{given} is no dtype, shape and pair of offsets")
+  return Entry(dtype, tuple(shape), start + begin, start + end)
 
 
 def _check_offsets(path: epath.Path, index: dict[str, Entry], start: int) -> None:

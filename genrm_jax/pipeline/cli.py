@@ -19,6 +19,7 @@ from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime import distributed, memory
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.runtime.progress import say
+from genrm_jax.training import preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py:VARIANT, or NAME:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all files of the run, local or gs://BUCKET/PATH.")
@@ -34,7 +35,7 @@ _TIMEOUT = flags.DEFINE_integer("distributed_timeout_s", 300, "Seconds to wait f
 
 
 def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> None:
-  """Runs the stages of an experiment. A UserError ends in one message and exit code 1.
+  """Runs the stages of an experiment. A UserError ends in one message and exit code 1, SIGTERM in 143, Ctrl-C in 130.
 
   Args:
     task: required value of `config.task.name`; "" accepts any.
@@ -51,8 +52,9 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
       api.use_cpu_devices(_CONFIG.value.cpu_devices)  # before JAX starts
       distributed.start(_distributed_settings())
       memory.keep_freed_memory()
-      run = api.open_run(_CONFIG.value, _WORKDIR.value)
-      stages.run_stages(run.workdir, run.config.to_dict(), make(run), _STAGES.value, say, _RERUN.value)
+      with preemption.handled():
+        run = api.open_run(_CONFIG.value, _WORKDIR.value)
+        stages.run_stages(run.workdir, run.config.to_dict(), make(run), _STAGES.value, say, _RERUN.value)
 
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(run_main, flags_parser=_parse_flags)

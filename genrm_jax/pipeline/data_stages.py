@@ -69,8 +69,9 @@ def read_release(run: Run) -> None:
   for split in run.splits:
     jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems[split])
     jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pools[split])
-    num_right = sum(c.correct for c in pools[split])
-    say(f"{split}: {len(problems[split])} problems, {len(pools[split])} solutions, {num_right} of them correct")
+    num_right, unread = sum(c.correct for c in pools[split]), sum(c.answer is None for c in pools[split])
+    counts = f"{num_right} of them correct" + (f", {unread} without an answer" if unread else "")
+    say(f"{split}: {len(problems[split])} problems, {len(pools[split])} solutions, {counts}")
   if rationales_from(run) == "released":
     write_filtered(run, released.rationales, pools)
   left_out = released.left_out()

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import fsspec.core
 from etils import epath
@@ -20,20 +22,24 @@ def fingerprint(path: epath.Path, whole: bool = False) -> str:
     whole: whether files above 1 MiB in a folder are read, too. A checkpoint of this library does not need it: its
       manifest, a small file, holds a digest of every array.
   """
-  if path.is_file():
-    return _content(str(path), *_version(path))
-  h = hashlib.sha256()
   fs, root = fsspec.core.url_to_fs(str(path))  # lists a bucket in one call, not folder by folder
+  if path.is_file():
+    return _stored(fs.info(root)) or _content(str(path), *_version(path))
+  h = hashlib.sha256()
   for name, info in sorted(fs.find(root, detail=True).items()):
     if info["type"] == "directory":
       continue
-    stored = info.get("md5Hash") or info.get("crc32c")  # a bucket knows the digests of its objects
     mark = f"{pathlib.PurePosixPath(name).relative_to(root)} {info['size']}"
     if whole or info["size"] <= _SMALL_BYTES:
       file = path / str(pathlib.PurePosixPath(name).relative_to(root))
-      mark += f" {stored or _content(str(file), *_version(file))}"
+      mark += f" {_stored(info) or _content(str(file), *_version(file))}"
     h.update(f"{mark}\n".encode())
   return h.hexdigest()
+
+
+def _stored(info: Mapping[str, Any]) -> str | None:
+  """The digest that a bucket keeps of an object."""
+  return info.get("md5Hash") or info.get("crc32c")
 
 
 def _version(path: epath.Path) -> tuple[int, int]:

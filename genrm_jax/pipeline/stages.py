@@ -151,6 +151,7 @@ class _Book:
 
   def begin(self, stage: Stage, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What to record of a stage that is about to run; None if it has finished."""
+    lock.check()
     reads = self._fingerprints(stage)
     entry = self._entry(stage)
     if entry:

@@ -8,6 +8,7 @@ params, manifest = genrm_jax.load_params("runs/last_letter/checkpoints/genrm_cot
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -125,11 +126,10 @@ def load(
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     params = jax.jit(lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree), donate_argnums=0)(params)
-  how = manifest["scoring"]
   return TrainedVerifier(
     verifier_of(manifest, loaded.prompter),
-    make_engine(params, config, mesh, loaded.prompter.end_id, rows_per_batch, how["max_tokens"]),
-    VoteConfig(how["num_votes"], how["seed"], SampleConfig(**how["sample"])),
+    make_engine(params, config, mesh, loaded.prompter.end_id, rows_per_batch, manifest["scoring"]["max_tokens"]),
+    _vote_config(manifest),
     manifest["step"],
     manifest,
   )
@@ -179,13 +179,17 @@ def open_step(
 
   def read(step: epath.Path) -> LoadedStep:
     manifest = saved.read_manifest(step)
-    prompter = _prompter(step, manifest)
-    ids = {"yes": prompter.yes_id, "no": prompter.no_id, "cls": prompter.tokenizer.cls_id}
-    saved.check_manifest(manifest, {"verdict_ids": ids, **(expected or {})}, step)
-    config = ModelConfig.from_dict(manifest["model"] | {"sharding": dict(rules or {})})
-    check_vocab(prompter.tokenizer, config.vocab_size)
-    adapters = _adapters(manifest)
-    shardings = None if mesh is None else _flat(param_shardings(config, adapters, mesh))
+    with saved.reading_manifest(step):
+      prompter = _prompter(step, manifest)
+      ids = {"yes": prompter.yes_id, "no": prompter.no_id, "cls": prompter.tokenizer.cls_id}
+      saved.check_manifest(manifest, {"verdict_ids": ids, **(expected or {})}, step)
+      config = ModelConfig.from_dict(manifest["model"] | {"sharding": dict(rules or {})})
+      check_vocab(prompter.tokenizer, config.vocab_size)
+      adapters = _adapters(manifest)
+      shardings = None if mesh is None else _flat(param_shardings(config, adapters, mesh))
+      _check_arrays(step, manifest, config, adapters)
+      if manifest["verifier"] is not None:
+        _check_verifier(manifest)
     params = saved.read_params(step, manifest, shardings)
     if adapters is not None:
       if manifest["left_out"]:
@@ -208,11 +212,48 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:
+  path = manifest["tokenizer"].get("path", "")
+  if path != pathlib.PurePath(path).name or path == "..":
+    raise UserError(f"{step}: its manifest names a tokenizer file outside of the checkpoint, {path}; copy it again")
   try:
     tokenizer = load_tokenizer(manifest["tokenizer"], step / "files")
   except UserError as e:
     raise saved.Damaged(f"checkpoint {step} is damaged: {e}") from e
   return Prompter(tokenizer, make_format(manifest["prompts"]))
+
+
+def _check_arrays(
+  step: epath.Path, manifest: Mapping[str, Any], config: ModelConfig, adapters: lora.LoraConfig | None
+) -> None:
+  """Raises UserError unless the parameters in a step are those of its model and adapters."""
+  specs = gemma.param_specs(config) | (lora.param_specs(config, adapters) if adapters else {})
+  want = {name: list(spec.shape) for name, spec in _flat(specs).items()}
+  found = {}
+  for name, array in {**manifest["left_out"], **manifest["arrays"]}.items():
+    part, _, path = name.partition("/")
+    if part in ("params", "frozen"):
+      found[path] = array["shape"]
+  if found != want:
+    first = min(name for name in found.keys() | want.keys() if found.get(name) != want.get(name))
+    raise UserError(
+      f"checkpoint {step}: {first} is {found.get(first, 'missing')}, but {want.get(first, 'no parameter')} by its "
+      "model; its manifest was edited, copy it again"
+    )
+
+
+def _vote_config(manifest: Mapping[str, Any]) -> VoteConfig:
+  how = manifest["scoring"]
+  return VoteConfig(how["num_votes"], how["seed"], SampleConfig(**how["sample"]))
+
+
+def _check_verifier(manifest: Mapping[str, Any]) -> None:
+  """Raises LookupError, TypeError or ValueError unless the entries on the verifier and its votes have their kinds."""
+  about = manifest["verifier"]
+  kinds = [str(about[key]) == about[key] for key in ("name", "kind")]
+  kinds += [isinstance(about["settings"], Mapping), type(manifest["scoring"]["max_tokens"]) is int]
+  if not all(kinds):
+    raise TypeError("verifier")
+  _vote_config(manifest)
 
 
 def _adapters(manifest: Mapping[str, Any]) -> lora.LoraConfig | None:

@@ -110,15 +110,18 @@ def _detected(timeout_s: int) -> tuple[Settings, Sequence[int] | None]:
 
 
 @contextlib.contextmanager
-def deferred_sigterm() -> Iterator[None]:
+def deferred_sigterm() -> Iterator[Callable[[], None]]:
   """Within, SIGTERM only marks a preemption, for multihost_utils.reached_preemption_sync_point.
+
+  Yields a function that does the same, for handlers of other signals.
 
   Outside, SIGTERM ends the process at once. jax.distributed would defer it from startup to exit, so that a process
   could not be stopped while it samples or scores.
   """
-  before = set_sigterm_handler(_jax_sigterm_handler())
+  handler = _jax_sigterm_handler()
+  before = set_sigterm_handler(handler)
   try:
-    yield
+    yield lambda: ctypes.CFUNCTYPE(None, ctypes.c_int)(handler or 0)(signal.SIGTERM)
   finally:
     set_sigterm_handler(before)
 

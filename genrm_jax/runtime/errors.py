@@ -1,6 +1,7 @@
-"""UserError, the exception for mistakes of the user, and how a command exits with it."""
+"""The exceptions for mistakes of the user and for a program that is told to stop, and how a command exits with them."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,11 +13,31 @@ class UserError(Exception):
   """
 
 
+class Terminated(SystemExit):
+  """SIGTERM. `is_told`: whether the user has been told where the program stopped."""
+
+  cause, is_told = "SIGTERM", False
+
+  def __init__(self) -> None:
+    super().__init__(128 + signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C, as `Terminated`."""
+
+  cause, is_told = "Ctrl-C", False
+
+
 @contextlib.contextmanager
 def one_message(leave: Callable[[int], None] = sys.exit) -> Iterator[None]:
-  """Turns a UserError into one line on stderr and exit code 1, by `leave(1)`."""
+  """Ends a command: a UserError in one line on stderr with code 1, a signal in one line with 143 or 130, by `leave`."""
   try:
     yield
+  except (Terminated, KeyboardInterrupt) as e:
+    if not getattr(e, "is_told", False):
+      cause = getattr(e, "cause", Interrupted.cause)
+      print(f"ended by {cause}; start the same command again to go on", file=sys.stderr, flush=True)
+    leave(128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT))
   except (UserError, ImportError) as e:
     if isinstance(e, ImportError) and "gcsfs" not in str(e):
       raise

@@ -23,6 +23,7 @@ from genrm_jax.runtime.progress import say
 NAME = "run.lock"
 _BEAT_S = 10.0
 _STALE_S = 60.0  # without a beat for so long, a lock of another machine is taken over, and its holder gives up
+_FIRST_BEAT = 10**9  # the file keeps its length, so that a full disk does not matter
 _held: list["_Lock"] = []  # by this process
 
 
@@ -111,7 +112,7 @@ class _Lock:
 
 def _acquire(workdir: epath.Path) -> _Lock:
   try:
-    file, content = versioned_file.open_file(workdir / NAME), {**owner.this_process(), "beat": 0}
+    file, content = versioned_file.open_file(workdir / NAME), {**owner.this_process(), "beat": _FIRST_BEAT}
     seen, since = None, time.monotonic()
     while True:
       version, found = _read(file)
@@ -122,9 +123,8 @@ def _acquire(workdir: epath.Path) -> _Lock:
         if mine is not None:
           return _Lock(workdir, file, content, mine)
       elif running or seen not in (None, version):
-        raise UserError(
-          f"{workdir} is in use by {owner.describe(found)}, since {found.get('since')}; wait for it or stop it"
-        )
+        who = f"{owner.describe(found)}, since {found.get('since')}"
+        raise UserError(f"{workdir} is in use by {who}; wait for it or stop it")
       elif seen is None:
         seen = version
         if found:
@@ -147,4 +147,4 @@ def _read(file: versioned_file.VersionedFile) -> tuple[Any, dict[str, Any]]:
 
 
 def _encode(content: dict[str, Any]) -> bytes:
-  return json.dumps(content).encode() + b"\n"
+  return json.dumps(content).encode()

@@ -56,7 +56,11 @@ class _Local:
         f.write(data)
         f.truncate()
         return data
-    except (FileExistsError, FileNotFoundError):
+    except FileExistsError:
+      return None
+    except FileNotFoundError:
+      if version is None:  # no place for a new file
+        raise
       return None
 
 
@@ -87,5 +91,9 @@ class _Object:
       url = f"{self._files._location}/upload/storage/v1/b/{urllib.parse.quote(self._bucket)}/o"
       upload = {"uploadType": "media", "name": self._key, "data": data}
       return self._files.call("POST", url, json_out=True, **upload, **wanted)["generation"]
-    except (FileExistsError, FileNotFoundError):  # 412: another generation
+    except FileExistsError:  # 412: another generation
+      return None
+    except FileNotFoundError:
+      if version is None:  # no place for a new file
+        raise
       return None

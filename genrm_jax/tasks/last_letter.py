@@ -122,7 +122,8 @@ def _quoted_words(problem: Problem) -> list[str]:
 
 def _read_letters(final_answer: str | None) -> str | None:
   """One word, or single letters however separated; None for anything else."""
-  words = re.findall(r"[a-z]+", _SENTENCE_END.split(final_answer, maxsplit=1)[0].lower()) if final_answer else []
+  sentence = _SENTENCE_END.split(final_answer or "", maxsplit=1)[0]
+  words = re.findall(r"[a-z]+", sentence.rpartition("=")[2].lower())  # "e + h = eh"
   return "".join(words) if words and (len(words) == 1 or all(len(w) == 1 for w in words)) else None
 
 

@@ -1,5 +1,6 @@
 """What the list tasks share in their natural style, for a real Gemma: words, worked examples, answers."""
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from genrm_jax.records import Problem
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks import statements
 
 # Everyday words, many of which begin alike.
 _WORDS = """
@@ -43,7 +45,10 @@ WORDS = tuple(_WORDS.split())
 
 # After its solution, a few-shot prompted base model continues with an invented question, as in its examples.
 _NEXT_QUESTION = re.compile(r"^Q:", re.MULTILINE)
-_FINAL = re.compile(r"\banswer is\b[:\s]*(.+)", re.IGNORECASE)
+_MAX_CHARACTERS = 2000  # of an answer
+_MARKUP = re.compile(r"</?[a-zA-Z]{1,8}>|\\(?:begin|end)\{[a-z]+\*?\}|\\[a-zA-Z]+|\\\W|[{}$]")
+_ITEM = re.compile(r"\W*\d+[.)]\s*(?=\S)|\s*[-*•+]\s+")
+_SENTENCE_END = re.compile(r"(?<![\W\d])([\"'*_`)]*)[.!?](?:\s.*|$)")
 
 
 def random_word(rng: np.random.Generator, beginning: str = "") -> str:
@@ -72,9 +77,36 @@ def first_solution(text: str) -> str:
 
 
 def final_answer(text: str) -> str | None:
-  """What follows the last "answer is" of a solution, up to the end of the line; None where nothing does.
+  """The final answer of a solution, without markup; None where there is none.
 
-  Reading stops at a line that opens another question ("Q:").
+  It is the content of a box after the last "answer is", else what follows that, up to the end of the sentence: the rest
+  of the line, or else the next line, or the items of a vertical list, separated by spaces. Reading stops where the turn
+  ends, and at a line that opens another question ("Q:").
   """
-  found = _FINAL.findall(first_solution(text))
-  return found[-1].strip() if found else None
+  text = statements.first_turn(first_solution(text))
+  said = statements.after_answer_is(text)
+  box = statements.last_box(text, _MAX_CHARACTERS)
+  if box and box.content and (said is None or box.start >= said):
+    return " ".join(_MARKUP.sub(" ", box.content).split()) or None
+  if said is None:
+    return None
+  lines = [_MARKUP.sub(" ", line).strip() for line in text[said : said + _MAX_CHARACTERS].splitlines()]
+  while len(lines) > 1 and (lines[0].endswith(":") or not _has_word(lines[0])):  # "as follows:"
+    del lines[0]
+    items = _items(lines)
+    if len(items) > 1:
+      return " ".join(items)
+  items = _items(lines) if lines and _ITEM.match(lines[0]) else []
+  line = " ".join(items) if len(items) > 1 else _SENTENCE_END.sub(r"\1", lines[0], count=1) if lines else ""
+  return line if _has_word(line) else None
+
+
+def _items(lines: Sequence[str]) -> list[str]:
+  """The items of the vertical list that the lines begin with: numbered, with bullets, or one word per line."""
+  marked = list(itertools.takewhile(_ITEM.match, filter(None, lines)))
+  items = marked or itertools.takewhile(lambda line: len(line.split()) == 1, lines)
+  return [_ITEM.sub("", line, count=1).rstrip(".,;") for line in items]
+
+
+def _has_word(line: str) -> bool:
+  return any(c.isalnum() for c in line)

@@ -62,6 +62,7 @@ STOP = "."
 _PLACED = re.compile(r"([A-J])([0-9])([a-z]+)")
 _SOLUTION = re.compile(rf"(?:{_PLACED.pattern})+\.")
 _ALIKE = 0.25
+_LAST_AND = re.compile(r",\s*and\s+(\w\S*)\W*\Z")  # before the last word; "and" may also be a word of the list
 _SHOTS = ("plum apple pear", "stone river", "window basket table lamp bath")
 _BBH_FOLDERS = ("BIG-Bench-Hard/bbh", "bbh", "")
 _BBH_FILE = "word_sorting.json"
@@ -137,7 +138,8 @@ class WordSorting(ListTask):
     separated by spaces, without numbers, quotes, commas and other marks around them.
     """
     if self.style == "natural":
-      return " ".join(_read_words(natural.final_answer(text) or "")) or None
+      listed = _LAST_AND.sub(r", \1", natural.final_answer(text) or "")
+      return " ".join(_read_words(listed)) or None
     return text.removesuffix(STOP) if _SOLUTION.fullmatch(text) else None
 
   def rationale(self, problem: Problem, solution: str) -> tuple[str, bool]:
@@ -213,7 +215,7 @@ def listed_words(problem: Problem) -> list[str]:
 
 def _read_words(text: str) -> list[str]:
   """The words of a list in free text, in lower case, without marks at their ends and without numbers."""
-  words = [re.sub(r"^\W+|\W+$", "", w) for w in re.split(r"[\s,;]+", text.lower())]
+  words = [re.sub(r"^[\W_]*(?:\d+[.)][\W_]*)?|[\W_]+$", "", w) for w in re.split(r"[\s,;]+", text.lower())]
   return [w for w in words if w and not w.isdigit()]
 
 

@@ -34,9 +34,14 @@ TURN_MARKERS = (START_OF_TURN, END_OF_TURN)
 
 _BRACKETED = re.compile(r"▁?(?:<[^/<>\s][^<>\s]*>|\[[^\[\]\s]+\])")
 
-# An embedding may have more rows than there are pieces, so that it divides evenly over chips: Gemma 1 and 2 have
-# 256,128 rows for 256,000 pieces, Gemma 3 on Hugging Face 262,208 for 262,144.
-MAX_PADDING_ROWS = 128
+
+def max_padding_rows(num_pieces: int) -> int:
+  """How many more rows than there are pieces an embedding may have.
+
+  Gemma 1 and 2 have 256,128 rows for 256,000 pieces, Gemma 3 on Hugging Face 262,208 for 262,144, so that they divide
+  evenly over chips. Fine-tuning adds rows for tokens of its own and rounds up to a multiple of 64 to 1024.
+  """
+  return max(128, num_pieces // 200)
 
 
 class Tokenizer(Protocol):
@@ -98,11 +103,16 @@ def load_tokenizer(spec: dict[str, Any], base_dir: PathLike | None = None) -> To
 
 
 def check_vocab(tokenizer: Tokenizer, num_rows: int) -> None:
-  """Raises UserError unless an embedding with `num_rows` rows fits: one row per piece and few to spare."""
-  if not 0 <= num_rows - tokenizer.vocab_size <= MAX_PADDING_ROWS:
+  """Raises UserError unless an embedding with `num_rows` rows fits: one row per piece and few to spare.
+
+  As in transformers, spare rows count in the softmax and may be sampled; `decode` gives "" for them. So p(Yes) is the
+  same there and here, also where fine-tuning has trained rows that the SentencePiece file does not know.
+  """
+  most = max_padding_rows(tokenizer.vocab_size)
+  if not 0 <= num_rows - tokenizer.vocab_size <= most:
     raise UserError(
       f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} pieces, but the model's embedding {num_rows} rows; it "
-      f"needs a row for each piece and may have up to {MAX_PADDING_ROWS} more: "
+      f"needs a row for each piece and may have up to {most} more: "
       "use the tokenizer file that came with the model, or set the model's vocab_size"
     )
 
@@ -388,8 +398,9 @@ def _check_unicode(text: str) -> None:
 
 
 def _check_range(ids: Sequence[int], vocab_size: int, name: str) -> None:
+  limit = vocab_size + max_padding_rows(vocab_size)
   for i in ids:
-    if not 0 <= i < vocab_size + MAX_PADDING_ROWS:
+    if not 0 <= i < limit:
       raise UserError(
         f"id {i} is outside the {vocab_size} ids of tokenizer {name}; was it sampled with another tokenizer?"
       )

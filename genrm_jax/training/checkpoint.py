@@ -49,6 +49,13 @@ class _FileSave(ocp.args.CheckpointArgs):
   paths: Sequence[Any]
 
 
+class _Manager(ocp.CheckpointManager):
+  """Takes the losses of earlier steps from their manifests, which are checked against a digest."""
+
+  def metrics(self, step: int) -> dict[str, float]:
+    return {BEST_METRIC: saved.eval_loss(self.directory / str(step))}
+
+
 class Checkpoints:
   """The checkpoints of one run. A context manager: leaving it waits for a save in progress.
 
@@ -67,13 +74,14 @@ class Checkpoints:
       ]
     )
     with _disk_errors(f"cannot open the checkpoints in {self.directory}"):
-      self._manager = ocp.CheckpointManager(
+      self._manager = _Manager(
         self.directory,
         item_names=("state", "manifest", "files"),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policy,
           best_fn=lambda m: m[BEST_METRIC],
           best_mode="min",
+          prevent_write_metrics=True,
           cleanup_tmp_directories=True,
           # _FileHandler writes before the background work begins, when the directories must exist.
           async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -157,7 +165,7 @@ class Checkpoints:
   ) -> tuple[TrainState, list[Any]] | None:
     """The state of the newest whole step and the sums pending then; None before the first save.
 
-    A damaged step is reported and renamed `<step>.damaged`, so that the run can write it again.
+    A damaged step is reported and renamed (`saved.damaged_name`), so that the run can write it again.
 
     Args:
       target: shapes, dtypes and shardings; its `frozen` is not read.
@@ -184,7 +192,8 @@ class Checkpoints:
 
     def rename_damaged() -> None:
       for step in damaged:
-        step.rename(step.parent / f"{step.name}.damaged")
+        with _disk_errors(f"cannot rename the damaged {step}"):
+          step.rename(saved.damaged_name(step))
 
     distributed.from_main(rename_damaged)
     if damaged:

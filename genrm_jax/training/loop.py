@@ -97,7 +97,7 @@ def fit(
 
   Writes checkpoints/<name>/ and metrics/<name>.jsonl in `workdir`, and resumes bit-exactly from the newest whole
   checkpoint there. Saves are written in the background: a process killed during one resumes from the save before. On
-  SIGTERM it saves after the current step and exits with code 143.
+  SIGTERM or Ctrl-C it saves after the current step and raises Terminated, which exits with code 143, or Interrupted.
 
   Args:
     loss_fn: of all parameters and a batch.
@@ -141,10 +141,14 @@ def fit(
     train_step = jitted.lower(target, batch_like).compile()
     eval_step = make_eval_step(loss_fn, batch, param_shardings).lower(target.all_params, eval_batch_like).compile()
 
-    metrics = Metrics(workdir / "metrics", name, first_step)
+    def ended_by(cause: str) -> str:
+      saved = f"step {done} of {num_steps} is saved; the same command resumes from there"
+      return f"{name}: ended by {cause}, {saved}"
+
+    done = first_step
     with (
-      contextlib.closing(metrics),
-      preemption.watch() as should_stop,
+      preemption.watch(ended_by) as should_stop,
+      contextlib.closing(Metrics(workdir / "metrics", name, first_step)) as metrics,
       progress(f"train {name}", num_steps) as advance,
     ):
       advance(first_step)
@@ -177,13 +181,11 @@ def fit(
             is_saved = True
 
         advance(num_steps - step if is_last else 1, note)
-        if should_stop(done):
-          if not is_saved:  # not a candidate for the best step, so that the resumed run keeps the same steps
-            checkpoints.save(state, manifest, math.inf, files, config.save_frozen, jax.device_get(pending))
-          checkpoints.wait()
-          say(f"{name}: ended by SIGTERM, step {done} of {num_steps} is saved; the same command resumes from there")
-          raise SystemExit(preemption.EXIT_CODE)
-        if is_last:
+        is_stopped = should_stop(done)
+        if is_stopped and not is_saved:
+          # Not a candidate for the best step, so that the resumed run keeps the same steps.
+          checkpoints.save(state, manifest, math.inf, files, config.save_frozen, jax.device_get(pending))
+        if is_last or is_stopped:
           break
       checkpoints.wait()
 

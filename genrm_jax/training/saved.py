@@ -7,12 +7,14 @@
 Everything read is checked against its digest. A mismatch raises `Damaged`; `first_whole` then tries the next step.
 """
 
+import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.traverse_util
@@ -43,6 +45,12 @@ def absolute(path: Any) -> epath.Path:
   """The path as Orbax needs it, `~` expanded; paths of remote stores are absolute already."""
   path = epath.Path(path).expanduser()
   return path if "://" in str(path) else epath.Path(path.absolute())
+
+
+def damaged_name(path: epath.Path) -> epath.Path:
+  """Where to keep what is damaged: <path>.damaged or, if that is taken, <path>.damaged_2, ..."""
+  names = (path.parent / f"{path.name}.damaged{f'_{n}' if n > 1 else ''}" for n in itertools.count(1))
+  return next(name for name in names if not name.exists())
 
 
 def finished_steps(run: epath.Path) -> list[epath.Path]:
@@ -132,21 +140,51 @@ def read_manifest(step: epath.Path) -> dict[str, Any]:
   """The manifest of a step.
 
   Raises:
-    UserError: it is not a checkpoint of this library, or one of an older version.
-    Damaged: the manifest is missing, is not JSON, or differs from what was written.
+    UserError: it is a checkpoint of another version.
+    Damaged: it is not a checkpoint of this library; or the manifest is missing, is not JSON, or differs from what was
+      written.
   """
   if not _is_step(step):
-    raise UserError(f"{step} is not a checkpoint of genrm-jax: there is no manifest in it")
+    raise Damaged(f"{step} is not a checkpoint of genrm-jax: there is no manifest in it")
   path = step / "manifest" / "metadata"
   try:
     manifest = json.loads(path.read_text())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise Damaged(f"checkpoint {step} is damaged: its manifest cannot be read ({e})") from e
   if not isinstance(manifest, dict) or "digest" not in manifest:
     raise UserError(f"{step} is not a checkpoint of this version of genrm-jax: its manifest has no digest")
   if manifest_digest(manifest) != manifest["digest"]:
     raise Damaged(f"checkpoint {step} is damaged: its manifest differs from what was written")
+  with reading_manifest(step):
+    _check_kinds(manifest)
   return manifest
+
+
+@contextlib.contextmanager
+def reading_manifest(step: epath.Path) -> Iterator[None]:
+  """Within, an entry of the manifest that is missing or of a wrong kind raises UserError."""
+  try:
+    yield
+  except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+    raise UserError(
+      f"{step} is not a checkpoint of this version of genrm-jax: an entry of its manifest is missing or of a wrong "
+      f"kind ({repr(e)[:200]}); use the version that wrote it"
+    ) from e
+
+
+def _check_kinds(manifest: Mapping[str, Any]) -> None:
+  """Raises ValueError or KeyError unless the entries that `Checkpoints.save` adds have their kinds."""
+  arrays = [*manifest["arrays"].values(), *manifest["left_out"].values()]
+  sums = [pair for entry in manifest["pending"] for pair in entry.values()]
+  wrong = {
+    "step": type(manifest["step"]) is not int,
+    "eval_loss": manifest["eval_loss"] is not None and type(manifest["eval_loss"]) not in (int, float),
+    "pending": any(type(n) not in (int, float) for pair in sums for n in pair) or {len(pair) for pair in sums} - {2},
+    "arrays": any(type(n) is not int or n < 0 for array in arrays for n in array["shape"])
+    or any(type(array[key]) is not str for array in arrays for key in ("dtype", "digest")),
+  }
+  if found := [key for key, is_wrong in wrong.items() if is_wrong]:
+    raise ValueError(found[0])
 
 
 def read_arrays(step: epath.Path, manifest: Mapping[str, Any], target: Any) -> Any:
@@ -166,7 +204,8 @@ def read_arrays(step: epath.Path, manifest: Mapping[str, Any], target: Any) -> A
   # The handler, not the checkpointer, which would wait for a process that has failed.
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
     try:
-      tree = reader.restore(step / "state", args=args)
+      with _quiet_event_loops():
+        tree = reader.restore(step / "state", args=args)
     except Exception as e:  # damaged files raise many types of exceptions
       reason = f"{type(e).__name__} while reading ({next(iter(str(e).splitlines()), '')[:200]})"
   _raise_if_damaged(step, reason)
@@ -174,6 +213,39 @@ def read_arrays(step: epath.Path, manifest: Mapping[str, Any], target: Any) -> A
   changed = [name for name, digest in digests.of_tree(tree).items() if digest != written[name]]
   _raise_if_damaged(step, f"{', '.join(changed[:3])} differs from what was written" if changed else "")
   return tree
+
+
+class _EventLoop(asyncio.SelectorEventLoop):
+  """Shows no failure but the first.
+
+  When a read fails, Orbax raises its error and closes its loop. TensorStore then reports the reads still in progress,
+  and each would print a traceback.
+  """
+
+  def call_exception_handler(self, context: Any) -> None:
+    pass
+
+  def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    try:
+      return super().call_soon_threadsafe(*args, **kwargs)
+    except RuntimeError:
+      if not self.is_closed():
+        raise
+
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+  def new_event_loop(self) -> asyncio.AbstractEventLoop:
+    return _EventLoop()
+
+
+@contextlib.contextmanager
+def _quiet_event_loops() -> Iterator[None]:
+  policy = asyncio.get_event_loop_policy()
+  asyncio.set_event_loop_policy(_Policy())
+  try:
+    yield
+  finally:
+    asyncio.set_event_loop_policy(policy)
 
 
 def _raise_if_damaged(step: epath.Path, reason: str) -> None:

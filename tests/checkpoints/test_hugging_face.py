@@ -89,6 +89,10 @@ def _bytes_of(folder):
 def test_released_configurations_match_the_size_table(name):
   config, published = tensor_map.check_size("path", _parse(RELEASED[name])), PUBLISHED_COUNTS[name]
   assert config == get_config(name, vocab_size=published.hub_vocab)
+  for rows in (-1000, 2, 64, 1000):  # a vocabulary that was cut, or has tokens of a fine-tuning
+    fields = hugging_face_config.to_json(config, dtype="float32", bos_id=2, eos_id=1, pad_id=0)
+    fields["vocab_size"] = config.vocab_size + rows
+    assert tensor_map.check_size("path", _parse(fields)) == get_config(name, vocab_size=config.vocab_size + rows)
   count = sum(int(np.prod(tensor.shape)) for tensor in hugging_face.tensors(config, "model."))
   has_images = "text_config" in RELEASED[name]
   assert count < published.hub_total if has_images else count == published.hub_total
@@ -182,23 +186,27 @@ def _configure(folder, **fields):
 @pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model."])
 def test_names_of_all_exports_are_read(folder, prefix):
   want, _ = _load(folder)
+  want_table = np.asarray(want["embedder"]["input_embedding"])
+
+  def rename_without_head(tensors, head):
+    return {name: t for name, t in tensors.items() if "lm_head" not in name} | head
 
   def rename(tensors):
     renamed = {prefix + name.removeprefix("model."): t for name, t in tensors.items()}
-    extra = {"lm_head.weight": np.zeros_like(tensors[TABLE]), "vision_tower.layers.0.bias": np.zeros(3, np.float32)}
+    extra = {"lm_head.weight": tensors[TABLE], "vision_tower.layers.0.bias": np.zeros(3, np.float32)}
     return renamed | extra | {f"{prefix}layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
 
   _rewrite(folder, rename)
   jax.tree.map(np.testing.assert_array_equal, _load(folder)[0], want)
-
-
-def test_a_separate_output_layer_must_equal_the_embedding(folder):
-  _configure(folder, tie_word_embeddings=False)
-  _refused(folder, "lm_head.weight is not the embedding")
-  _rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors[TABLE]})
-  assert pretrained.open_checkpoint(folder).config.vocab_size == CONFIG.vocab_size
-  _rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors[TABLE] + 1})
-  _refused(folder, "lm_head.weight is not the embedding")
+  # An output layer of its own, which transformers uses whatever tie_word_embeddings says.
+  for head in ("lm_head.weight", "language_model.lm_head.weight", "model.language_model.lm_head.weight"):
+    for change in (lambda t: t + 1, lambda t: t[:-1], lambda t: np.append(t[:-1], t[-1:] + 1, 0), lambda t: t * np.nan):
+      _rewrite(folder, lambda tensors, f=change, head=head: rename_without_head(tensors, {head: f(want_table)}))
+      for tied in (None, True, False):
+        _configure(folder, tie_word_embeddings=tied)
+        _refused(folder, rf"{head} is not the embedding \({prefix}embed_tokens.weight\).*delete {head}")
+  _rewrite(folder, lambda tensors: rename_without_head(tensors, {}))
+  _refused(folder, "tie_word_embeddings is false, but there is no lm_head.weight")
 
 
 def test_parameters_are_cast_and_sharded_as_the_caller_says(tmp_path):
@@ -248,12 +256,34 @@ def test_bad_configurations_and_files_are_refused(folder, damage, named):
   _refused(folder, named)
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_values_that_are_not_finite_are_refused_with_the_name_of_the_tensor(dtype, folder):
+  def spoil(tensors, name, value):
+    as_dtype = {key: t.astype(safetensors.DTYPES[dtype]) for key, t in tensors.items()}
+    as_dtype[name].flat[-1] = value
+    return as_dtype
+
+  for name in (TABLE, "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"):
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+      _rewrite(folder, lambda tensors, name=name, value=value: spoil(tensors, name, value))
+      with pytest.raises(UserError, match=f"{folder}: tensor {name} has values that are NaN or infinite"):
+        _load(folder)
+    _rewrite(folder, lambda tensors, name=name: spoil(tensors, name, -0.0))
+    _load(folder)
+
+
 def test_missing_shards_and_folders_are_named(tmp_path):
   _refused(tmp_path, "no Gemma checkpoint")
   _refused(tmp_path / "absent", "no such folder")
   hugging_face.save(random_params(CONFIG), CONFIG, tmp_path, max_shard_bytes=20_000)
-  shards = sorted(tmp_path.glob("*.safetensors"))
-  shards[1].unlink()
+  shards, index = sorted(tmp_path.glob("*.safetensors")), tmp_path / "model.safetensors.index.json"
+  (tmp_path / "inner").mkdir()
+  shards[1].rename(tmp_path / "inner" / "x")
+  before = index.read_text()
+  for outside in (f"../{tmp_path.name}/inner/x", "inner/x", str(tmp_path / "inner" / "x"), ".."):
+    index.write_text(before.replace(f'"{shards[1].name}"', json.dumps(outside)))
+    _refused(tmp_path, f"{index}: '{outside}' is no file of this folder")
+  index.write_text(before)
   _refused(tmp_path, rf"1 of {len(shards)} shards are missing \({shards[1].name}")
 
 

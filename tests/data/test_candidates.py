@@ -108,7 +108,8 @@ def _read(tmp_path, *rows):
 def test_lines_are_matched_graded_and_counted(tmp_path):
   rows, expected = zip(
     ({"question": " How many  a?", "solution": "The answer is $7.00."}, ("p0", 0, "7", True)),
-    ({"problem_id": "p1", "solution": "The answer is 8."}, ("p1", 0, "8", False)),
+    ({"problem_id": "p1", "solution": "Twice: \\boxed{8}."}, ("p1", 0, "8", False)),
+    ({"problem_id": "p1", "solution": "No: $\\boxed{7}$"}, ("p1", 1, "7", True)),
     ({"problem_id": "p0", "solution": "The answer is 8."}, ("p0", 1, "8", False)),
     ({"problem_id": "p2", "solution": "Seven it is.", "correct": True}, ("p2", 0, None, True)),
     ({"question": "How many a?", "solution": "The answer is 7.", "correct": False}, ("p0", 2, "7", False)),

@@ -1,5 +1,6 @@
 """Problems, solutions and rationales of every task, what verifiers are trained on, and runs on another run's bank."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -137,6 +138,16 @@ def test_a_pretrained_model_is_prompted_with_worked_examples(tmp_path):
     assert [c.text for c in pool] == [kept] * 2, "after worked examples a model goes on to a question of its own"
   alone = f"S{problem.question}="
   assert engine.prompts == [alone, run.task.few_shot("S{question}=") + alone]
+
+
+def test_solutions_without_an_answer_are_counted(tmp_path, monkeypatch, capsys):
+  run = _run(tmp_path, "gsm8k")
+  released = run.task.released(0)
+  first, *others = released.candidates["eval"]
+  pools = {**released.candidates, "eval": [dataclasses.replace(first, answer=None), *others]}
+  monkeypatch.setattr(run.task, "released", lambda seed: dataclasses.replace(released, candidates=pools))
+  data_stages.read_release(run)
+  assert re.findall(r"(\w+): .* correct, 1 without an answer\n", capsys.readouterr().err) == ["eval"]
 
 
 def test_a_verifiers_own_solutions_are_kept_apart(bank):

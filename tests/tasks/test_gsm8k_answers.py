@@ -12,38 +12,70 @@ from genrm_jax.tasks.gsm8k import answers
 from genrm_jax.tasks.gsm8k.answers import extract_answer, normalise_answer, same_answer
 from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
 
-# A text with one number becomes that number; any other stays text.
-NORMAL_FORMS = r"""
-  72 -> 72 | 72 miles per hour -> 72 | **72**. -> 72 | 1,000,000 -> 1000000 | 16,80,000 -> 1680000 | 007 -> 7
-  -0 -> 0 | 0.10 -> 0.1 | .5 -> 0.5 | $-80 -> -80 | -$80.00 -> -80 | −5 -> -5 | negative 5 -> -5 | a loss of -5 -> -5
-  50% -> 50 | 50 percent -> 50 | 12.5 % -> 12.5 | 9 dollars -> 9 | <b>$9</b> -> 9 | 4 + 5 = 9 -> 9 | x = 9 -> 9
-  Brad, by 9 books -> 9 | 5kg -> 5 | 5:00 p.m. -> 5 | 5:00pm -> 5 | $\boxed{1{,}440}$ -> 1440 | \boxed{14400} -> 14400
-  \(20 + 46 = 66\) -> 66 | \frac{1}{4} -> 0.25 | 7/2 -> 3.5 | 3 1/2 -> 3.5 | 3 and 1/2 cups -> 3.5 | 4 / 6 -> 2/3
-  -1/3 -> -1/3 | 10/5 -> 2 | 2 (rounded down to the nearest whole number) -> 2 | two times -> 2
-  14 + 15 = 29 ounces -> 29 | 100% - 25% = 75% -> 75 | 90 thousand -> 90000 | $1.5 million -> 1500000
-  40. Therefore, Greg travels 41 miles in 3 hours -> 40 | approximately 9.9 -> 9.9 | $115, $115, $115 -> 115
-  €20 -> 20 | 6.5... -> 6.5 | 325 000 cars -> 325000 | 1 325 000. -> 1325000 | 2 & 2/3 -> 8/3 | \frac56 -> 5/6
-  $144K -> 144000 | $144000 or $144K -> 144000 | 10c. -> 10 | four. -> 4
-  4 inches because 3.998 is rounded up to 4 -> 4 | 12 students don’t know -> 12
-  -$35, which means he is $35 short -> -35 | 14 kg (60 - 46) -> 14 | 8 (since he can't buy half a can) cans -> 8
-  negative €55 -> -55 | 12 500/3 -> 536/3 | $115, $110, $115 -> 115, 110, 115
-  Total cookies – 11 -> total cookies - 11 | 2c - 8 -> 2c - 8 | one half -> one half | no one -> no one
-  1, 200 -> 1, 200 | 5 hours and 17 minutes -> 5 hours and 17 minutes | 14 or 15 -> 14 or 15 | 4x + 24 -> 4x + 24
-  9x -> 9x | 7:08 PM -> 7:08 pm | 2 and a half -> 2 and a half | 2^10 -> 2^10 | 1/0 -> 1/0
-  64 divided by 3 -> 64 divided by 3 | Cannot be   determined. -> cannot be determined
+# A text that states one number becomes that number.
+NUMBERS = {
+  "72": r"""72 | 72 miles per hour | **72**. | $72 | 72% | <b>$72</b> | 4 + 68 = 72 | x = 72 | Brad, by 72 books
+    (72) | +72 | +$72 | 72 (rounded down to the nearest whole number)
+    72. Therefore, Greg travels 41 miles in 3 hours | about 72 | 72$ | $72, $72, $72 | $72 or 72 dollars
+    \(20 + 52 = 72\) | seventy-two | 72 percent | 72 % | 72.00 | 072 | 72kg | ７２ | ٧٢
+    72 inches because 71.998 is rounded up to 72 | 72 students don’t know | 72 (since he can't buy half a can) cans
+    7\u200b2 | 72 kg (100 - 28) | 72 - that is all | 72: that is all | seventy two (72) | ७२。 | $$72$$
+    \text{72 eggs} | $\$72$ | 72... | \emph{72} | 72\% | that one of them has 72 | the first two days is 72
+    a change of +72 | US$72 | that 72 2-inch squares fit
+  """,
+  "18": r"""18 T-shirts | 18 °F | 18°C | 18 F | 18 degrees C | 18℃ | 18^\circ | 90/5 | 18 e-books | 18 x-rays
+    18 half-gallons | 18 m^2 | 18m² | $18\text{ m}^{2}$ | 18 cm3 | 18 m/s^2 | 18 J | 18 V | 18W | 18 N. | 18L
+    18 km/h | 18 U.S. dollars | 18 24-packs | 18 M&Ms | 18 100-watt bulbs | 18 100-dollar bills | 18 500 ml bottles
+    18 light-years | eighteen | A$18 | C$18 | HK$18 | USD18 | 18USD | EUR 18 | Rs.18 | Rs. 18 | ₹18 | 18€ | 18:00""",
+  "-5": r"""-5 | −5 | －5 | ‑5 | –5 | -$5 | $-5 | −US$5 | minus 5 degrees | minus five | negative 5 | -€5
+    negative €5 | - 5 | -10/2 | a loss of -5 | a change of minus 5 | -5, which means he is $5 short
+    -5 (negative five)""",
+  "3.5": r"""3½ hours | 3 ½ | 7/2 | 3 1/2 | 3 and 1/2 cups | 3 and a half | three and a half hours | 3 and half feet
+    \frac72 | ٣٫٥""",
+  "0.5": r"½ | .5 | \frac{1}{2} | half | one half | half an hour | one-half | ⁵⁄₁₀ | 5 tenths",
+  "8/3": r"2 & 2/3 | 2⅔ | 2 and two-thirds hours | 8 / 3 | eight thirds | 16/6",
+  "-1/3": "-1/3 | -⅓ | minus one third",
+  "0": "-0 | zero | zero dollars since he has used the entire budget",
+  "100": "one hundred | a hundred | 100¢ | one hundred dollars | 100c.",
+  "2000": "two thousand | 2k | 2K | 2 thousand | twenty hundred | $2 thousand",
+  "2000000": r"""two million | 2M | 2 mil | $2m | $2 million | 2,000,000 | 2 000 000 | $2000K or $2M | 20 lakh
+    4/2 million""",
+  "1.5": "1 1/2 | one and a half | 1 and a half",
+  "48": "4 dozen | four dozen eggs | forty-eight | 48 eggs",
+  "6": "half a dozen | six. | two times 3 = 6",
+  "125000": "125 000 cars | one hundred and twenty-five thousand | 1,25,000 | 125 thousand | 1.25 lakh",
+  "1234567": r"""one million, two hundred thirty-four thousand five hundred and sixty-seven | 12,34,567
+    1 234 567 km driven""",
+  "3500000000": "$3.5bn | 3.5 billion | $3.5B | three and a half billion",
+  "536/3": "12 500/3",
+}
+# Any other text stays text: an operation, a variable, a ratio, several quantities, what may be read in two ways.
+TEXTS = r"""
+  5 hours and 17 minutes | five hours and 17 minutes | 2 hours and ten minutes | 14 or 15 | 5 to 10 | 5-10 | 1, 200
+  5 and six | 4x + 24 | 9x | 2c - 8 | total cookies - 11 | 2 - m / 2 | 5 + 3 | 5 * 3 | 5 plus tax | 10 minus 5 | 30-x
+  24n cans | 2^10 | 5-5 | 5:5 | 10 squared | √16 | sqrt(16) | \sqrt 16 | 3\pi | 3 pi | twice 5 | half of 12
+  3/4 of a million | 40% of a dozen | 5 x^2 | 1/0 | 1/2/3 | 3.5/2 | 1.234,50 | 12,5 | 1'234 | 1 234,56 | 1e5 | 101_2
+  1h30 | 7:08 pm | 3:2 | ±5 | —5 | 5 below zero | 5万 | hundreds | a few hundred | one fifty | nineteen eighty-four
+  three quarters | 8 quarters of an hour | a million and a half | 64 divided by 3 | no one | one of them | one or two
+  58 and third | 2 b | 五 | choices f (450) and g (470) | 3 500 ml water
 """
+FOLDED = {
+  "Cannot be   determined.": "cannot be determined",
+  "2 $100 bills": "2, 100 bills",
+  "10²": "10^2",
+  "2**10": "2^10",
+}
 
 
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    *(case.strip().split(" -> ") for case in re.split(r"[|\n]", NORMAL_FORMS.strip())),
-    *[("  $1,234.50. ", "1234.5"), ("", ""), (" . ", "")],
-    (f"1/{2**150}", f"0.{5**150:0150}"),
-  ],
-)
-def test_normalise(text, answer):
-  assert normalise_answer(text) == answer
+def _split(cases):
+  return [case for part in re.split(r"[|\n]", cases) if (case := part.strip())]
+
+
+def test_normal_forms():
+  forms = {text: number for number, texts in NUMBERS.items() for text in _split(texts)}
+  expected = forms | {text: text for text in _split(TEXTS)} | FOLDED | {"  $1,234.50. ": "1234.5", "": "", " . ": ""}
+  expected[f"1/{2**150}"] = f"0.{5**150:0150}"
+  assert {text: normalise_answer(text.replace("\\u200b", "\u200b")) for text in expected} == expected
 
 
 @given(
@@ -63,7 +95,24 @@ def test_numbers_are_exact(integer, form, decimal, fraction):
 PARTS = [
   *"07.,/-–=$%*_^+:;(){}&<>'xkc\\ \nŉİ",
   *("12", "345", "1,000", "\\frac", "\\frac{1}{2}", "<b>", "</b>", "two", "half", "a.m.", "5:00", " million"),
-  *(" and ", " because ", ", which ", "negative "),
+  *(
+    " and ",
+    " because ",
+    ", which ",
+    "negative ",
+    "½",
+    "²",
+    "₂",
+    "⁄",
+    "minus ",
+    "¤",
+    "$1",
+    "dozen",
+    " hundred",
+    "M",
+    "ten",
+    "-",
+  ),
 ]
 
 
@@ -91,13 +140,13 @@ HUGE = {
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE)
 def test_the_work_for_an_answer_is_bounded(text, monkeypatch):
-  looked_at, folded = [], answers._plain
+  looked_at, plain = [], answers.plain
 
-  def plain(part):
+  def count(part):
     looked_at.append(len(part))
-    return folded(part)
+    return plain(part)
 
-  monkeypatch.setattr(answers, "_plain", plain)
+  monkeypatch.setattr(answers, "plain", count)
   limit = answers.MAX_ANSWER_CHARACTERS
   assert len(normalise_answer(text)) <= limit
   assert max(looked_at, default=0) <= limit and len(looked_at) <= limit
@@ -117,18 +166,40 @@ def test_only_the_end_and_whole_words_are_read():
 
 
 FINAL_ANSWERS = r"""
-  So 2 + 2 = 4. The answer is 4. -> 4 | The answer is 5. Wait. The answer is $1,004.00. -> 1004 | The answer is33. -> 33
-  Thus the final answer is: **12** -> 12 | The answer is unknown. -> unknown | 48/2 = 24 @#### 24 -> 24
-  The answer is @7 -> 7 | The answer is 300.@Final Answer: 301 -> 300 | #### 1@#### 1,200 -> 1200
-  #### 1@The answer is 2. #### 3 -> 2 | The answer isn't known. #### 3 -> 3
+  So 2 + 2 = 4. The answer is 4. -> 4 | The answer is 5. Wait. The answer is $1,004.00. -> 1004
+  The answer is33. -> 33 | Thus the final answer is: **12** -> 12 | The answer is unknown. -> unknown
+  48/2 = 24 @#### 24 -> 24 | The answer is @7 -> 7 | The answer is 300.@Final Answer: 301 -> 300
+  #### 1@#### 1,200 -> 1200 | #### 1@The answer is 2. #### 3 -> 2 | The answer isn't known. #### 3 -> 3
+  The **answer** is 4 -> 4 | The answer is@$$@18@$$ -> 18 | The answer is:@@\[@\boxed{18}@\] -> 18
+  The answer is@```@18@``` -> 18 | The answer is@<b>@18@</b> -> 18
+  The answer is@\begin{align*}@x = 18@\end{align*} -> 18 | The answer is:@@- 18 eggs -> 18 | The answer is:@-18 -> -18
+  So \boxed{7}. -> 7 | \boxed{3}, no: $\boxed{\frac{1}{2}}$ -> 0.5 | \[\boxed{@18@}\] -> 18
+  \boxed{5} The answer is 6 -> 6 | The answer is 5. Wait: \boxed{6} -> 6
+  The answer is \boxed{18} million -> 18000000 | $\boxed 5$ -> 5 | The answer is below.@#### 18 -> 18
+  The answer is as follows. \boxed{18} -> 18 | #### Step 2@So \boxed{9} eggs. -> 9
+  #### 5@The answer is unknown -> unknown | 3 + 4 = 7@**Answer:** 7 -> 7 | Final answer: $7 -> 7 | Answer = 7 -> 7
+  The answer is 18<end_of_turn>@<start_of_turn>user@The answer is 5 -> 18 | The answer is 18.<|im_end|> -> 18
+  <pad><bos>The answer is 18</s></s> -> 18 | The answer is <|begin_of_box|>18<|end_of_box|> -> 18
+  \boxed{18}<|eot_id|> -> 18
+  The answer is 18<｜end▁of▁sentence｜> 5 -> 18
 """  # "@" is a line break
 
 
 def test_extract():
-  for case in re.split(r"[|\n]", FINAL_ANSWERS.strip()):
-    text, answer = case.strip().split(" -> ")
-    assert extract_answer(text.replace("@", "\n")) == answer, text
-  assert [extract_answer(text) for text in ("The answer is .", "####", "no answer here, 42", "")] == [None] * 4
+  cases = [case.split(" -> ") for case in re.split(r"(?<=[\w]) \| |\n", FINAL_ANSWERS) if case.strip()]
+  assert len(cases) > 35
+  for text, answer in cases:
+    assert extract_answer(text.strip().replace("@", "\n")) == answer, text
+  nowhere = (
+    "The answer is .",
+    "####",
+    "no answer here, 42",
+    "",
+    "**Answer:**\n6 / 3 = 2",
+    "Answer: see above",
+    "\\boxed{}",
+  )
+  assert [extract_answer(text) for text in nowhere] == [None] * len(nowhere)
   assert not any(same_answer(a, b) for a, b in [(None, None), (None, "1"), ("1", None), ("", ""), ("1", "2")])
 
 

@@ -107,14 +107,6 @@ def test_without_index_shift_training_lists_start_at_0(make):
     assert ({read_list(p.question)[1] for p in problems} == {0}) is (split != "eval")
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(WORD, max_size=6), st.integers(0, 4))
-def test_list_round_trip(words, first):
-  text = write_list(words, first)
-  assert read_list(text) == (words, first if words else 0)
-  assert text == "".join(f"{first + i}{w}" for i, w in enumerate(words)) + ";"
-
-
 def test_words_and_lists_of_one_digit():
   words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
   assert {len(w) for w in words} == {2, 3, 4} and set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
@@ -185,6 +177,13 @@ ANSWERS = {
     "eh": [
       *(f"The answer is {text}" for text in ('"EH".', "e-h", "\ne, h", "xy.\nThe answer is eh. That is all.")),
       "The answer is eh.\n\nQ: Next?\nA: The answer is no.",
+      *(
+        f"The answer is eh{end}"
+        for end in ("<end_of_turn>", ".<|im_end|>\n<|im_start|>user\nThe answer is no", "</s></s>")
+      ),
+      *(f"The answer is {end}" for end in ("**eh**<eos>", '"eh".<|eot_id|>', "e + h = eh.", "eh<｜end▁of▁sentence｜>")),
+      *(rf"So {box}." for box in (r"\boxed{eh}", r"$\boxed{\text{eh}}$", r"\[\boxed{\text{e}\,\text{h}}\]")),
+      *("The answer is xy, no: \\boxed{eh}", "The answer is:\n\ne\nh", "The answer is:\n- e\n- h\n\nEach is last."),
     ],
     "e": ["The answer is e"],
     None: ["The answer is eh because they end so", "The answer is 12.", "The answer is", "eh"],
@@ -194,7 +193,18 @@ ANSWERS = {
       *(f"the answer is {text}" for text in ("**Bar Foo**", '"bar foo".', "1. bar 2. foo", ": bar, foo")),
       "The answer is bar foo.\n\nQ: Sort these: List: b a\nA: The answer is a b.",
       "The answer is foo bar. No, wait.\nSo the answer is bar foo.",
+      *(
+        f"The answer is:\n{items}"
+        for items in ("1. bar\n2. foo", "* bar\n\n* foo\n\nDone, all of it.", "bar\nfoo\n\nDone.")
+      ),
+      *(f"The answer is as follows:\n\n{items}" for items in ("1) bar.\n2) foo.", "```\nbar\nfoo\n```", "bar, foo")),
+      *(rf"So \boxed{{{words}}}" for words in ("bar foo", r"\text{bar, foo}", "\n\\text{bar} \\\\ \\text{foo}\n")),
+      *(
+        f"The answer is {words}"
+        for words in ("bar foo<end_of_turn>", "bar, and foo.", "_bar foo_", "bar foo. I sorted.")
+      ),
     ],
+    "able and zebra": ["The answer is able, and, zebra."],
     "it&t o'connell shouldn't": ["The answer is\n\nit&t o'connell shouldn't"],
     None: ["bar foo", "The answer is ...", "Q: the answer is bar", ""],
   },
@@ -222,12 +232,6 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(make, words, 
   # The walk quotes the words of the problem only, and those of the answer.
   quoted = set(re.findall('"([a-z]+)"', text)) - set("abcdefghijklmnopqrstuvwxyz")
   assert quoted <= {*words, *(task.extract_answer(solution) or "").split()}
-
-
-def test_a_solution_ends_where_a_base_model_asks_on():
-  for task in (LastLetter(), WordSorting()):
-    for text in ("The answer is eh.", "The answer is eh. Q: what?", ""):
-      assert task.first_solution(f"{text}\n\nQ: Next?\nA: e".lstrip()) == task.first_solution(f"{text}\n") == text
 
 
 @pytest.mark.parametrize("make", TASKS)

@@ -12,12 +12,12 @@ from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import (
-  MAX_PADDING_ROWS,
   TURN_MARKERS,
   CharTokenizer,
   SentencePieceTokenizer,
   check_vocab,
   load_tokenizer,
+  max_padding_rows,
   train_sentencepiece,
 )
 
@@ -72,14 +72,15 @@ def test_round_trip_and_verdicts(tokenizer):
   _check_round_trip(tokenizer, CHAR_TEXT if tokenizer.name == "char" else TEXT)
   _check_verdicts(tokenizer, ("", "a", "correct (Yes/No)?", "?\n", " Yes"))
   # An embedding may have a few more rows than there are pieces.
-  for extra in (0, 64, MAX_PADDING_ROWS):
+  most = max_padding_rows(tokenizer.vocab_size)
+  for extra in (0, 64, most):
     check_vocab(tokenizer, tokenizer.vocab_size + extra)
     spare = range(tokenizer.vocab_size, tokenizer.vocab_size + extra)
     assert tokenizer.decode([*spare, *tokenizer.encode("a"), *spare]) == "a"
-  for extra in (-1, MAX_PADDING_ROWS + 1, 10**6):
+  for extra in (-1, most + 1, 10**6):
     with pytest.raises(UserError, match=f"{tokenizer.vocab_size} pieces.* {tokenizer.vocab_size + extra} rows"):
       check_vocab(tokenizer, tokenizer.vocab_size + extra)
-  for ids in ([tokenizer.vocab_size + MAX_PADDING_ROWS], [-1], [4, 10**9]):
+  for ids in ([tokenizer.vocab_size + most], [-1], [4, 10**9]):
     with pytest.raises(UserError, match=f"id {ids[-1]} is outside the {tokenizer.vocab_size} ids"):
       tokenizer.decode(ids)
 

@@ -76,6 +76,9 @@ def test_newest_and_best_are_kept_across_restarts(tmp_path):
   for losses in ({1: 3.0}, {2: 1.0, 3: 2.0}, {4: 5.0}, {5: 0.5}):
     _save(tmp_path, losses)
     kept.append(_steps(tmp_path))
+    for step in tmp_path.iterdir():  # a file of earlier versions, cut
+      (step / "metrics").mkdir(exist_ok=True)
+      (step / "metrics" / "metrics").write_text("{")
   assert kept == [["1"], ["2", "3"], ["2", "4"], ["5"]]
 
 
@@ -232,7 +235,13 @@ def _flip_array(step):
       _replace(path, b"FLIPME!!", b"FLIPMe!!")
 
 
+def _empty(step):
+  shutil.rmtree(step)
+  step.mkdir()
+
+
 DAMAGE = {
+  "the folder is empty": _empty,
   "an array is flipped in one bit": _flip_array,
   "array files are cut": lambda step: [_cut(p) for p in _arrays_of(step)],
   "all arrays are gone": lambda step: shutil.rmtree(step / "state"),
@@ -247,24 +256,27 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_detected_and_another_whole_step_used_instead(damage, tmp_path, capsys):
-  """Step 2 is the newest and the best."""
+  """Step 2 is the newest and the best, and is damaged twice."""
   _save(tmp_path, {1: 0.9})
   _save(tmp_path / "other", {2: 0.5})
   shutil.move(tmp_path / "other" / "2", tmp_path / "2")
   (tmp_path / "other").rmdir()
   assert _load_params(tmp_path)[1] == 2
-  DAMAGE[damage](tmp_path / "2")
-  params, step = _load_params(tmp_path)
-  assert step == 1
-  _assert_equal(params, _state(1).params)
-  with Checkpoints(tmp_path) as checkpoints:
-    _assert_equal(checkpoints.restore_newest(TARGET, MANIFEST, {})[0], _state(1))
-    stderr = capsys.readouterr().err
-    assert f"{tmp_path}/2 is damaged" in stderr and f"{tmp_path}/1 is whole" in stderr
-    assert _steps(tmp_path) == ["1", "2.damaged"]
-    checkpoints.save(_state(2), MANIFEST, 0.5)  # the run reaches that step again
-  assert _steps(tmp_path) == ["2", "2.damaged"]
-  with pytest.raises(UserError, match=rf"{tmp_path}/2.damaged is damaged.*no other whole step"):
+  shutil.copytree(tmp_path / "1", tmp_path.parent / f"{tmp_path.name}_1")
+  for kept in (["2.damaged"], ["2.damaged", "2.damaged_2"]):
+    DAMAGE[damage](tmp_path / "2")
+    params, step = _load_params(tmp_path)
+    assert step == 1
+    _assert_equal(params, _state(1).params)
+    with Checkpoints(tmp_path) as checkpoints:
+      _assert_equal(checkpoints.restore_newest(TARGET, MANIFEST, {})[0], _state(1))
+      stderr = capsys.readouterr().err
+      assert f"{tmp_path}/2 is " in stderr and f"{tmp_path}/1 is whole" in stderr
+      assert _steps(tmp_path) == ["1", *kept]
+      checkpoints.save(_state(2), MANIFEST, 0.5)  # the run reaches that step again
+    assert _steps(tmp_path) == ["2", *kept]
+    shutil.copytree(tmp_path.parent / f"{tmp_path.name}_1", tmp_path / "1")
+  with pytest.raises(UserError, match=rf"{tmp_path}/2.damaged(: | is damaged.*no other whole step|; give)"):
     _load_params(tmp_path / "2.damaged")
 
 

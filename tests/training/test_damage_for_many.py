@@ -1,13 +1,16 @@
-"""Two processes restore the same whole step, even if only one of them reads the damaged file."""
+"""Two processes restore the same whole step and stop together, even if only one reads the damage or gets the signal."""
 
 import processes
 
 _RESTORE = """
+import os
 import pathlib
+import signal
 import sys
 
 import jax
 import jax.numpy as jnp
+import tiny_run
 from jax.sharding import NamedSharding, PartitionSpec
 
 from genrm_jax.pytrees import TrainState
@@ -51,14 +54,26 @@ for damage in ("cut", "manifest"):
     checkpoints.save(state(2), {"run": "tiny"}, 0.1)
   print(damage, *restored_from, sorted(p.name for p in folder.iterdir() if p.name.isdecimal()))
   distributed.barrier()
+
+
+class SignalledInLastSave(Checkpoints):
+  def wait(self):
+    if self._saving == tiny_run.NUM_STEPS and index:
+      os.kill(os.getpid(), signal.SIGTERM)
+    super().wait()
+
+
+tiny_run.loop.Checkpoints = SignalledInLastSave
+tiny_run.train(workdir / "tiny", on=mesh)
+print("went on")
 """
 
 
 def test_all_processes_resume_from_the_same_whole_step(tmp_path):
-  port, one_device = processes.free_port(), {"XLA_FLAGS": ""}
-  started = processes.start([["-c", _RESTORE, port, i, tmp_path] for i in range(2)], **one_device)
+  port, env = processes.free_port(), {"XLA_FLAGS": "", "PYTHONPATH": f"{processes.ROOT}:{processes.ROOT}/tests/helpers"}
+  started = processes.start([["-c", _RESTORE, port, i, tmp_path] for i in range(2)], **env)
   (code, out, error), (other_code, other_out, other_error) = processes.finish(started, timeout=120)
-  assert (code, other_code) == (0, 0), error + other_error
+  assert (code, other_code) == (143, 143) and "went on" not in out + other_out, error + other_error
   for stdout in (out, other_out):
     lines = [line for line in stdout.splitlines() if line.startswith(("cut", "manifest"))]
     assert lines == [f"{damage} 1 ['1', '2.damaged'] ['2']" for damage in ("cut", "manifest")]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import processes
 import pytest
 import tiny_run
 
@@ -75,6 +76,110 @@ def test_sigterm_saves_the_current_step_and_the_run_resumes_bit_exactly(at_step,
   assert exit_.value.code == 143
   assert f"step {at_step + 1} of 24 is saved" in capsys.readouterr().err
   assert max(int(p.name) for p in _run(tmp_path).iterdir()) == at_step + 1
+  tiny_run.train(tmp_path)
+  assert _result(tmp_path) == _result(whole)
+
+
+_COMMAND = """
+import os, pathlib, sys, time
+import tiny_run
+from genrm_jax.pipeline import cli
+from genrm_jax.pipeline.stages import Stage
+from genrm_jax.training import checkpoint
+
+moment, numbers = sys.argv.pop(1), list(map(int, sys.argv.pop(1).split(",")))
+
+def send():
+  os.kill(os.getpid(), numbers.pop(0)) if numbers else None
+
+wait = checkpoint.Checkpoints.wait
+
+def sending_wait(self):
+  if self._saving == (24 if moment == "last save" else 5):
+    send()
+  wait(self)
+
+def sample():
+  if moment == "sampling":
+    send()
+    time.sleep(600)
+
+def make(run):
+  rows = tiny_run.CallAt(4, send if moment == "training" else lambda: None)
+  train = lambda: tiny_run.train(pathlib.Path(run.workdir), rows)
+  return [Stage("train", train), Stage("sample", sample), Stage("report", lambda: None)]
+
+checkpoint.Checkpoints.wait = sending_wait
+cli.main("", make)
+"""
+
+
+@pytest.mark.one_python
+def test_a_command_ends_with_the_code_of_a_signal_at_any_moment(tmp_path):
+  config = "ml_collections.ConfigDict({'cpu_devices': 1, 'task': {'name': ''}})"
+  (tmp_path / "config.py").write_text(f"import ml_collections\ndef get_config():\n  return {config}\n")
+  saved_at, again = "tiny: ended by {}, step {} of 24 is saved", "ended by {}; start the same command again to go on"
+  cases = [  # moment, signals, exit code, last line, number of stages that begin
+    ("training", "2", 130, saved_at.format("Ctrl-C", 5), 1),
+    ("training", "2,2", -2, "", 1),  # the second Ctrl-C comes while step 5 is saved
+    ("last save", "15", 143, saved_at.format("SIGTERM", 24), 1),
+    ("sampling", "15", 143, again.format("SIGTERM"), 2),
+    ("sampling", "2", 130, again.format("Ctrl-C"), 2),
+  ]
+  flags, env = [f"--config={tmp_path / 'config.py'}"], {"PYTHONPATH": f"{HERE.parent / 'helpers'}:{HERE.parents[1]}"}
+  commands = [["-c", _COMMAND, *case[:2], *flags, f"--workdir={tmp_path / str(i)}"] for i, case in enumerate(cases)]
+  done = [
+    result for i in range(0, len(cases), 2) for result in processes.finish(processes.start(commands[i : i + 2], **env))
+  ]
+  for case, (code, _, error) in zip(cases, done, strict=True):
+    _, _, want, last, num_begun = case
+    assert (code, error.count(": starts"), "Traceback" in error) == (want, num_begun, False), (case, error)
+    assert error.splitlines()[-1].startswith(last) or want < 0, (case, error)
+    assert error.count("ended by") == (want > 0), (case, error)
+
+
+@pytest.mark.parametrize("place", ["metrics", "events", "opening"])
+def test_metrics_that_cannot_be_written_end_the_run_in_one_message_and_it_resumes(place, whole, tmp_path):
+  """/dev/full takes no byte, as a full disk."""
+  file = tmp_path / "metrics" / "tiny.jsonl"
+
+  def fill():
+    if place == "metrics":
+      file.rename(tmp_path / "aside")
+      file.symlink_to("/dev/full")
+    elif place == "events":
+      links = {path: os.readlink(path) for path in pathlib.Path("/proc/self/fd").iterdir() if path.is_symlink()}
+      (events,) = (path for path, target in links.items() if f"{file.parent}/tiny/events" in target)
+      os.dup2(os.open("/dev/full", os.O_WRONLY), int(events.name))
+
+  if place == "opening":
+    file.parent.write_text("no folder")
+  why = "(No space left on device|File exists|Not a directory)"
+  with pytest.raises(UserError, match=rf"the metrics in {file} cannot be written: {why}; check"):
+    tiny_run.train(tmp_path, tiny_run.CallAt(10, fill))
+  if place == "metrics":
+    (tmp_path / "aside").replace(file)
+  elif place == "opening":
+    file.parent.unlink()
+  tiny_run.train(tmp_path)
+  assert _result(tmp_path) == _result(whole)
+
+
+def test_damaged_lines_of_metrics_are_kept_aside(whole, tmp_path, capsys):
+  with pytest.raises(InterruptedError):
+    tiny_run.train(tmp_path, tiny_run.CallAt(17, _stop))
+  file = tmp_path / "metrics" / "tiny.jsonl"
+  lines = file.read_text().splitlines(keepends=True)
+  damages = (b"[1]\n", b'{"step": "2"}\n', b"\xff\n", lines[0][:9].encode(), b"[" * 10**5 + b"\n")
+  for number, damage in enumerate(damages, 1):
+    data = lines[0].encode() + damage + "".join(lines[1:]).encode()
+    file.write_bytes(data)
+    with pytest.raises(InterruptedError):
+      tiny_run.train(tmp_path, tiny_run.CallAt(16, _stop))
+    kept = file.parent / f"tiny.jsonl.damaged{f'_{number}' if number > 1 else ''}"
+    assert kept.read_bytes() == data and f"{file}:2 is not a line of metrics" in capsys.readouterr().err
+    assert set(file.read_text().splitlines(keepends=True)) >= set(lines[:1] + lines[2:16])
+  file.write_text("".join(lines).rstrip())  # the last line is whole
   tiny_run.train(tmp_path)
   assert _result(tmp_path) == _result(whole)
 

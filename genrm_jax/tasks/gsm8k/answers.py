@@ -9,82 +9,98 @@ import decimal
 import fractions
 import re
 
+from genrm_jax.tasks import statements
+from genrm_jax.tasks.gsm8k.markup import CURRENCY, plain
+from genrm_jax.tasks.gsm8k.numbers import read_number
+from genrm_jax.tasks.gsm8k.quantities import MAX_DIGITS
+
 MAX_SOLUTION_CHARACTERS = 1 << 16
 MAX_ANSWER_CHARACTERS = 200
-MAX_DIGITS = 60  # with sign, separators and scale
 
-ANSWER_IS = re.compile(r"\banswer is(?![a-z])\s*:?", re.IGNORECASE)
-_MARK = "####"
+_LABEL = re.compile(
+  r"^[^\w\n]{0,9}(?:the |my )?(?:final )?answer[*_ ]{0,4}[:=][*_ ]{0,4}(?=[^\s*_])", re.IGNORECASE | re.MULTILINE
+)
+# Lines between which a formula or code stands.
+_FENCE = re.compile(r"\W*(?:\\(?:begin|end)\{[a-z]+\*?\}|latex|math|text|</?[a-z]{1,10}>)?\W*\Z")
+_BULLET = re.compile(r"\s*[-*•]\s+")
 
 _PLAIN_INTEGER = re.compile(r"\s*\$?(0|[1-9][0-9]{0,30})\.?\s*\Z")  # nearly all answers
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?![0-9])|[0-9]+)"
-# A minus sign comes first, or between a space and a digit; between spaces it is an operator.
-_SIGN = r"(?:(?:(?<![^(:])|(?<=[(:] ))-\s*|(?<=\s)-(?=[0-9.])|\bnegative\s+)?"
-_NUMBER = re.compile(
-  rf"(?P<sign>{_SIGN})(?:"
-  rf"(?:(?P<whole>{_DIGITS})\s*(?:(?:and|&)\s+|\s))?(?P<top>{_DIGITS})\s*/\s*(?P<bottom>{_DIGITS})(?![0-9]|\.[0-9])"
-  rf"|(?P<decimal>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
-  r"(?:(?P<scale>k\b|\s*(?:hundred|thousand|million|billion)\b))?)"
-)
-_SCALES = {"hundred": 10**2, "k": 10**3, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_WORD = re.compile(rf"({'|'.join(_WORDS)})(?: (?!half|third|quarter)[a-z]+)?")
-# Next to a number, these make it part of something else: an operation, a variable, a fraction of a whole.
-_NOT_PLAIN = re.compile(
-  r"[+*^×÷√]|[a-z)] - |\b(?:half|halves)\b|\b(?:a|one) (?:third|quarter)\b|(?<![a-z'])[b-fjn-rt-z](?![a-z'])"
-  r"|(?<![a-z'0-9])k(?![a-z'])"
-)
-_EDGES = " :;,*\"'"
 _SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 # A remark that explains an answer is no part of it: "9 (1 more than 8)", "4 inches because 3.998 is rounded".
-_REMARK = re.compile(r"(?<=[a-z0-9.]) \((?:[^()]*[a-z][^()]*\)|[^()]*\)$)|,? (?:because|since|which|meaning|but) .*")
-_MARKUP = (
-  (re.compile(r"\{,\}"), ","),
-  (re.compile(r"</?[a-z]{1,6}>"), ""),
-  (re.compile(r"\\[dt]?frac\s*\{\s*([0-9,]+)\s*\}\s*\{\s*([0-9,]+)\s*\}"), r" \1/\2"),
-  (re.compile(r"\\[dt]?frac\s*([0-9])([0-9])(?![0-9])"), r" \1/\2"),
-  (re.compile(r"\\(?:boxed|text|mathbf|mathrm)\b\s*|\\[()\[\]!,;]|[{}`\\]"), " "),
-  (re.compile(r"\*\*|(?<![a-z0-9])_+|_+(?![a-z0-9])"), ""),
-  (re.compile(r"[$€£¥]"), ""),
-  (re.compile(r"%|\b(?:percent|dollars?|usd)\b|¢"), " "),
-  (re.compile(r"\A([0-9.]+)c\.?\Z"), r"\1"),
-  (re.compile(r"[−–]"), "-"),
-  (re.compile(r"’"), "'"),
-  (re.compile(r"\b([0-9]{1,2}):00(?![0-9])"), r"\1"),
-  (re.compile(r"\b([ap])\.m\b\.?"), r"\1m"),
+_REMARK = re.compile(
+  r"(?<=[a-z0-9.]) \((?:[^()]*[a-z][^()]*\)|[^()]*\)$)|,? (?:because|since|which|meaning|but) .*", re.IGNORECASE
 )
-_SPACED_THOUSANDS = re.compile(r"(?<![0-9.,/])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9/]|[.,][0-9]| ?/)")
+_CURRENCY_BETWEEN = re.compile(rf"(?<=[0-9])\s*{CURRENCY}\s*(?=[0-9])")
 
 
 def extract_answer(text: str) -> str | None:
-  """The normalised answer after the last "The answer is", else after the last "####"; None where neither gives one."""
-  end = text[-MAX_SOLUTION_CHARACTERS:]
-  if stated := list(ANSWER_IS.finditer(end)):
-    return normalise_answer(stated_line(end[stated[-1].end() :])) or None
-  _, mark, rest = end.rpartition(_MARK)
-  return (normalise_answer(stated_line(rest)) or None) if mark else None
+  """The normalised answer that a solution states; None where it states none.
+
+  It follows the last "The answer is", else the last "####", else stands in the last box, else is a number after the
+  last "Answer:". A number in a later one of these overrules what is no number, and in a later box any statement.
+  """
+  text = statements.first_turn(text[-MAX_SOLUTION_CHARACTERS:])
+  best, is_number, end = "", False, -1
+  for find in (_said, _marked, _boxed, _labelled):
+    if is_number and find != _boxed:
+      continue
+    start, stated = find(text)
+    if stated and start > end:
+      answer, may_overrule = _normalised(stated)
+      if answer and (may_overrule or (not best and find != _labelled)):
+        best, is_number = answer, may_overrule
+        end = start + len(_SENTENCE_END.split(stated, maxsplit=1)[0]) * is_number
+  return best or None
+
+
+def _said(text: str) -> tuple[int, str]:
+  """The line after the last "The answer is", and where it begins; "" where there is none."""
+  start = statements.after_answer_is(text)
+  return (-1, "") if start is None else (start, stated_line(text[start:]))
+
+
+def _marked(text: str) -> tuple[int, str]:
+  before, mark, after = text.rpartition("####")
+  return len(before + mark), stated_line(after) if mark else ""
+
+
+def _boxed(text: str) -> tuple[int, str]:
+  box = statements.last_box(text, MAX_ANSWER_CHARACTERS) if "\\" in text else None
+  return (box.start, box.content or "") if box else (-1, "")
+
+
+def _labelled(text: str) -> tuple[int, str]:
+  match = statements.last_match(_LABEL, text)
+  return (match.end(), stated_line(text[match.end() :])) if match else (-1, "")
 
 
 def normalise_answer(text: str) -> str:
   """The normal form that equal answers share; "" for an empty answer.
 
-  A text with one number in it (or one number several times) becomes that number, without currency, thousands
-  separators, percent sign, units, markup and remarks; of an equation, the side after the last "=" counts. "3 1/2" and
-  "7/2" become 3.5, "1/3" stays a fraction. Any other text ("5 hours and 17 minutes", "9 or 10", "x + 9", "7:08 pm") is
-  folded: lower case, stripped, without a final period. Only the words within the first `MAX_ANSWER_CHARACTERS` are
-  read.
+  A text that states one number (see numbers.py) becomes that number, without currency, thousands separators, percent
+  sign, units, markup and remarks; of an equation, the side after the last "=" counts. "3 1/2" and "7/2" become 3.5,
+  "1/3" stays a fraction. Any other text ("5 hours and 17 minutes", "9 or 10", "x + 9", "7:08 pm") is folded: lower
+  case, stripped, without a final period. Only the words within the first `MAX_ANSWER_CHARACTERS` are read.
 
       "$1,234.50." -> "1234.5"   "**72** miles" -> "72"   "4 + 5 = 9" -> "9"   "50%" -> "50"   "2 thousand" -> "2000"
-      "12 500" -> "12500"   "4 (3.998, rounded)" -> "4"   "2 & 2/3" -> "8/3"   "two times" -> "2"
+      "12 500" -> "12500"   "4 (3.998, rounded)" -> "4"   "3½" -> "3.5"   "minus two" -> "-2"   "5 T-shirts" -> "5"
   """
+  return _normalised(text)[0]
+
+
+def _normalised(text: str) -> tuple[str, bool]:
+  """The normal form, and whether it is a number."""
   text = _whole_words(text)
   if integer := _PLAIN_INTEGER.match(text):
-    return integer[1]
-  plain = _whole_words(text.casefold())
-  while (cleaned := _plain(plain)) != plain:  # removing markup may reveal more of it; each round shortens the text
-    plain = cleaned
-  value = _value(plain)
-  return _shown(value) if value is not None else plain
+    return integer[1], True
+  before = None
+  while text != before:  # until it is its own normal form
+    before, folded = text, _whole_words(plain(text))
+    value = _value(folded)
+    if value is not None:
+      return _shown(value), True
+    text = _whole_words(_CURRENCY_BETWEEN.sub(", ", folded).replace(CURRENCY, "").casefold())
+  return text, False
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
@@ -96,8 +112,11 @@ def same_answer(a: str | None, b: str | None) -> bool:
 
 
 def stated_line(text: str) -> str:
-  """The first line of `text` that is not blank, as far as an answer is read."""
-  return next((line for line in _whole_words(text).splitlines() if line.strip()), "")
+  """The first line of `text` with more than marks in it, as far as an answer is read; later lines without a bullet."""
+  for i, line in enumerate(_whole_words(text).splitlines()):
+    if not _FENCE.match(line):
+      return _BULLET.sub("", line, count=1) if i else line
+  return ""
 
 
 def _whole_words(text: str) -> str:
@@ -110,49 +129,17 @@ def _whole_words(text: str) -> str:
   return head[: max((i for i, c in enumerate(head) if c.isspace()), default=0)]
 
 
-def _plain(text: str) -> str:
-  """The text without markup and currency, with white space folded."""
-  for pattern, instead in _MARKUP:
-    text = pattern.sub(instead, text)
-  text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), " ".join(text.split()))
-  return text.rstrip(_EDGES + ".").lstrip(_EDGES)
-
-
-def _value(plain: str) -> fractions.Fraction | None:
+def _value(text: str) -> fractions.Fraction | None:
   """The only number that a plain text states; None where it states none or several."""
-  if word := _WORD.fullmatch(plain):
-    return fractions.Fraction(_WORDS.index(word[1]))
-  bare = _REMARK.sub("", plain)
-  bare = bare if _has_digit(bare) else plain
+  bare = _REMARK.sub("", text)
+  bare = bare if _has_digit(bare) or not _has_digit(text) else text
   sentence = _SENTENCE_END.split(bare, maxsplit=1)[0]
-  stated = next((s for part in (sentence, bare) if _has_digit(s := part.rpartition("=")[2].lstrip())), None)
-  if stated is None or _NOT_PLAIN.search(stated) or re.search(r"[0-9]:|:[0-9]", stated):
-    return None
-  values = {_number(m) for m in _NUMBER.finditer(stated) if not _is_within_word(stated, m)}
-  return values.pop() if len(values) == 1 and not _has_digit(_NUMBER.sub(" ", stated)) else None
+  sides = (part.rpartition("=")[2] for part in (sentence, bare))
+  return read_number(next((side for side in sides if _has_digit(side)), sentence))
 
 
 def _has_digit(text: str) -> bool:
   return any(c in "0123456789" for c in text)
-
-
-def _is_within_word(text: str, match: re.Match[str]) -> bool:
-  """Whether a number is the tail of a word, as in "co2"."""
-  return match.start() > 0 and text[match.start() - 1].isalpha() and match["sign"] == ""
-
-
-def _number(match: re.Match[str]) -> fractions.Fraction | None:
-  """The value of a match of `_NUMBER`; None for x/0 and for more than `MAX_DIGITS`."""
-  if len(match[0]) > MAX_DIGITS:
-    return None
-  digits = {k: v.replace(",", "") for k, v in match.groupdict().items() if v and k not in ("sign", "scale")}
-  if "decimal" in digits:
-    value = fractions.Fraction(digits["decimal"]) * _SCALES.get((match["scale"] or "").strip(), 1)
-  elif int(digits["bottom"]) == 0:
-    return None
-  else:
-    value = int(digits.get("whole", "0")) + fractions.Fraction(int(digits["top"]), int(digits["bottom"]))
-  return -value if match["sign"].strip() else value
 
 
 def _shown(value: fractions.Fraction) -> str:

@@ -23,6 +23,7 @@ import sys
 import time
 
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks.math500 import guards
 
 MAX_CHARACTERS = 1000  # longer answers are not compared; the longest of MATH have about 150
 
@@ -32,16 +33,36 @@ TOO_LONG, TIMED_OUT, DIED = FAILED = ("too long", "timed out", "died")
 
 _START_SECONDS = 120.0  # to import sympy, which takes long on a cold disk or a busy machine
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
-_SPACES = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\?\$|~|\\(?:left|right)(?![a-zA-Z])|\s")
+_SPACES = re.compile(guards.SPACE)
 _FRAC = re.compile(r"\\[dt]frac(?![a-zA-Z])")
+# An argument of one digit without braces: what follows it is no part of the same number.
+_ARGUMENTS = re.compile(r"\\([dt]?frac|binom)\s*([0-9])\s+([0-9])|([_^]|\\sqrt\s)\s*([0-9])(?=\s)")
+_THOUSANDS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2})((?:(?:\\[,;:! ]|~|[ ])[0-9]{3})+)(?![0-9]|\s*/)")
+_MIXED = re.compile(rf"(?<![0-9.,/])([0-9]+)(?:{guards.SPACE})+([0-9]+)\s*/\s*([0-9]+)(?![0-9.])")
+_BETWEEN_NUMBERS = re.compile(rf"(?<=[0-9])(?:{guards.SPACE})+(?=[0-9])")
+_APART = "\N{NO-BREAK SPACE}"
 
 
 def plain(answer: str) -> str:
   """The answer without formatting: spaces, `$`, a final period, sizes of fractions and brackets.
 
-  For comparison only: `\\pi r` becomes `\\pir`.
+  For comparison only: `\\pi r` becomes `\\pir`. A space stays between digits, except in thousands: `1 1/2`, not `11/2`.
   """
-  return _FRAC.sub(r"\\frac", _SPACES.sub("", answer)).rstrip(".")
+  apart = _BETWEEN_NUMBERS.sub(_APART, _numerals(answer).replace(_APART, " "))
+  kept = _APART.join(_SPACES.sub("", part) for part in apart.split(_APART))
+  return _FRAC.sub(r"\\frac", kept).rstrip(".")
+
+
+def _numerals(answer: str) -> str:
+  """The answer with spaced thousands as one number, and arguments of one digit and mixed numbers with braces."""
+  answer = _ARGUMENTS.sub(_in_braces, answer)
+  answer = _THOUSANDS.sub(lambda m: m[1] + re.sub(r"[^0-9]", "", m[2]), answer)
+  return _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
+
+
+def _in_braces(match: re.Match[str]) -> str:
+  command, top, bottom, mark, digit = match.groups()
+  return f"\\{command}{{{top}}}{{{bottom}}}" if command else f"{mark}{{{digit}}}"
 
 
 def check_installed() -> None:
@@ -90,10 +111,14 @@ class MathEqual:
       return SAME_TEXT if target == answer else TOO_LONG
     if plain(target) == plain(answer):
       return SAME_TEXT
+    numerals = _numerals(target), _numerals(answer)
+    if any(map(_BETWEEN_NUMBERS.search, numerals)):  # the library would add them
+      return UNREADABLE
     worker = self._worker or self._start()
     try:
-      _ask(worker, json.dumps([target, answer]).encode() + b"\n")
-      return _reply(worker, 10 * self._seconds)
+      _ask(worker, json.dumps(numerals).encode() + b"\n")
+      outcome = _reply(worker, 10 * self._seconds)
+      return DIFFERENT if outcome == EQUAL and guards.certainly_differ(target, answer) else outcome
     except (TimeoutError, EOFError, OSError) as e:
       self._stop()
       timed_out = isinstance(e, TimeoutError) or worker.returncode == -signal.SIGPROF

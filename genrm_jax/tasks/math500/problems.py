@@ -18,6 +18,7 @@ from etils import epath
 
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks import statements
 from genrm_jax.tasks.math500.equality import MAX_CHARACTERS, plain
 from genrm_jax.text.json_lines import json_object, shown
 
@@ -165,14 +166,10 @@ BOXED, SAID, NOWHERE, EMPTY, UNBALANCED, TOO_LONG = (
   f"longer than {MAX_CHARACTERS:,} characters",
 )
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-# A box without braces extends to the end of its formula, or else over one word.
-_UNBRACED = re.compile(r"([^$\n\\]*(?:\\[^)\]\n][^$\n\\]*)*)(?:\$|\\[)\]])|([^\s$]+)")
-_ANSWER_IS = re.compile(r"\banswer is(?![a-z])\s*:?\s*", re.IGNORECASE)
-_STATED = re.compile(
-  r"\$+((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|([^\n]+?)(?=[.!]?\s*(?:\n|\Z)|[.!]\s)", re.DOTALL
-)
+_FORMULA = re.compile(r"\$+((?:\\.|[^$\\])+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NEXT_FORMULA = re.compile(r"\s*((?:[a-z]+\s+){0,2}?)(,?\s*\b(?:or|and)\b|,)\s*(?=\$|\\[(\[])")
+_UNIT = re.compile(r"\s*([a-z]+)")
+_SENTENCE = re.compile(r"([^\n]+?)(?=[.!]?\s*(?:\n|\Z)|[.!]\s)")
 
 
 def read_answer(text: str) -> tuple[str | None, str]:
@@ -183,25 +180,37 @@ def read_answer(text: str) -> tuple[str | None, str]:
       "... so \boxed{\frac{1}{2}}."           -> ("\frac{1}{2}", BOXED)     "$\boxed 5$" -> ("5", BOXED)
       "... The final answer is $x = 2$."      -> ("x = 2", SAID)            "\boxed{5"   -> (None, UNBALANCED)
   """
-  box = _last(_BOX, text)
+  text = statements.first_turn(text)
+  box = statements.last_box(text, MAX_CHARACTERS)
   if box is None:
     return _read_said(text)
-  rest = text[box.end() : box.end() + MAX_CHARACTERS + 2]
-  if rest.startswith("{"):
-    end = _closing(rest)
-    if end is None:
-      return None, UNBALANCED if box.end() + len(rest) == len(text) else TOO_LONG
-    return _found(rest[1:end], BOXED, EMPTY)
-  match = _UNBRACED.match(rest)
-  return _found(next(filter(None, match.groups()), "") if match else "", BOXED, EMPTY)
+  if box.content is None:
+    return None, UNBALANCED if box.read_to_end else TOO_LONG
+  return _found(box.content, BOXED, EMPTY)
 
 
 def _read_said(text: str) -> tuple[str | None, str]:
-  match = _last(_ANSWER_IS, text)
-  if match is None:
+  start = statements.after_answer_is(text)
+  if start is None:
     return None, NOWHERE
-  stated = _STATED.match(text[match.end() : match.end() + MAX_CHARACTERS + 2])
-  return _found(next(filter(None, stated.groups()), "") if stated else "", SAID, NOWHERE)
+  rest = text[start : start + MAX_CHARACTERS + 2].lstrip()
+  sentence = _SENTENCE.match(rest)
+  return _found(_formulas(rest) or (sentence[0] if sentence else ""), SAID, NOWHERE)
+
+
+def _formulas(text: str) -> str:
+  """The formula that a text begins with, together with those that are joined to it: "$5$ or $6$" is "5, 6"."""
+  answer, at, units = "", 0, False
+  while formula := _FORMULA.match(text, at):
+    answer, at = answer + next(filter(None, formula.groups())).strip(), formula.end()
+    following = _NEXT_FORMULA.match(text, at)
+    unit = following[1].strip() if following else ""
+    units |= bool(unit)
+    if following is None:
+      last = _UNIT.match(text, at) if units else None
+      return f"{answer}\\text{{ {last[1]}}}" if last else answer
+    answer, at = f"{answer}\\text{{ {unit} and }}" if unit else f"{answer}, ", following.end()
+  return answer
 
 
 def _found(answer: str, where: str, if_empty: str) -> tuple[str | None, str]:
@@ -209,23 +218,6 @@ def _found(answer: str, where: str, if_empty: str) -> tuple[str | None, str]:
   if len(answer) > MAX_CHARACTERS:
     return None, TOO_LONG
   return (answer, where) if plain(answer) else (None, if_empty)
-
-
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-  last = None
-  for last in pattern.finditer(text):  # noqa: B007
-    pass
-  return last
-
-
-def _closing(text: str) -> int | None:
-  """The index at which the opening brace of the text is closed. A brace after a backslash does not count."""
-  depth = 0
-  for match in _BRACE.finditer(text):
-    depth += {"{": 1, "}": -1}.get(match[0], 0)
-    if depth == 0 and match[0] == "}":
-      return match.start()
-  return None
 
 
 def grade(problem: Problem, solutions: Sequence[Solution], equal: Equal) -> list[Graded]:

@@ -45,11 +45,51 @@ def compare(target: str, answer: str) -> str:
   if not left or not right:
     return "unreadable"
   try:
-    return "equal" if math_verify.verify(left, right, timeout_seconds=None, raise_on_error=True) else "different"
+    equal = math_verify.verify(left, right, timeout_seconds=None, raise_on_error=True)
+    if equal and "%" not in target + answer and len(left) == len(right) == 1:
+      equal = not _numbers_differ(left[0], right[0])
+    return "equal" if equal else "different"
   except MemoryError:
     raise
   except Exception:  # sympy raises anything for expressions that it cannot compare
     return "unreadable"
+
+
+def _numbers_differ(left: Any, right: Any) -> bool:
+  """Whether the numbers in two expressions differ for certain; the library rounds them to six decimals.
+
+  Exact numbers must be the same; a decimal may be rounded, and must agree in four digits.
+  """
+  import sympy
+
+  left, right = (e.rhs if isinstance(e, sympy.Eq) else e for e in (left, right))
+  if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
+    difference = left - right
+    if left == right or not difference.is_number or not difference.is_finite:
+      return False
+    numbers = left.is_number and right.is_number
+    largest = max(abs(sympy.N(e, 50)) for e in (left, right)) if numbers else 1
+    is_exact = not difference.has(sympy.Float)
+    return bool(abs(sympy.N(difference, 50)) > largest * sympy.Rational(1, 10 ** (30 if is_exact else 4)))
+  left_parts, right_parts = _parts(left), _parts(right)
+  if not left_parts or len(left_parts) != len(right_parts):
+    return False
+  if isinstance(left, sympy.FiniteSet) or isinstance(right, sympy.FiniteSet):
+    if not all(part.is_number and part.is_real for part in (*left_parts, *right_parts)):
+      return False
+    left_parts, right_parts = sorted(left_parts), sorted(right_parts)
+  return any(map(_numbers_differ, left_parts, right_parts))
+
+
+def _parts(expression: Any) -> list[Any]:
+  """The coordinates, elements, entries or ends of an expression, empty if it has none."""
+  import sympy
+
+  if isinstance(expression, sympy.Interval):
+    return [expression.start, expression.end]
+  if isinstance(expression, (sympy.Tuple, sympy.FiniteSet)):
+    return list(expression.args)
+  return list(expression) if isinstance(expression, sympy.MatrixBase) else []
 
 
 @functools.lru_cache(maxsize=1000)  # the right answer is compared with many
