@@ -130,7 +130,7 @@ def test_what_cannot_be_used_is_one_message(tour, tmp_path):
 
 def test_stages_that_are_not_needed_are_not_run(tmp_path, monkeypatch):
   ran = []
-  monkeypatch.setattr(api.stages, "run_stages", lambda workdir, every, chosen, say: ran.append(chosen))
+  monkeypatch.setattr(api.stages, "run_stages", lambda workdir, config, every, chosen, *_: ran.append(chosen))
   run = saved_runs.run_of(tmp_path)
   api.run_up_to(run, ["score_orm"])
   assert set(ran[0]) == {"problems", "generator", "candidates", "train_orm", "score_orm"}
