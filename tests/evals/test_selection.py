@@ -1,16 +1,16 @@
 """Selection against brute force over all subsets of small pools."""
 
 import itertools
+from functools import partial
 
 import numpy as np
-import pytest
 from evals_data import NAN, bank_of, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.evals import selection
 from genrm_jax.records import Candidate, Problem
-from genrm_jax.runtime.errors import UserError
 
 
 def brute_force(pool, values, n, choose) -> float:
@@ -66,9 +66,8 @@ def test_perfect_scores_match_the_oracle_in_large_pools():
   rng = np.random.default_rng(0)
   bank = bank_of([[("1", bool(correct)) for correct in rng.random(256) < 0.02] for _ in range(5)])
   for n in (1, 2, 64, 255, 256):
-    np.testing.assert_allclose(
-      selection.best_of_n(bank, bank.correct.astype(float), n), selection.oracle(bank, n), atol=1e-12
-    )
+    found = selection.best_of_n(bank, bank.correct.astype(float), n)
+    np.testing.assert_allclose(found, selection.oracle(bank, n), atol=1e-12)
 
 
 def test_sampled_subsets_approximate_all_subsets():
@@ -92,28 +91,20 @@ def test_subsets_of_a_problem_do_not_depend_on_other_problems():
   assert (of_two.members[0] != of_two.members[1]).any()
 
 
-@pytest.mark.parametrize(
-  ("problem_ids", "candidate_keys", "message"),
-  [
-    *(([], [], "no problems"), (["a", "b"], [("a", 0)], "'b'"), (["a", "a"], [("a", 0)], "'a'")),
-    *((["a"], [("a", 0), ("z", 0)], "'z'"), (["a"], [("a", 2), ("a", 2)], "index 2")),
-  ],
-)
-def test_bad_records_are_refused(problem_ids, candidate_keys, message):
-  problems = [Problem(name, "toy", "eval", "?", "1") for name in problem_ids]
-  candidates = [Candidate(name, index, "", "1", True, "test") for name, index in candidate_keys]
-  with pytest.raises(UserError, match=message):
-    selection.make_bank(problems, candidates)
+def test_bad_records_and_sizes_are_refused():
+  def make(problem_ids, *keys):
+    problems = [Problem(name, "toy", "eval", "?", "1") for name in problem_ids]
+    return selection.make_bank(problems, [Candidate(name, index, "", "1", True, "test") for name, index in keys])
 
-
-@pytest.mark.parametrize("n", [0, 4])
-def test_n_beyond_every_pool_is_refused(n):
-  bank = bank_of([[("1", True)] * 3, [("1", True)]])
-  calls = (
-    lambda: selection.oracle(bank, n),
-    lambda: selection.draw_subsets(bank, n, seed=0),
-    lambda: selection.best_of_n(bank, np.zeros((2, 3)), n),
+  refused(
+    *(("no problems", make, ""), ("'b'", make, "ab", ("a", 0)), ("'a'", make, "aa", ("a", 0))),
+    *(("'z'", make, "a", ("a", 0), ("z", 0)), ("index 2", make, "a", ("a", 2), ("a", 2))),
   )
-  for call in calls:
-    with pytest.raises(UserError, match=f"n={n}"):
-      call()
+  bank = bank_of([[("1", True)] * 3, [("1", True)]])
+  for n in (0, 4):  # beyond every pool
+    for function, *args in (
+      (selection.oracle, n),
+      (partial(selection.draw_subsets, seed=0), n),
+      (selection.best_of_n, np.ones((2, 3)), n),
+    ):
+      refused((f"n={n}", function, bank, *args))

@@ -1,16 +1,19 @@
 """Every variant of every config builds, is locked, and is what the library wants; bad settings are one message."""
 
 import importlib
+import itertools
 import pathlib
 import re
 import sys
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 import saved_runs
 from absl.testing import flagsaver
 from char_model import PROMPTER
+from refusals import refused
 
 from experiments import base, configs
 from experiments.configs import common, gsm8k
@@ -23,6 +26,7 @@ from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import PairBatch
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks import string_base
 from genrm_jax.verifiers.base import TargetCounts, make_verifier
 
 LIST_TASKS = ("last_letter", "word_sorting")
@@ -93,11 +97,8 @@ def test_stages_make_what_later_stages_read(name, variant, tmp_path):
     changes = {"model__checkpoint": "gemma", "tokenizer__path": "tokenizer.model"}
   run = saved_runs.run_of(tmp_path / "work", name, variant, **changes)
   stages = (base.make_stages if name == "base" else make_stages)(run)
-  made: set[str] = set()
+  saved_runs.check_order(stages)
   for stage in stages:
-    assert set(stage.reads) <= made, stage.name
-    assert stage.writes and not made & set(stage.writes), stage.name
-    made |= set(stage.writes)
     if stage.name.startswith(("train_", "score_")):
       assert ("tokenizer.model" in stage.reads) == (run.config.tokenizer.type == "sentencepiece")
   names = [s.name for s in stages]
@@ -151,18 +152,28 @@ def test_a_character_model_needs_no_files_but_its_base(tmp_path):
   assert run.model.vocab_size == run.tokenizer.vocab_size and not (tmp_path / "work").exists()
 
 
+COMPLETIONS = ("+", "<>", "mi<", "3mike4dlih;")
+
+
+def test_answers_of_one_or_two_characters_weigh_more_and_no_others(tmp_path, monkeypatch):
+  drawn = itertools.cycle(("K3a;4b;=", completion) for completion in COMPLETIONS)
+  monkeypatch.setattr(string_base, "example", lambda rng: next(drawn))
+  run = saved_runs.run_of(tmp_path, "base", base__num_examples=12, base__short_answer_weight=3.0)
+  for i, example in enumerate(base.examples(run)):
+    is_target = example.weights > 0
+    completion = run.tokenizer.decode(example.targets[is_target].tolist())
+    assert completion == COMPLETIONS[i % 4] and example.targets[is_target][-1] == run.tokenizer.eos_id
+    np.testing.assert_array_equal(example.weights[is_target], 3 if completion in ("+", "<>") else 1)
+
+
 # What is wrong is one message.
 
 
-@pytest.mark.parametrize("variant", ["train_", "train_-5", "lambda_0", "train_many", "lambda_x", "train_0.5"])
-def test_a_variant_with_no_number_is_named(variant):
-  with pytest.raises(UserError, match=f"config variant '{variant}': '.*' is not a positive number"):
-    MODULES["last_letter"].get_config(variant)
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
+def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
+  for variant in ("train_", "train_-5", "lambda_0", "train_many", "lambda_x", "train_0.5"):
+    message = f"config variant '{variant}': '.*' is not a positive number"
+    refused((message, MODULES["last_letter"].get_config, variant))
+  for changes, message in (
     ({"generator__optim__learning_rate": -1.0}, "learning_rate must be positive and finite, not -1"),
     ({"verifiers__dpo__optim__learning_rate": -1.0}, "learning_rate must be positive and finite, not -1"),
     ({"verifiers__genrm__loop__best_by": "accuracy?"}, "best_by"),
@@ -172,18 +183,11 @@ def test_a_variant_with_no_number_is_named(variant):
     ({"prompts__solve": "Solve:"}, r"solve.*\{question\}"),
     ({"model__checkpoint": "/nowhere"}, "nowhere: no such folder"),
     ({"model__sharding__embed": "fdsp"}, "fdsp"),
-  ],
-)
-def test_bad_settings_are_refused_before_anything_runs(changes, message, tmp_path):
-  with pytest.raises(UserError, match=message):
-    saved_runs.run_of(tmp_path, **changes).check_settings()
-
-
-@pytest.mark.parametrize("given", ["model__checkpoint", "seed"])
-def test_the_paper_variant_says_what_it_needs(given, tmp_path):
-  run = saved_runs.run_of(tmp_path, "word_sorting", "paper", **{given: 1 if given == "seed" else "somewhere"})
-  with pytest.raises(UserError, match=r"model\.checkpoint=DIR .*tokenizer\.path=FILE"):
-    make_stages(run)
+  ):
+    refused((message, saved_runs.run_of(tmp_path, **changes).check_settings))
+  for given in ({"model__checkpoint": "somewhere"}, {"seed": 1}):
+    run = saved_runs.run_of(tmp_path, "word_sorting", "paper", **given)
+    refused((r"model\.checkpoint=DIR .*tokenizer\.path=FILE", make_stages, run))
 
 
 LETTERS = "--config=experiments/configs/last_letter.py"

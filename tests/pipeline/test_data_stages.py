@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import saved_runs
+from refusals import refused
 
 from genrm_jax.data import jsonl
 from genrm_jax.infer.engine import Rollout
@@ -15,8 +16,6 @@ from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.records import Rationale
-from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks.gsm8k import released
 from genrm_jax.tasks.gsm8k.sample import write as write_release
 from genrm_jax.tasks.last_letter import LastLetter, read_list, write_placed
 from genrm_jax.text.tokenizer import CharTokenizer
@@ -175,17 +174,18 @@ def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank)
     assert all(r.kept for r in run.rationales(split)), "the program agrees with the label"
 
 
-def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
-  with pytest.raises(UserError, match=r"dpo: init_from.*config\.bank none is trained"):
-    make_stages(_run(tmp_path / "x", variant="tiny", bank="somewhere"))
+def test_what_cannot_be_used_is_named_before_anything_runs(bank, tmp_path):
+  own_grader, trained = _run(tmp_path, "gsm8k", grader__way="mine"), _run(tmp_path / "x", variant="tiny", bank="other")
+  refused(
+    (r"config\.grader\.way is 'mine'.*program, released, reference, plain", make_stages, own_grader),
+    (r"dpo: init_from.*config\.bank none is trained", make_stages, trained),
+  )
   path = bank.path("candidates/eval.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   path.write_text("".join([*lines[:2], lines[2][: len(lines[2]) // 2] + "\n", *lines[3:]]))
-  with pytest.raises(UserError, match=r"bank/candidates/eval\.jsonl:3: not JSON"):
-    _do(_study(bank, "no_gaps"), "bank")
+  refused((r"bank/candidates/eval\.jsonl:3: not JSON", _do, _study(bank, "no_gaps"), "bank"))
   path.unlink()
-  with pytest.raises(UserError, match=r"candidates/eval\.jsonl"):
-    _do(_study(bank, "no_gaps"), "bank")
+  refused((r"candidates/eval\.jsonl", _do, _study(bank, "no_gaps"), "bank"))
 
 
 # What verifiers are trained on.
@@ -234,19 +234,6 @@ def test_gaps_are_of_training_alone_and_deterministic(tmp_path):
 # GSM8K's release.
 
 
-def test_evaluation_has_a_draw_from_the_pool_alone(tmp_path):
-  """The direct set was chosen by label, so it is trained on and not drawn from."""
-  drawn = []
-  for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
-    run = _run(tmp_path / str(len(drawn)), "gsm8k", seed=seed, task__eval_candidates=num)
-    data_stages.read_release(run)
-    drawn.append({(c.problem_id, c.index) for c in run.candidates("eval")})
-    assert {c.source for c in run.candidates("eval") + run.candidates("val")} == {released.SOURCE}
-    assert {c.source for c in run.candidates("train")} == {released.SOURCE, released.DIRECT_SOURCE}
-    assert len(drawn[-1]) == 6 * min(num, 4)
-  assert drawn[0] == drawn[1] != drawn[2]
-
-
 def test_a_few_bad_rows_are_counted_and_the_rest_is_read(tmp_path):
   folder = write_release(tmp_path / "data", 60, 0)
   path = folder / "genrm-critiques/critiques/data_collection/critique_gen_correct_solutions_round_0_shard_0.jsonl.gz"
@@ -268,12 +255,10 @@ def test_a_few_bad_rows_are_counted_and_the_rest_is_read(tmp_path):
 
 
 def test_solutions_of_ones_own_are_evaluated(tmp_path):
-  folder = write_release(tmp_path / "data", 40, 0)
-  tests = [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(3)]
-  gsm8k_dir = folder / "grade-school-math/grade_school_math/data"
-  (gsm8k_dir / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
-  own = tmp_path / "own.jsonl"
-  rows = [{"question": "What is 1 + 1?", "solution": f"The answer is {n}."} for n in (2, 3)]
+  folder, own = write_release(tmp_path / "data", 40, 0), tmp_path / "own.jsonl"
+  test = {"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}
+  (folder / "grade-school-math/grade_school_math/data/test.jsonl").write_text(json.dumps(test) + "\n")
+  rows = [{"question": test["question"], "solution": f"The answer is {n}."} for n in (2, 3)]
   own.write_text("".join(json.dumps(row) + "\n" for row in rows))
   changes = dict(data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own))
   run = _run(tmp_path / "run", "gsm8k", **changes)
@@ -284,16 +269,15 @@ def test_solutions_of_ones_own_are_evaluated(tmp_path):
 
 
 def test_missing_or_too_little_data_is_named(tmp_path):
-  (tmp_path / "empty").mkdir()
-  five = write_release(tmp_path / "data", 5, 0)
+  empty, five = tmp_path / "empty", write_release(tmp_path / "data", 5, 0)
+  empty.mkdir()
   for folder, message in (
     ("", r"--config\.data_dir=DIR"),
-    (tmp_path / "empty", rf"no GSM8K train problems; looked for {tmp_path}/empty/.*git clone"),
-    (five, r"hold 5"),
+    (empty, rf"no GSM8K train problems; looked for {empty}/.*git clone"),
+    (five, r"asks for \d+ \+ \d+ \+ \d+ problems .* hold 5"),
   ):
     run = _run(tmp_path / "work", "gsm8k", "tiny", data_dir=str(folder), task__rounds=(0,))
-    with pytest.raises(UserError, match=message):
-      data_stages.read_release(run)
+    refused((message, data_stages.read_release, run))
   assert not (tmp_path / "work").exists()
 
 
@@ -320,8 +304,3 @@ def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
   if way == "reference":
     solution, reference = re.search(r"\nSolution: (.*)\nExpected Answer: (.*)", grader.prompts[0]).groups()
     assert solution != reference
-
-
-def test_an_unknown_way_of_grading_is_refused_before_anything_runs(tmp_path):
-  with pytest.raises(UserError, match=r"config\.grader\.way is 'mine'.*program, released, reference, plain"):
-    make_stages(_run(tmp_path, "gsm8k", grader__way="mine"))

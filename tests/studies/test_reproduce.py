@@ -4,9 +4,9 @@ import os
 import sys
 
 import pytest
+from refusals import refused
 
 from experiments.studies import reproduce
-from genrm_jax.runtime.errors import UserError
 
 
 def test_banks_come_before_the_studies_that_use_them():
@@ -16,8 +16,7 @@ def test_banks_come_before_the_studies_that_use_them():
   assert len(set(runs)) == len(runs) == 2 * sum(map(len, reproduce.VARIANTS.values()))
   chosen = reproduce.list_runs(["word_sorting"], ["2"], ["lambda_1", "tiny"])
   assert chosen == [("word_sorting", "tiny", "2"), ("word_sorting", "lambda_1", "2")]
-  with pytest.raises(UserError, match="gsm"):
-    reproduce.list_runs(["gsm"], ["0"], [])
+  refused(("gsm", reproduce.list_runs, ["gsm"], ["0"], []))
 
 
 def fake_python(tmp_path, monkeypatch, lines):
@@ -44,6 +43,6 @@ def test_a_failed_run_shows_the_end_of_its_log(tmp_path, monkeypatch):
   log = tmp_path / "work/last_letter/lambda_0.3-seed0.log"
   log.parent.mkdir(parents=True)
   log.write_text("of an earlier start\n")
-  with pytest.raises(UserError, match="error: no luck"):
-    reproduce.run_one(tmp_path / "work", "last_letter", "lambda_0.3", "0", min(os.sched_getaffinity(0)))
+  core = min(os.sched_getaffinity(0))
+  refused(("error: no luck", reproduce.run_one, tmp_path / "work", "last_letter", "lambda_0.3", "0", core))
   assert log.read_text() == "of an earlier start\ntrain: starts\nerror: no luck\n"

@@ -12,13 +12,15 @@ def means(*columns):
   return {seed: metrics.mean(np.array(column, float)) for seed, column in enumerate(columns)}
 
 
-def test_value_is_the_mean_over_seeds():
+def test_value_is_the_mean_over_seeds_and_undefined_where_one_is():
   pooled = seeds.pool({"a": means([1, 0, 0, 1], [1, 1, 1, 1, 1, 0])}, draws=500)["a"]
   assert pooled.by_seed == {0: 0.5, 1: 0.833333}
-  assert pooled.value == pytest.approx(
-    (0.5 + 5 / 6) / 2, abs=1e-6
-  )  # seeds count equally, whatever their number of problems
+  # Seeds count equally, whatever their number of problems.
+  assert pooled.value == pytest.approx((0.5 + 5 / 6) / 2, abs=1e-6)
   assert pooled.low < pooled.value < pooled.high
+  empty = Quantity(((np.zeros(3), np.zeros(3)),))
+  pooled = seeds.pool({"a": {0: metrics.mean(np.ones(3)), 1: empty}}, draws=100)["a"]
+  assert (pooled.value, pooled.low, pooled.high, pooled.by_seed) == (None, None, None, {0: 1, 1: None})
 
 
 def test_differences_are_paired_by_seed_and_problem():
@@ -39,12 +41,6 @@ def test_ratios_and_averages_of_ratios():
   assert found["both"] == found["last"] and found["both"].value == 0.8
   assert found == seeds.pool({name: {0: both} for name in ("both", "last")}, draws=300) | {"ratio": found["ratio"]}
   assert found["both"].low == pytest.approx((found["ratio"].low + 1) / 2)
-
-
-def test_undefined_for_one_seed_is_undefined():
-  empty = Quantity(((np.zeros(3), np.zeros(3)),))
-  pooled = seeds.pool({"a": {0: metrics.mean(np.ones(3)), 1: empty}}, draws=100)["a"]
-  assert (pooled.value, pooled.low, pooled.high, pooled.by_seed) == (None, None, None, {0: 1, 1: None})
 
 
 def test_intervals_cover_a_mean_that_seeds_scatter_around():

@@ -1,4 +1,4 @@
-"""Differences from the released answers are sorted into classes and counted."""
+"""Studies of the GSM8K release: differences from its answers, and its pool of rationales beside its filtered set."""
 
 import json
 import sys
@@ -6,10 +6,14 @@ import zipfile
 
 import pytest
 
-from experiments.studies import gsm8k_answers
+from experiments.studies import gsm8k_answers, gsm8k_rationales
 from experiments.studies.gsm8k_answers import Compared, classify
 from genrm_jax.tasks.gsm8k import sample as gsm8k_sample
 from genrm_jax.tasks.gsm8k.answers import extract_answer
+from genrm_jax.tasks.gsm8k.rows import CritiqueRow, Place, PoolRow
+from genrm_jax.text.prompts import RELEASED
+
+ASK = RELEASED.verdict_question
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_comparison_with_a_small_release(tmp_path, monkeypatch):
   answer = problem["answer"].rpartition("#### ")[2]
   for label, said, target in (("correct", f"{answer}.5", " Yes"), ("incorrect", "unknown", " No")):
     inputs = f"I.\n\nQ: {problem['question']}\nA: Let's think step by step.\nThe answer is {said}.\n"
-    row = {"inputs": inputs + "Verification: Is the answer correct (Yes/No)?", "targets": target}
+    row = {"inputs": inputs + ASK, "targets": target}
     for split in ("", "_val"):
       path = folder / f"genrm-critiques/critiques/rm_{label}_solutions_batch_00{split}.zip"
       with zipfile.ZipFile(path, "w") as archive:
@@ -61,3 +65,43 @@ def test_comparison_with_a_small_release(tmp_path, monkeypatch):
   assert (row["name"], row["answers"], row["labels"], len(row["examples"])) == ("decimals", 0, 2, 2)
   assert row["examples"][0]["label"] and row["examples"][0]["ours"].endswith(".5")
   assert results["bad_rows"] == {"rows": 24, "left_out": 0}
+
+
+def test_the_pool_is_measured_beside_the_released_set():
+  def row(question, solution, text, correct, line):
+    return PoolRow(question, solution, line, "4", "4" if correct else "5", correct, text, 0, Place("shard", line))
+
+  def released(question, solution, text, verdict):
+    return CritiqueRow(question, solution, f"{text}\n\n{ASK} {verdict}", verdict == "Yes", Place("val", 1))
+
+  pool = [
+    row("How  many?", "four", f"**Verification:**\n\nfour\nis right\n\n**Final Grade:** {ASK} Yes", True, 1),
+    row("How many?", "four", "fine\nVerification: Is the answer correct? Yes", True, 2),
+    row("How many?", "five", f"as the Expected Answer\n\n{ASK} No", False, 3),
+    row("How much?", "six", f"six\n\n{ASK} No", True, 4),
+  ]
+  known = [
+    released("How many?", "four", "\nfour is right", "Yes"),
+    released("How many?", "4", "another", "Yes"),
+    released("Who?", "Ada", "Expected Answer: Bo", "No"),
+  ]
+  found, replay = gsm8k_rationales.measure(pool, known)
+  assert found["rationales"] == 4
+  right, wrong, both = found["ledgers"]["lenient-2"].values()
+  assert (right["all"], right["kept"], right["dropped: verdict disagrees with the label"]) == (3, 2, 1)
+  assert (right["solutions"], right["problems"]) == ({"all": 2, "kept": 1}, {"all": 2, "kept": 1})
+  assert wrong["kept"] == 1
+  assert both == {"all": 1, "kept": 1}
+  assert found["ledgers"]["lenient-2+drop_leaks"]["incorrect"]["kept"] == 0
+  ours, theirs, search = found["released_validation"].values()
+  assert search == {
+    "correct": {"rows": 2, "problem in the pool": 2, "solution in the pool": 1, "rationale in the pool": 1},
+    "incorrect": {"rows": 1, "problem in the pool": 0, "solution in the pool": 0, "rationale in the pool": 0},
+  }
+  for table, starts in ((ours, 0), (theirs, 0.5)):
+    assert (table["correct"]["rows"], table["correct"]["starts with a line break"]) == (2, starts)
+  shares = ("ends in the verdict question and the verdict", "verdict is the label", "empty line before the question")
+  for label in ("correct", "incorrect"):
+    assert [ours[label][name] for name in (*shares, "heading 'Final Grade' before the question")] == [1, 1, 1, 0]
+  assert theirs["incorrect"]["names the reference"] == ours["incorrect"]["names the reference"] == 1
+  assert replay.table()[min(replay.table())]["correct"]["verdict Yes -> none"] == 1
