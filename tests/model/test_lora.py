@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 from random_params import random_params
 from refusals import refused
 
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.model.lora import LoraConfig
-from genrm_jax.runtime import sharding
 
 ALL = tuple(lora.TARGETS)
 TOKENS = np.random.default_rng(1).integers(128, size=(2, 10)).astype(np.int32)
@@ -67,18 +65,6 @@ def test_new_adapters_are_random_float32_and_do_not_change_the_model():
   fewer = init(model, LoraConfig(32, 8.0, ("down",)), jax.random.key(0))
   np.testing.assert_array_equal(fewer["lora"]["down"]["a"], one["down"]["a"])
   assert fewer["lora_scale"] == 0.25 and list(fewer["lora"]) == ["down"]
-
-
-def test_adapters_of_gemma_2b_are_sharded_like_its_matrices():
-  model = get_config("gemma_2b")
-  specs = lora.param_specs(model, LoraConfig(16, 32.0, ALL))
-  shardings = sharding.param_shardings(specs, sharding.make_mesh(data=2, fsdp=2, tensor=2), model.rules)
-  split = {name: tuple(pair[part].spec for part in "ab") for name, pair in shardings["lora"].items()}
-  assert split["q"] == (P(None, "fsdp", None), P(None, None, "tensor", None))
-  assert split["k"] == (P(None, "fsdp", None), P(None, None, None, None))
-  assert split["attn_out"] == (P(None, "tensor", None, None), P(None, None, "fsdp"))
-  assert split["down"] == (P(None, "tensor", None), P(None, None, "fsdp"))
-  assert shardings["lora_scale"].is_fully_replicated
 
 
 def test_bad_settings_are_refused():

@@ -140,6 +140,9 @@ def test_the_gradient_raises_the_chosen_and_lowers_the_rejected():
   rows = [jax.tree.map(lambda a, r=r: a[r : r + 1], batch) for r in range(3)]
   parts = [losses.dpo(logp[r : r + 1], rows[r], BETA, 2, counts)[0] for r in range(3)]
   assert float(sum(parts)) == pytest.approx(float(loss)) and min(parts[:2]) > 0 == parts[2]
+  long = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 4096), a.dtype), batch)
+  jaxpr = jax.make_jaxpr(lambda logp, batch: losses.margins(logp, batch, 2))(long.weights, long)
+  assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 2 * 4096, "memory grows with the pairs"
 
 
 @functools.cache
