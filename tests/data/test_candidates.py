@@ -3,14 +3,13 @@
 import collections
 import json
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.data import candidates
 from genrm_jax.data.readers import read_candidates
 from genrm_jax.records import Candidate, Problem
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.task import GSM8K
 from genrm_jax.tasks.last_letter import LastLetter
 
@@ -73,7 +72,7 @@ def test_pairs_are_capped_distinct_and_of_one_problem(pool, max_pairs, seed):
   assert got == candidates.choose_pairs(pool, max_pairs, seed)
 
 
-def test_choices_are_drawn_from_everything():
+def test_choices_are_drawn_from_everything_and_need_both_labels():
   pool = _candidates([(p, t, t < 3) for p in range(2) for t in range(7)])
   drawn = [candidates.choose_pairs(pool, 2, seed) for seed in range(40)]
   assert len({(a.index, b.index) for pairs in drawn for a, b in pairs}) > 22, "nearly each of 24 pairs"
@@ -81,15 +80,12 @@ def test_choices_are_drawn_from_everything():
   pool = _candidates([(p, t, t == 0) for p in range(4) for t in range(9)])
   drawn = [candidates.choose_for_training(pool, 2, True, seed) for seed in range(20)]
   assert len({c.index for chosen in drawn for c in chosen}) > 28, "nearly each of 36 solutions"
-
-
-def test_choices_need_both_labels():
   right, wrong = _candidates([(0, 0, True), (1, 1, True)]), _candidates([(2, 2, False)])
-  with pytest.raises(UserError, match=r"none of 3 problems has both"):
-    candidates.choose_pairs([*right, *wrong], 4, 0)
-  for pool, counts in ((right, "2 correct and 0 incorrect"), (wrong, "0 correct and 1 incorrect")):
-    with pytest.raises(UserError, match=counts):
-      candidates.choose_for_training(pool, 16, True, 0)
+  refused(
+    ("none of 3 problems has both", candidates.choose_pairs, [*right, *wrong], 4, 0),
+    ("2 correct and 0 incorrect", candidates.choose_for_training, right, 16, True, 0),
+    ("0 correct and 1 incorrect", candidates.choose_for_training, wrong, 16, True, 0),
+  )
 
 
 # A user's own solutions
@@ -120,9 +116,8 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
   assert {c.source for c in found} == {"mine.jsonl"}
 
 
-@pytest.mark.parametrize(
-  ("row", "message"),
-  [
+def test_a_wrong_line_or_file_is_named(tmp_path):
+  for row, message in (
     *((line, "not JSON") for line in (b"{", b"", b"[" * 100_000, b"\xff")),
     ([1], "expected a JSON object"),
     (GOOD | {"label": 1}, 'unknown field "label"'),
@@ -134,15 +129,9 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
     (GOOD | {"question": "Twice?"}, 'field "question" is "Twice[?]", that of 2 problems'),
     ({"problem_id": "p9", "solution": "s"}, 'field "problem_id" is "p9", none of the 4 problems'),
     *((GOOD | {"correct": value}, 'field "correct" is ') for value in (1, None)),
-  ],
-)
-def test_a_wrong_line_is_named(row, message, tmp_path):
-  with pytest.raises(UserError, match=rf"mine\.jsonl:2: {message}"):
-    _read(tmp_path, GOOD, row, GOOD)
-
-
-def test_no_file_and_no_line(tmp_path):
-  with pytest.raises(UserError, match=r"none\.jsonl: could not be read"):
-    read_candidates(tmp_path / "none.jsonl", OF_USER, GSM8K())
-  with pytest.raises(UserError, match=r"mine\.jsonl: no line"):
-    _read(tmp_path)
+  ):
+    refused((rf"mine\.jsonl:2: {message}", _read, tmp_path, GOOD, row, GOOD))
+  refused(
+    (r"none\.jsonl: could not be read", read_candidates, tmp_path / "none.jsonl", OF_USER, GSM8K()),
+    (r"mine\.jsonl: no line", _read, tmp_path),
+  )

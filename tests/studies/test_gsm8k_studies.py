@@ -104,4 +104,8 @@ def test_the_pool_is_measured_beside_the_released_set():
   for label in ("correct", "incorrect"):
     assert [ours[label][name] for name in (*shares, "heading 'Final Grade' before the question")] == [1, 1, 1, 0]
   assert theirs["incorrect"]["names the reference"] == ours["incorrect"]["names the reference"] == 1
-  assert replay.table()[min(replay.table())]["correct"]["verdict Yes -> none"] == 1
+  differences = dict.fromkeys(("kept -> dropped", "kept with another text", "verdict Yes -> none"), 1)
+  assert replay.table()["lenient-1"] == {"correct": differences, "incorrect": {}}
+  assert replay.table()["lenient-2+drop_leaks"] == {"correct": {}, "incorrect": {"kept -> dropped": 1}}
+  [(_, before, after)] = replay.examples["lenient-1", "correct", "verdict Yes -> none"]
+  assert (before.verdict, after.verdict) == (True, None)

@@ -154,7 +154,13 @@ def test_cross_entropies_match_numpy_and_stay_finite():
 
 @pytest.mark.parametrize(
   ("verify", "solve", "weight", "want"),
-  [((6, 4), (20, 5), 0.25, 2.5), ((6, 4), (0, 0), 0.5, 1.5), ((0, 0), (20, 5), 0.5, 2.0), ((0, 0), (0, 0), 0.5, 0.0)],
+  [
+    ((6, 4), (20, 5), 0.25, 2.5),
+    ((6, 4), (20, 5), 0.0, 1.5),
+    ((6, 4), (0, 0), 0.5, 1.5),
+    ((0, 0), (20, 5), 0.5, 2.0),
+    ((0, 0), (0, 0), 0.5, 0.0),
+  ],
 )
 def test_unified_is_verify_plus_lambda_solve_and_an_absent_kind_adds_nothing(verify, solve, weight, want):
   given = jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
