@@ -115,19 +115,6 @@ def test_samples_come_from_verifiers_with_rationales():
   assert [kinds.count(kind) for kind in ("fooled", "missed", "typical")] == [4, 4, 4]
 
 
-def test_generation_and_second_split(run, results):
-  problems, candidates, _ = run
-  generation = report.generation_results(problems, candidates, seed=0)
-  assert generation["pass1"] == results["pass1"]  # the same solutions
-  assert generation["per_problem"] == results["per_problem"]["pass1"]
-  inner = results_of(run, ns=[4], ks=[4], meta={})
-  whole = results | {"generation": {"genrm_cot": generation}, "in_distribution": inner}
-  rows = table_of(whole, "In distribution")
-  assert {"pass@1", "ORM", "GenRM-CoT", "Oracle (pass@N)"} <= set(rows)
-  assert rows["ORM"]["n = 4"].startswith(f"{100 * inner['curves']['orm'][-1]['value']:.1f} [")
-  assert tables.percent(results["pass1"]) in tables.generation_lines(whole)[0]
-
-
 def test_same_input_gives_the_same_bytes(run, tmp_path):
   first, again = (results_of(run, costs=costs_of(run)) for _ in range(2))
   paths = report.write_report(first, tmp_path / "a", entries=browse.pick_entries(*run))

@@ -16,14 +16,13 @@ from char_model import PROMPTER
 from refusals import refused
 
 from experiments import base, configs
-from experiments.configs import common, gsm8k
+from experiments.configs import gsm8k
 from genrm_jax.checkpoints import pretrained
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
 from genrm_jax.pipeline import cli, locate
 from genrm_jax.pipeline.experiment import make_stages
-from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import PairBatch
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import string_base
@@ -115,6 +114,11 @@ PAPER = [("last_letter", "paper", "gemma_2b"), *(("gsm8k", model, model) for mod
 @pytest.mark.parametrize(("name", "variant", "size"), PAPER)
 def test_the_papers_gemmas_by_their_shapes(name, variant, size):
   config = MODULES[name].get_config(variant)
+  for kind in gsm8k.KINDS if name == "gsm8k" else ():
+    one = MODULES["gsm8k"].get_config(f"{variant}_{kind}")
+    assert list(one.verifiers) == (["genrm", "genrm_cot"] if kind == "unified" else [kind])
+    weights = {v.get("solve_weight", 0.0) for v in one.verifiers.values()}
+    assert weights == ({0.25} if kind == "unified" else {0.0}) and one.model == config.model
   model = get_config(config.model.size, dtype=config.model.dtype, param_dtype=config.model.param_dtype)
   params = jax.eval_shape(lambda key: gemma.init(model, key), jax.random.key(0))
   assert model.name == size and sum(p.size for p in jax.tree.leaves(params)) == sum(gemma.num_params(model))
@@ -129,27 +133,11 @@ def test_the_papers_gemmas_by_their_shapes(name, variant, size):
     assert value.shape == () and jax.tree.map(lambda g: g.shape, grads) == jax.tree.map(lambda p: p.shape, params)
 
 
-@pytest.mark.parametrize("kind", gsm8k.KINDS)
-def test_one_kind_of_verifier_alone(kind):
-  config, every = (MODULES["gsm8k"].get_config(v) for v in (f"gemma_2b_{kind}", "gemma_2b"))
-  assert list(config.verifiers) == (["genrm", "genrm_cot"] if kind == "unified" else [kind])
-  weights = {v.get("solve_weight", 0.0) for v in config.verifiers.values()}
-  assert weights == ({0.25} if kind == "unified" else {0.0}) and config.model == every.model
-
-
 @pytest.mark.parametrize("size", ["mini", "small", "medium"])
 def test_the_packaged_base_is_what_its_config_makes(size):
   found = pretrained.open_checkpoint(locate.asset_path(f"{configs.list_tasks.ASSETS}/{size}")).config.to_dict()
   overrides = MODULES["base"].get_config(size).model.overrides.to_dict()
   assert {key: found[key] for key in overrides} == overrides
-
-
-def test_a_character_model_needs_no_files_but_its_base(tmp_path):
-  run = saved_runs.run_of(tmp_path / "work", "last_letter", "tiny")
-  manifest = run.manifest("genrm_cot")
-  assert manifest["init_from"].startswith("medium, files ") or "files" in manifest["init_from"]
-  assert str(run.checkpoint_path) not in str(manifest), "content, not location"
-  assert run.model.vocab_size == run.tokenizer.vocab_size and not (tmp_path / "work").exists()
 
 
 COMPLETIONS = ("+", "<>", "mi<", "3mike4dlih;")
@@ -193,25 +181,15 @@ def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
 LETTERS = "--config=experiments/configs/last_letter.py"
 
 
-@pytest.mark.parametrize(
-  ("args", "message"),
-  [
+def test_a_wrong_command_line_is_one_message(capsys, monkeypatch):
+  for args, message in (
     ([f"{LETTERS}:smoke", "--config.nope=1"], r"--config\.nope: the config has no key 'nope'"),
     ([f"{LETTERS}:smoke", "--config.generator.optim.learning_rat=1"], r"learning_rat.*Did you mean .learning_rate."),
     ([f"{LETTERS}:huge"], r"unknown config variant 'huge'; there are: tiny, .*, no_stop"),
     (["--config=experiments/configs/none.py:smoke"], r"none"),
-  ],
-)
-def test_a_wrong_command_line_is_one_message(args, message, capsys, monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["last_letter", *args, "--workdir=work"])  # there ml_collections looks for keys
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-    cli._parse_flags(sys.argv)
-  assert ended.value.code == 1
-  (line,) = capsys.readouterr().err.splitlines()
-  assert re.search(f"^error: .*{message}", line), line
-
-
-def test_prompts_of_a_config_are_those_of_its_format():
-  assert common.prompts("genrm")["name"] == "genrm"
-  run = Run(ml_collections.FrozenConfigDict(MODULES["last_letter"].get_config("smoke")), None)
-  assert run.prompter.format.name == "compact"
+  ):
+    monkeypatch.setattr(sys, "argv", ["last_letter", *args, "--workdir=work"])  # there ml_collections looks for keys
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+      cli._parse_flags(sys.argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and re.search(f"^error: .*{message}", line), line

@@ -67,20 +67,6 @@ def test_local_layers_reach_exactly_as_far_as_their_windows():
   np.testing.assert_array_equal(got > 0, back >= 0, "causality does not depend on positions")
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_packed_segments_match_separate_rows(name):
-  config, lengths = get_config(name), (9, 4, 7)
-  tokens, positions, segments = _row(3)
-  packed = (
-    np.concatenate([a[b, :n] for b, n in enumerate(lengths)])[None]
-    for a in (tokens, positions, np.cumsum(segments, axis=0))
-  )
-  apart, _ = forward(_params(config), config, tokens, positions, segments)
-  together, _ = forward(_params(config), config, *packed)
-  want = np.concatenate([apart[b, :n] for b, n in enumerate(lengths)])
-  np.testing.assert_allclose(together[0], want, atol=2e-5)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_given_tokens_match_those_of_the_whole_vocabulary(dtype):
   config, ids = get_config("tiny_gemma2", vocab_size=999, final_softcap=0.5, dtype=dtype), (998, 0, 17, 17)

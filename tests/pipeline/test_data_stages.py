@@ -106,14 +106,6 @@ def test_a_problem_of_an_earlier_split_is_left_out(tmp_path, monkeypatch, capsys
   assert "left out 3 problems" in capsys.readouterr().err
 
 
-def test_word_sorting_is_evaluated_on_big_bench_hard(data_dir, tmp_path):
-  splits = {f"task__{split}__num_problems": 3 for split in ("train", "val", "in_distribution")}
-  files = dict(model__checkpoint="gemma", tokenizer__path="tokenizer.model")
-  run = _run(tmp_path, "word_sorting", "paper", task__eval__bbh=str(data_dir), **splits, **files)
-  data_stages.make_problems(run)
-  assert [len(run.problems(split)) for split in run.splits] == [3, 3, 250, 3]
-
-
 # Candidates.
 
 

@@ -1,6 +1,7 @@
 """Meshes, rules and their errors, and global arrays, on 8 virtual devices."""
 
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from refusals import refused
 
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.sharding import DEFAULT_RULES
 
 
@@ -28,21 +29,13 @@ def test_make_mesh(mesh):
   assert mesh.axis_types == (AxisType.Auto,) * 3
   assert dict(sharding.make_mesh(fsdp=-1, tensor=2).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
   assert sharding.make_mesh(devices=jax.devices()[3:4]).devices.item() == jax.devices()[3]
-
-
-@pytest.mark.parametrize(
-  ("sizes", "message"),
-  [
-    ({"data": 2, "tensor": 2}, "4, is not the 8"),
-    ({"fsdp": -1, "tensor": 3}, "3, does not divide"),
-    ({"fsdp": -1, "tensor": 16}, "16, does not divide"),
-    ({"data": -1, "fsdp": -1}, "at most one"),
-    ({"data": 0}, "data=0"),
-  ],
-)
-def test_make_mesh_refuses(sizes, message):
-  with pytest.raises(UserError, match=message):
-    sharding.make_mesh(**sizes)
+  refused(
+    ("4, is not the 8", partial(sharding.make_mesh, data=2, tensor=2)),
+    ("3, does not divide", partial(sharding.make_mesh, fsdp=-1, tensor=3)),
+    ("16, does not divide", partial(sharding.make_mesh, fsdp=-1, tensor=16)),
+    ("at most one", partial(sharding.make_mesh, data=-1, fsdp=-1)),
+    ("data=0", partial(sharding.make_mesh, data=0)),
+  )
 
 
 def test_param_shardings(mesh):
@@ -57,22 +50,18 @@ def test_param_shardings(mesh):
   assert other["a"]["q"].spec == P(None, ("data", "fsdp"), None, None)
 
 
-@pytest.mark.parametrize(
-  ("spec", "rules", "message"),
-  [
-    (spec_of((8, 5), ("embed", "ffw")), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
-    (spec_of((8, 1), ("embed", "kv_heads")), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
-    (spec_of((6,), ("activation_batch",)), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
-    (spec_of((8, 8), ("heads", "ffw")), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
-    (spec_of((8,), ("embed",)), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
-    (spec_of((8,), ("embde",)), {}, "no rule .* 'embde'.*embed"),
-    (spec_of((8,), ("embed",)), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
-    (spec_of((8, 8), ("embed",)), {}, "1 logical axes"),
-  ],
-)
-def test_rules_that_cannot_be_kept_are_errors(mesh, spec, rules, message):
-  with pytest.raises(UserError, match=message):
-    sharding.param_shardings({"layers": {"w": spec}}, mesh, {**DEFAULT_RULES, **rules})
+def test_rules_that_cannot_be_kept_are_errors(mesh):
+  for shape, axes, rules, message in (
+    ((8, 5), ("embed", "ffw"), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
+    ((8, 1), ("embed", "kv_heads"), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
+    ((6,), ("activation_batch",), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
+    ((8, 8), ("heads", "ffw"), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
+    ((8,), ("embed",), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
+    ((8,), ("embde",), {}, "no rule .* 'embde'.*embed"),
+    ((8,), ("embed",), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
+    ((8, 8), ("embed",), {}, "1 logical axes"),
+  ):
+    refused((message, sharding.param_shardings, {"layers": {"w": spec_of(shape, axes)}}, mesh, DEFAULT_RULES | rules))
 
 
 def test_constrain(mesh):
@@ -85,8 +74,7 @@ def test_constrain(mesh):
     assert free(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
     other = jax.jit(lambda x: sharding.constrain(x, axes, {**DEFAULT_RULES, "activation_ffw": None}))
     assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
-    with pytest.raises(UserError, match=r"Activation.*dimension 0 .* has size 3"):
-      pinned(np.ones((3, 6, 4)))
+    refused((r"Activation.*dimension 0 .* has size 3", pinned, np.ones((3, 6, 4))))
   assert sharding.constrain(x, ("no mesh", "is", "set"), DEFAULT_RULES) is x
 
 
@@ -101,8 +89,8 @@ def test_host_to_global(mesh, rule, shards):
   shapes = {(shard.data.shape, shard.index[0].start or 0) for shard in got["tokens"].addressable_shards}
   assert shapes == {((size, 3), start) for start in range(0, 8, size)}
   if shards > 1:
-    with pytest.raises(UserError, match=rf"tokens: shape \(7, 3\).* {shards} batch shards"):
-      sharding.host_to_global({"tokens": np.zeros((7, 3))}, batch)
+    message = rf"tokens: shape \(7, 3\).* {shards} batch shards"
+    refused((message, sharding.host_to_global, {"tokens": np.zeros((7, 3))}, batch))
 
 
 def test_read_to_global_reads_each_row_once(mesh):
