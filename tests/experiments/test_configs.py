@@ -15,6 +15,7 @@ from absl.testing import flagsaver
 from char_model import PROMPTER
 from refusals import refused
 
+import experiments
 from experiments import base, configs
 from experiments.configs import gsm8k
 from genrm_jax.checkpoints import pretrained
@@ -193,3 +194,27 @@ def test_a_wrong_command_line_is_one_message(capsys, monkeypatch):
       cli._parse_flags(sys.argv)
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and re.search(f"^error: .*{message}", line), line
+
+
+# Packaged files are found from any folder; those of the current one take precedence.
+
+PACKAGE = pathlib.Path(experiments.__file__).parent
+LETTERS_FILE, MEDIUM = "experiments/configs/last_letter.py", "experiments/assets/medium"
+
+
+def test_packaged_files_and_those_of_the_current_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("nothing", "nothing.py", "last_letter.py", "other/last_letter.py", "common", "", ".."):
+    refused(("one of base, gsm8k, last_letter, math500, word_sorting", locate.config_path, f"{name}:tiny"))
+  for name in ("last_letter", LETTERS_FILE, "last_letter:tiny", f"{LETTERS_FILE}:tiny"):
+    assert locate.config_path(name) == str(PACKAGE / "configs" / "last_letter.py") + (":tiny" if ":" in name else "")
+  assert locate.asset_path(MEDIUM) == str(PACKAGE / "assets" / "medium")
+  assert (PACKAGE / "assets" / "medium" / "config.json").exists()
+  for path in ("", "gemma", "gs://bucket/gemma", "experiments/assets/nothing", "assets/medium"):
+    assert locate.asset_path(path) == path
+  (tmp_path / MEDIUM).mkdir(parents=True)
+  assert locate.asset_path(MEDIUM) == MEDIUM
+  for name in ("mine.py", LETTERS_FILE):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert locate.config_path(f"{name}:tiny") == f"{name}:tiny"

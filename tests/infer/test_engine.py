@@ -9,7 +9,7 @@ import jaxprs
 import numpy as np
 import pytest
 import tiny_model as tiny
-from compiles import compilations
+from jaxprs import compilations
 from refusals import refused
 
 from genrm_jax.infer import engine as engines

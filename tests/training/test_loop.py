@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny_run
-from compiles import compilations
+from jaxprs import compilations
 from refusals import refused
 
 from genrm_jax.runtime import sharding
