@@ -192,9 +192,6 @@ def test_other_trees_and_failed_saves_are_refused(saved, tmp_path):
   )
 
 
-# Tensors on their way to stacked, sharded parameters.
-
-
 def test_layers_are_written_in_place():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   target = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32, sharding=sharding.replicated(mesh))

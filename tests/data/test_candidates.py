@@ -1,4 +1,4 @@
-"""Solutions are sampled and graded, chosen for training, and read from a user's file, whose errors are named."""
+"""Solutions are chosen for training, and read from a user's file, whose errors are named."""
 
 import collections
 import json
@@ -11,9 +11,6 @@ from genrm_jax.data import candidates
 from genrm_jax.data.readers import read_candidates
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.tasks.gsm8k.task import GSM8K
-from genrm_jax.tasks.last_letter import LastLetter
-
-PROBLEMS = [Problem(f"p{i}", "last_letter", "train", f"{i}mike{i + 1}dlih;", "eh") for i in range(3)]
 
 
 def _candidates(marks):
@@ -22,20 +19,6 @@ def _candidates(marks):
 
 
 POOLS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.booleans()), max_size=60).map(_candidates)
-
-
-def test_solutions_are_sampled_and_graded_in_order():
-  requests = []
-
-  def generate(problems, indices):
-    requests.extend((p.id, i) for p, i in zip(problems, indices, strict=True))
-    return [["DeEh;", "no list", "DeEx;"][i] for i in indices]
-
-  got = candidates.sample_candidates(PROBLEMS, 3, LastLetter(), generate, "me")
-  assert requests == [(f"p{p}", i) for p in range(3) for i in range(3)]
-  assert [(c.problem_id, c.index) for c in got] == requests
-  expected = [("DeEh;", "eh", True), ("no list", None, False), ("DeEx;", "ex", False)]
-  assert [(c.text, c.answer, c.correct) for c in got[3:6]] == expected and {c.source for c in got} == {"me"}
 
 
 @settings(max_examples=80, deadline=None)
@@ -87,8 +70,6 @@ def test_choices_are_drawn_from_everything_and_need_both_labels():
     ("0 correct and 1 incorrect", candidates.choose_for_training, wrong, 16, True, 0),
   )
 
-
-# A user's own solutions
 
 QUESTIONS = ("How  many\na?", "How many b?", "Twice?", "Twice?")
 OF_USER = [Problem(f"p{i}", "gsm8k", "train", q, "7") for i, q in enumerate(QUESTIONS)]

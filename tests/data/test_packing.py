@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from genrm_jax.data import packing, row_file
-from genrm_jax.pytrees import KIND_PAD, KIND_SOLVE, KIND_VERIFY, PairBatch, TokenBatch
+from genrm_jax.pytrees import KIND_PAD, KIND_SOLVE, PairBatch, TokenBatch
 
 FIELDS = [f.name for f in dataclasses.fields(TokenBatch)]
 OF_EXAMPLE = ("tokens", "targets", "weights", "kind", "positions")
@@ -35,24 +35,6 @@ def _same(got, want):
     a, b = getattr(got, field.name), getattr(want, field.name)
     assert a.dtype == b.dtype == (np.float32 if field.name in ("weights", "reference") else np.int32), field.name
     np.testing.assert_array_equal(a, b, field.name)
-
-
-def test_documented_examples():
-  for label in (True, False):
-    e = packing.label_example("e", [10, 11, 12], label)
-    found = [getattr(e, name).tolist() for name in ("tokens", "targets", "weights", "kind")]
-    assert found == [[10, 11, 12], [0, 0, int(label)], [0, 0, 1], [KIND_PAD, KIND_PAD, KIND_VERIFY]]
-  prompt, yes = [ord(c) for c in "Q:1+1?"], 1
-  rows = packing.pack([packing.sft_example("e", prompt, [yes], KIND_VERIFY)], 8)
-  assert {name: getattr(rows.data, name)[0].tolist() for name in FIELDS} == {
-    "tokens": [*prompt, 0, 0],
-    "targets": [*prompt[1:], yes, 0, 0],
-    "weights": [0, 0, 0, 0, 0, 1, 0, 0],
-    "segments": [1, 1, 1, 1, 1, 1, 0, 0],
-    "positions": [0, 1, 2, 3, 4, 5, 0, 0],
-    "kind": [0, 0, 0, 0, 0, KIND_VERIFY, 0, 0],
-  }
-  assert packing.sft_example("e", [10, 11], [20, 21], KIND_SOLVE).weights.tolist() == [0, 1, 1]
 
 
 @settings(max_examples=80, deadline=None)
@@ -139,9 +121,6 @@ def test_digest_depends_on_every_field_and_the_order():
   assert len(digests) == 2 + len(FIELDS)
 
 
-# Row files
-
-
 def _file(path, rows):
   row_file.write(path, rows.num_rows, rows.take)
   return row_file.RowFile(path)
@@ -171,10 +150,11 @@ def test_rows_of_memory_and_of_a_file(tmp_path_factory, num_rows, at_a_time, dat
   _same(taken, rows.with_reference(log_probs).take(index))
 
 
-def test_only_the_needed_rows_are_read(tmp_path, monkeypatch):
-  file, ranges = _file(tmp_path / "train.npy", _rows(40)), []
-  whole = (tmp_path / "train.npy").stat().st_size
-  read = type(file._files).cat_ranges
+def test_only_the_needed_rows_are_read_and_a_missing_or_truncated_file_is_named(tmp_path, monkeypatch):
+  path, ranges = tmp_path / "train.npy", []
+  refused((r"train\.npy: no such file", row_file.RowFile, path))
+  file, row = _file(path, _rows(40)), 2 * len(FIELDS) * 4
+  read, start = type(file._files).cat_ranges, path.stat().st_size - 40 * row  # the header precedes the rows
 
   def recorded(self, paths, starts, ends, **kwargs):
     ranges.extend(zip(starts, ends, strict=True))
@@ -182,17 +162,9 @@ def test_only_the_needed_rows_are_read(tmp_path, monkeypatch):
 
   monkeypatch.setattr(type(file._files), "cat_ranges", recorded)
   file.take(np.array([7, -1, 30]))
-  row = 2 * len(FIELDS) * 4
-  start = whole - 40 * row  # the header precedes the rows
   assert ranges == [(start + i * row, start + (i + 1) * row) for i in (7, 30)]
-
-
-def test_a_missing_or_truncated_file(tmp_path):
-  path = tmp_path / "train.npy"
-  refused((r"train\.npy: no such file", row_file.RowFile, path))
-  file = _file(path, _rows(5))
   path.write_bytes(path.read_bytes()[:-4])
-  file.take(np.array([3]))
-  refused((r"train\.npy: a row cannot be read \(the file was cut\)", file.take, np.array([3, 4])))
+  file.take(np.array([38]))
+  refused((r"train\.npy: a row cannot be read \(the file was cut\)", file.take, np.array([38, 39])))
   path.unlink()
-  refused((r"train\.npy: a row cannot be read \(.*No such file", file.take, np.array([3])))
+  refused((r"train\.npy: a row cannot be read \(.*No such file", file.take, np.array([38])))

@@ -97,9 +97,6 @@ def test_rows_match_the_released_cot_set(data_dir):
   assert rebuilt >= 250
 
 
-# References for graders
-
-
 def _candidate(index, text, correct=True, problem="p"):
   return Candidate(problem, index, text, "4", correct, "test")
 
@@ -134,8 +131,6 @@ def test_sampled_texts_become_records_for_a_filter():
   ]
   refused(("way of grading 'both'", grading.as_rationales, graded, ["", "", ""], "run/400", "both"))
 
-
-# Readers of verdicts
 
 BODY = "2 + 2 is 4."
 MARKS = [  # beside or within the question

@@ -96,9 +96,6 @@ def test_interval_of_auc_overall():
   assert interval.low < interval.value < interval.high and interval == metrics.auc_overall(bank, values, seed=0)
 
 
-# Votes
-
-
 def table_of(votes: list[list[Vote]]) -> metrics.ScoreTable:
   """One problem whose candidates have these votes."""
   bank = toy_bank([[1] * len(votes)])
@@ -149,8 +146,6 @@ def test_bad_scores_are_refused():
   )
 
 
-# Calibration and ties
-
 scores_of_one = st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.35, 0.999, 1.0, NAN])
 candidates = st.lists(st.tuples(st.booleans(), scores_of_one, st.sampled_from("ab")), min_size=1, max_size=6)
 
@@ -199,9 +194,6 @@ def test_ties_match_their_definition(drawn):
     "texts_differ": sum(len({text for _, _, text in top}) > 1 for top in tied),
     "labels_differ": sum(len({label for _, label, _ in top}) > 1 for top in tied),
   }
-
-
-# Lengths
 
 
 def naive_spearman(x, y) -> float:

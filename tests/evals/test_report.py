@@ -151,8 +151,6 @@ def test_bad_arguments_are_refused(run):
     refused((message, partial(build, **changes)))
 
 
-# Candidates to browse
-
 ATTACK = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)> \"' {{ 1 }} ```"
 
 

@@ -111,9 +111,6 @@ def test_bad_records_and_sizes_are_refused():
       refused((f"n={n}", function, bank, *args))
 
 
-# Costs
-
-
 def results_of(run, measured):
   return report.build_results(*run, ns=[1, 2, 4], ks=[1, 2, 4], seed=0, meta={}, costs=measured)
 

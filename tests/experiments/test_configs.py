@@ -155,9 +155,6 @@ def test_answers_of_one_or_two_characters_weigh_more_and_no_others(tmp_path, mon
     np.testing.assert_array_equal(example.weights[is_target], 3 if completion in ("+", "<>") else 1)
 
 
-# What is wrong is one message.
-
-
 def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
   for variant in ("train_", "train_-5", "lambda_0", "train_many", "lambda_x", "train_0.5"):
     message = f"config variant '{variant}': '.*' is not a positive number"
@@ -195,8 +192,6 @@ def test_a_wrong_command_line_is_one_message(capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and re.search(f"^error: .*{message}", line), line
 
-
-# Packaged files are found from any folder; those of the current one take precedence.
 
 PACKAGE = pathlib.Path(experiments.__file__).parent
 LETTERS_FILE, MEDIUM = "experiments/configs/last_letter.py", "experiments/assets/medium"

@@ -131,8 +131,6 @@ def test_decode_updates_the_cache_in_place():
   assert memory.temp_size_in_bytes < cache_bytes / 4
 
 
-# The TPU kernel matches plain attention, values and gradients, on one device and on a mesh.
-
 KB, KT, KH = 2, 256, 128
 
 

@@ -158,8 +158,6 @@ def test_norms_are_declared_and_initial_parameters_have_unit_scale_and_their_own
   np.testing.assert_array_equal(one["down"], down)
 
 
-# Adapters
-
 ALL = tuple(lora.TARGETS)
 TOKENS = np.random.default_rng(1).integers(128, size=(2, 10)).astype(np.int32)
 ROWS = TOKENS, np.tile(np.arange(10, dtype=np.int32), (2, 1)), np.ones_like(TOKENS)

@@ -75,9 +75,6 @@ def _study(bank, variant, **changes):
   return _run(bank.workdir.parent / variant, variant=variant, bank=str(bank.workdir), **changes)
 
 
-# Problems.
-
-
 @pytest.mark.parametrize("task", ["last_letter", "word_sorting", "gsm8k"])
 def test_problems_are_a_function_of_the_seed_and_splits_are_disjoint(task, tmp_path):
   texts = []
@@ -106,9 +103,6 @@ def test_a_problem_of_an_earlier_split_is_left_out(tmp_path, monkeypatch, capsys
   assert "left out 3 problems" in capsys.readouterr().err
 
 
-# Candidates.
-
-
 def test_solutions_are_graded_and_name_their_source(bank):
   for split in SPLITS:
     pool = bank.candidates(split)
@@ -129,29 +123,20 @@ def test_a_pretrained_model_is_prompted_with_worked_examples(tmp_path):
   assert engine.prompts == [alone, run.task.few_shot("S{question}=") + alone]
 
 
-def test_a_verifiers_own_solutions_are_kept_apart(bank):
-  run = _study(bank, "lambda_0.3")
+def test_a_study_takes_the_data_of_another_run_and_keeps_its_own_solutions_apart(bank):
+  size, run = _study(bank, "size_small"), _study(bank, "lambda_0.3")
+  _do(size, "bank")
   _do(run, "bank")
-  pool = run.path("candidates/eval.jsonl").read_bytes()
   verifier_stages.solve_again(run, "genrm_cot")
   own = run.candidates("by_genrm_cot")
   assert {c.source for c in own} == {"genrm_cot/4"} and len(own) == 48
-  assert run.path("candidates/eval.jsonl").read_bytes() == pool
-
-
-# A bank.
-
-
-def test_a_study_takes_the_problems_and_solutions_of_another_run(bank):
-  run = _study(bank, "size_small")
-  _do(run, "bank")
   for kind in ("problems", "candidates"):
-    assert sorted(p.stem for p in run.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
-    for file in run.path(kind).iterdir():
-      assert file.read_bytes() == bank.path(kind, file.name).read_bytes()
-  jsonl.write_json(run.path("config.json"), {"hash": "h"})
+    assert sorted(p.stem for p in size.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
+    for file in size.path(kind).iterdir():
+      assert file.read_bytes() == bank.path(kind, file.name).read_bytes() == run.path(kind, file.name).read_bytes()
+  jsonl.write_json(size.path("config.json"), {"hash": "h"})
   jsonl.write_json(bank.path("config.json"), {"hash": "h"})
-  assert verifier_stages.identity(run)["bank"] == verifier_stages.identity(bank)["bank"]
+  assert verifier_stages.identity(size)["bank"] == verifier_stages.identity(bank)["bank"]
 
 
 def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank):
@@ -178,9 +163,6 @@ def test_what_cannot_be_used_is_named_before_anything_runs(bank, tmp_path):
   refused((r"bank/candidates/eval\.jsonl:3: not JSON", _do, _study(bank, "no_gaps"), "bank"))
   path.unlink()
   refused((r"candidates/eval\.jsonl", _do, _study(bank, "no_gaps"), "bank"))
-
-
-# What verifiers are trained on.
 
 
 def _examples(run, name):
@@ -223,39 +205,26 @@ def test_gaps_are_of_training_alone_and_deterministic(tmp_path):
   assert (len(list(rows["train"])), len(list(rows["val"]))) == (10, 50)
 
 
-# GSM8K's release.
-
-
-def test_a_few_bad_rows_are_counted_and_the_rest_is_read(tmp_path):
-  folder = write_release(tmp_path / "data", 60, 0)
-  path = folder / "genrm-critiques/critiques/data_collection/critique_gen_correct_solutions_round_0_shard_0.jsonl.gz"
-  with gzip.open(path, "rt") as f:
-    lines = f.readlines()
-  lines[7] = "{broken\n"
-  lines[20] = json.dumps(json.loads(lines[20]) | {"verifier_output": ""}) + "\n"
-  with gzip.open(path, "wt") as f:
-    f.writelines(lines)
-  run = _run(tmp_path / "run", "gsm8k", data_dir=str(folder), task__num_train=0, task__made_up=0)
-  data_stages.read_release(run)
-  left_out = jsonl.read_json(run.path("problems/left_out.json"))
-  assert left_out["left_out"] == 2 and left_out["rows"] == 60 * 6
-  reasons = left_out["files"][str(path)]["left_out"]
-  assert {reason: row["first_lines"] for reason, row in reasons.items()} == {"empty rationale": [21], "not JSON": [8]}
-  ledger = jsonl.read_json(run.path("rationales/ledger.json"))
-  read = sum(ledger[split][label]["all"] for split in ("train", "val") for label in ("correct", "incorrect"))
-  assert read == 60 * 4 - 2 - len(run.candidates("eval"))
-
-
-def test_solutions_of_ones_own_are_evaluated(tmp_path):
+def test_bad_rows_are_counted_and_solutions_of_ones_own_are_evaluated(tmp_path):
   folder, own = write_release(tmp_path / "data", 40, 0), tmp_path / "own.jsonl"
+  path = folder / "genrm-critiques/critiques/data_collection/critique_gen_correct_solutions_round_0_shard_0.jsonl.gz"
+  lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+  lines[7] = "{broken\n"
+  path.write_bytes(gzip.compress("".join(lines).encode()))
   test = {"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}
   (folder / "grade-school-math/grade_school_math/data/test.jsonl").write_text(json.dumps(test) + "\n")
   rows = [{"question": test["question"], "solution": f"The answer is {n}."} for n in (2, 3)]
   own.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  changes = dict(data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own))
-  run = _run(tmp_path / "run", "gsm8k", **changes)
+  run = _run(
+    tmp_path / "run", "gsm8k", data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own)
+  )
   data_stages.read_release(run)
-  assert [p.question for p in run.problems("eval")] == ["What is 1 + 1?"]
+  left_out = jsonl.read_json(run.path("problems/left_out.json"))
+  assert (left_out["left_out"], left_out["rows"]) == (1, 40 * 6)
+  assert left_out["files"][str(path)]["left_out"] == {"not JSON": {"rows": 1, "first_lines": [8]}}
+  ledger = jsonl.read_json(run.path("rationales/ledger.json"))
+  assert sum(ledger[split][label]["all"] for split in ("train", "val") for label in ("correct", "incorrect")) == 159
+  assert [p.question for p in run.problems("eval")] == [test["question"]]
   assert [c.correct for c in run.candidates("eval")] == [True, False]
   assert len(run.problems("train")) == 40 - 6, "no problem of the pool is held out in vain"
 
@@ -271,9 +240,6 @@ def test_missing_or_too_little_data_is_named(tmp_path):
     run = _run(tmp_path / "work", "gsm8k", "tiny", data_dir=str(folder), task__rounds=(0,))
     refused((message, data_stages.read_release, run))
   assert not (tmp_path / "work").exists()
-
-
-# Graders.
 
 
 @pytest.mark.parametrize("way", ["reference", "plain"])

@@ -111,8 +111,6 @@ def test_read_to_global_reads_each_row_once(mesh):
   assert got["tokens"].sharding == sharding.batch_sharding(mesh)
 
 
-# Memory
-
 _FAULTS = """
 import resource, sys
 import numpy as np

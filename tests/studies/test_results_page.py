@@ -187,9 +187,6 @@ def test_committed_page_is_made_from_the_committed_results():
   assert {figure.file for figure in figures} <= {path.name for path in (ROOT / "docs" / "figures").iterdir()}
 
 
-# Pooling over seeds
-
-
 def means(*columns):
   return {seed: metrics.mean(np.array(column, float)) for seed, column in enumerate(columns)}
 

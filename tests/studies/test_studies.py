@@ -113,9 +113,6 @@ def test_the_pool_is_measured_beside_the_released_set():
   assert (before.verdict, after.verdict) == (True, None)
 
 
-# Reproducing all runs
-
-
 def test_banks_come_before_the_studies_that_use_them():
   runs = reproduce.list_runs(["last_letter", "word_sorting"], ["0", "1"], [])
   assert runs[:4] == [(task, "tiny", seed) for task in ("last_letter", "word_sorting") for seed in ("0", "1")]

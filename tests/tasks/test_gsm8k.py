@@ -75,7 +75,7 @@ def test_problems_from_tfds(data_dir, tmp_path, monkeypatch):
   assert problems[0].id == "gsm8k/test/tfds-00000" and ("tensorflow" not in sys.modules) == without
 
 
-def test_splits_of_the_release_are_disjoint_and_of_the_configured_sizes():
+def test_splits_of_the_release_are_disjoint_and_held_out_candidates_from_the_pool_alone():
   release = GSM8K(**SMALL).released(0)
   ids = {split: {p.id for p in problems} for split, problems in release.problems.items()}
   assert {split: len(found) for split, found in ids.items()} == {"train": 12, "val": 6, "eval": 6}
@@ -85,10 +85,7 @@ def test_splits_of_the_release_are_disjoint_and_of_the_configured_sizes():
   rationales = list(release.rationales)
   assert {r.problem_id for r in rationales} == set.union(*ids.values()) and len(rationales) == 24 * 4
   assert release.left_out() == {"rows": 24 * 6, "left_out": 0, "files": {}}
-
-
-def test_held_out_candidates_are_drawn_from_the_pool_alone():
-  """The direct set was selected by label, so it is for training only."""
+  # Held-out candidates are drawn from the pool alone: the direct set was selected by label.
   drawn = []
   for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
     got = GSM8K(**SMALL | {"eval_candidates": num}).released(seed)

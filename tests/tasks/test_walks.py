@@ -190,8 +190,6 @@ def test_bad_bbh_files_are_named(tmp_path):
   refused((r"none.*git clone", read_bbh, tmp_path / "none"))
 
 
-# Last letters
-
 ANY_WORD = st.text(LETTERS, min_size=1, max_size=6)
 
 

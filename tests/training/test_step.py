@@ -130,9 +130,6 @@ def test_losses_match_the_recorded_ones():
   assert [one["grad_norm"] for one in losses] == pytest.approx([5.301626, 4.261647, 4.199170, 4.437280], rel=1e-3)
 
 
-# Losses and the optimizer
-
-
 def test_cross_entropies_match_numpy_and_stay_finite():
   rng = np.random.default_rng(0)
   logits, targets = rng.normal(scale=3, size=(2, 4, 7)).astype(np.float32), rng.integers(7, size=(2, 4))

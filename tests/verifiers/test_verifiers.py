@@ -60,9 +60,6 @@ def test_solutions_are_learnt_with_their_end_where_lambda_is_set():
   assert len(only) == 3 and all(set(e.kind.tolist()) <= {0, KIND_SOLVE} for e in only)
 
 
-# The gate.
-
-
 @pytest.mark.parametrize("name", [*TRAINED, "dpo"])
 def test_the_gate_finds_another_prompt_a_flipped_label_a_missing_example_and_a_missing_end(name, monkeypatch):
   v = verifier(name)
@@ -108,9 +105,6 @@ def test_the_gate_reads_rationales_as_scoring_does():
     ("other tokens than a sampled one", check, PROMPTER, "ab? So"),
     ("other tokens than a sampled one", check, short, "ab.\n"),
   )
-
-
-# Losses.
 
 
 def _rows(v, row_length=WIDTH):
@@ -165,9 +159,6 @@ def test_training_lowers_every_part_of_the_loss(name, weight):
       losses.append({part: float(total) / max(float(count), 1) for part, (total, count) in sums.items()})
   for part in ("loss", "loss_verify", "loss_solve")[: 3 if weight else 2]:
     assert losses[-1][part] < 0.5 * losses[0][part], part
-
-
-# Scores.
 
 
 def _score(name, candidates=CANDIDATES, *, num_votes=3, rows_per_batch=8, max_tokens=WIDTH):
@@ -249,9 +240,6 @@ def test_votes_and_examples_of_another_type_or_number_are_refused(monkeypatch):
   monkeypatch.setattr(v, "example", lambda item: {"tokens": [1]})
   monkeypatch.setattr(v, "check_gate", lambda items: None)
   refused((r"example\(\) returned .*expected an Example", next, v.examples(DATA)))
-
-
-# The registry.
 
 
 def test_verifiers_are_found_by_name_and_by_import_path_and_have_their_settings_checked(tmp_path, monkeypatch):
