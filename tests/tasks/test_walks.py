@@ -9,9 +9,9 @@ import pytest
 from edited_texts import edited
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.records import Problem
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import last_letter, word_sorting
 from genrm_jax.tasks.last_letter import PLACES, LastLetter, read_list, write_list, write_placed
 from genrm_jax.tasks.word_sorting import WordSorting, listed_words, order, read_bbh, write_items
@@ -140,8 +140,11 @@ def test_a_quarter_of_the_words_begins_like_another(style):
 
 
 def test_documented_walks():
-  with pytest.raises(UserError, match="p: a word occurs twice"):
-    TASK.rationale(_problem(["a", "a"], 0), "A0aB1a.")
+  drawn = re.findall(r"solution (\S+) +(\S+[+-])(?= |\n)", last_letter.__doc__)
+  assert len(drawn) >= 4
+  for solution, text in drawn:
+    assert LAST.rationale(LAST_MIKE, solution)[0] == text, solution
+  refused(("p: a word occurs twice", TASK.rationale, _problem(["a", "a"], 0), "A0aB1a."))
   drawn = re.findall(r"solution (\S+) +ends in +(\S+)", word_sorting.__doc__)
   assert len(drawn) >= 7
   for solution, end in drawn:
@@ -183,13 +186,9 @@ def test_bad_bbh_files_are_named(tmp_path):
     *((text, "not a BIG-Bench Hard task") for text in ("{", "[]", '{"examples": [{"input": "x"}]}')),
   ):
     path.write_text(examples if isinstance(examples, str) else json.dumps({"examples": examples}))
-    with pytest.raises(UserError, match=f"{re.escape(str(path))}: {message}.*fresh clone"):
-      read_bbh(tmp_path)
-  with pytest.raises(UserError, match=r"none.*git clone"):
-    read_bbh(tmp_path / "none")
+    refused((f"{re.escape(str(path))}: {message}.*fresh clone", read_bbh, tmp_path))
+  refused((r"none.*git clone", read_bbh, tmp_path / "none"))
 
-
-# Last letters
 
 ANY_WORD = st.text(LETTERS, min_size=1, max_size=6)
 
@@ -256,10 +255,3 @@ def test_last_letter_walk_ends_in_the_verdict_that_the_solution_deserves(drawn):
   to_the_end, same = LastLetter(walk={"stop": False}).rationale(problem, solution)
   assert same is verdict and to_the_end.startswith(text) and ("-" not in to_the_end) is verdict
   assert len(_steps(to_the_end, problem, solution)) == len(words)
-
-
-def test_documented_last_letter_walks():
-  drawn = re.findall(r"solution (\S+) +(\S+[+-])(?= |\n)", last_letter.__doc__)
-  assert len(drawn) >= 4
-  for solution, text in drawn:
-    assert LAST.rationale(LAST_MIKE, solution)[0] == text, solution
