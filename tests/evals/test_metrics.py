@@ -63,7 +63,11 @@ def test_metrics_by_hand_and_undefined_ones():
   ):
     assert value_of(metric) == (wanted and pytest.approx(wanted))
   assert metrics.expected_calibration_error(good, unscored) is None
-  undefined = metrics.Interval(None, None, None)
+  rng, undefined = np.random.default_rng(3), metrics.Interval(None, None, None)
+  bank = toy_bank((rng.random((40, 6)) < 0.5).astype(int).tolist())
+  values = np.clip(bank.correct * 0.3 + rng.random(bank.mask.shape) * 0.7, 0, 1)
+  auc = metrics.auc_overall(bank, values, seed=0)
+  assert auc.value == pytest.approx(naive_auc(values.ravel(), bank.correct.ravel())) and auc.low < auc.value < auc.high
   assert metrics.auc_overall(good, one_label, seed=0) == metrics.auc_overall(good, unscored, seed=0) == undefined
 
 
@@ -85,15 +89,6 @@ def test_quantities_are_independent_of_each_other_and_share_resamples():
   difference = metrics.bootstrap(metrics.mean((base + 0.1) - base), seed=7)
   assert difference.low == pytest.approx(0.1) and difference.high == pytest.approx(0.1)
   assert metrics.intervals({}, seed=0) == {}
-
-
-def test_interval_of_auc_overall():
-  rng = np.random.default_rng(3)
-  bank = toy_bank((rng.random((40, 6)) < 0.5).astype(int).tolist())
-  values = np.clip(bank.correct * 0.3 + rng.random(bank.mask.shape) * 0.7, 0, 1)
-  interval = metrics.auc_overall(bank, values, seed=0)
-  assert interval.value == pytest.approx(naive_auc(values.ravel(), bank.correct.ravel()))
-  assert interval.low < interval.value < interval.high and interval == metrics.auc_overall(bank, values, seed=0)
 
 
 def table_of(votes: list[list[Vote]]) -> metrics.ScoreTable:

@@ -42,18 +42,6 @@ def test_make_mesh(mesh):
   )
 
 
-def test_param_shardings(mesh):
-  specs = {
-    "a": {"q": spec_of((4, 8, 6, 3), ("layers", "embed", "heads", "head_dim"))},
-    "norm": spec_of((8,), ("embed",)),
-  }
-  got = sharding.param_shardings(specs, mesh, DEFAULT_RULES)
-  assert got["a"]["q"].spec == P(None, "fsdp", "tensor", None) and got["norm"].spec == P("fsdp")
-  assert jax.device_put(jnp.zeros((4, 8, 6, 3)), got["a"]["q"]).addressable_shards[0].data.shape == (4, 4, 3, 3)
-  other = sharding.param_shardings(specs, mesh, {**DEFAULT_RULES, "embed": ("data", "fsdp"), "heads": None})
-  assert other["a"]["q"].spec == P(None, ("data", "fsdp"), None, None)
-
-
 def test_rules_that_cannot_be_kept_are_errors(mesh):
   for shape, axes, rules, message in (
     ((8, 5), ("embed", "ffw"), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
@@ -95,20 +83,6 @@ def test_host_to_global(mesh, rule, shards):
   if shards > 1:
     message = rf"tokens: shape \(7, 3\).* {shards} batch shards"
     refused((message, sharding.host_to_global, {"tokens": np.zeros((7, 3))}, batch))
-
-
-def test_read_to_global_reads_each_row_once(mesh):
-  rows, reads = np.arange(60, dtype=np.int32).reshape(20, 3), []
-
-  def take(index):
-    reads.append(index.tolist())
-    return {"tokens": rows[index], "length": rows[index, 0]}
-
-  index = np.array([9, 3, 3, 19, 0, 7, 8, 1])
-  got = sharding.read_to_global(take, index, sharding.batch_sharding(mesh))
-  assert reads == [index.tolist()], "though two devices hold each row"
-  jax.tree.map(np.testing.assert_array_equal, got, {"tokens": rows[index], "length": rows[index, 0]})
-  assert got["tokens"].sharding == sharding.batch_sharding(mesh)
 
 
 _FAULTS = """

@@ -133,22 +133,15 @@ def fake_python(tmp_path, monkeypatch, lines):
   monkeypatch.setattr(sys, "executable", str(script))
 
 
-@pytest.mark.parametrize("variant", ["tiny", "lambda_0.3"])
-def test_a_run_gets_its_workdir_seed_and_bank(variant, tmp_path, monkeypatch):
-  fake_python(tmp_path, monkeypatch, "echo some output")
-  reproduce.run_one(tmp_path / "work", "last_letter", variant, "2", min(os.sched_getaffinity(0)))
-  args = (tmp_path / "args").read_text().splitlines()
-  place = f"{tmp_path}/work/last_letter"
-  assert args[:2] == ["-m", "experiments.last_letter"] and args[2].endswith(f"last_letter.py:{variant}")
-  assert args[3:5] == [f"--workdir={place}/{variant}-seed2", "--config.seed=2"]
-  assert args[5:] == ([f"--config.bank={place}/tiny-seed2"] if variant != "tiny" else [])
-
-
-def test_a_failed_run_shows_the_end_of_its_log(tmp_path, monkeypatch):
+def test_a_run_gets_its_workdir_seed_and_bank_and_a_failed_one_shows_the_end_of_its_log(tmp_path, monkeypatch):
+  core, place = min(os.sched_getaffinity(0)), f"{tmp_path}/work/last_letter"
+  for variant, bank in (("tiny", []), ("lambda_0.3", [f"--config.bank={place}/tiny-seed2"])):
+    fake_python(tmp_path, monkeypatch, "echo some output")
+    reproduce.run_one(tmp_path / "work", "last_letter", variant, "2", core)
+    args = (tmp_path / "args").read_text().splitlines()
+    assert args[:2] == ["-m", "experiments.last_letter"] and args[2].endswith(f"last_letter.py:{variant}")
+    assert args[3:] == [f"--workdir={place}/{variant}-seed2", "--config.seed=2", *bank]
   fake_python(tmp_path, monkeypatch, "echo train: starts\necho 'error: no luck' >&2\nexit 1")
-  log = tmp_path / "work/last_letter/lambda_0.3-seed0.log"
-  log.parent.mkdir(parents=True)
-  log.write_text("of an earlier start\n")
-  core = min(os.sched_getaffinity(0))
-  refused(("error: no luck", reproduce.run_one, tmp_path / "work", "last_letter", "lambda_0.3", "0", core))
-  assert log.read_text() == "of an earlier start\ntrain: starts\nerror: no luck\n"
+  refused(("error: no luck", reproduce.run_one, tmp_path / "work", "last_letter", "lambda_0.3", "2", core))
+  log = tmp_path / "work/last_letter/lambda_0.3-seed2.log"
+  assert log.read_text() == "some output\ntrain: starts\nerror: no luck\n"

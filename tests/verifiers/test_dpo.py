@@ -47,21 +47,11 @@ def _margin(key, pair):
   return _solution(key, pair.chosen).sum() - _solution(key, pair.rejected).sum()
 
 
-def test_a_pair_is_two_solutions_that_do_not_see_each_other():
-  assert len(PAIRS) == 6 and all(p.chosen.correct and not p.rejected.correct for p in PAIRS)
-  for pair in PAIRS:
-    e, prompt = DPO.example(pair), PROMPTER.solve(pair.problem.question)
-    for segment, c in ((1, pair.chosen), (2, pair.rejected)):
-      at, target = e.segments == segment, PROMPTER.solution(c.text)
-      assert e.tokens[at].tolist() == [*prompt, *target[:-1]]
-      assert e.positions[at].tolist() == list(range(at.sum()))
-      assert e.targets[at][e.weights[at] > 0].tolist() == target
-
-
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_the_reference_is_log_p_of_every_target(batch_size, in_file, tmp_path):
   rows = _rows()
+  assert len(PAIRS) == 6 and all(p.chosen.correct and not p.rejected.correct for p in PAIRS)
   assert rows.num_rows % 4, "the last batch is not full"
   source = rows
   if in_file:

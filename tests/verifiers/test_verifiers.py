@@ -14,7 +14,6 @@ from refusals import refused
 
 from genrm_jax.data import packing
 from genrm_jax.infer.sampling import SampleConfig
-from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.records import Vote
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.training import optim
@@ -32,32 +31,6 @@ def _target(name, item):
     rationale = CHAR.encode(f"{item.rationale.text}?{' Yes' if correct else ' No'}")
     return PROMPTER.cot(question, text), [*rationale, CHAR.eos_id]
   return PROMPTER.direct(question, text), [int(correct) if name == "orm" else PROMPTER.verdict_id(correct)]
-
-
-def _pairs(example):
-  """(the tokens up to a target's place, the target) of every place with weight."""
-  return [(example.tokens[: t + 1].tolist(), int(example.targets[t])) for t in np.flatnonzero(example.weights)]
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_examples_supervise_what_is_scored(name):
-  v = verifier(name)
-  items = v.select(DATA)
-  assert sum(i.candidate.correct for i in items) * 2 == len(items) == 6, "balanced"
-  for item, example in zip(items, v.examples(DATA), strict=True):
-    prompt, target = _target(name, item)
-    assert _pairs(example) == [([*prompt, *target[:t]], target[t]) for t in range(len(target))]
-    assert set(example.kind[example.weights > 0].tolist()) == {KIND_VERIFY}
-
-
-def test_solutions_are_learnt_with_their_end_where_lambda_is_set():
-  examples = list(verifier("genrm", solve_weight=0.3).examples(DATA))
-  solved = [e for e in examples if KIND_SOLVE in e.kind]
-  for problem, example in zip(PROBLEMS, solved, strict=True):
-    prompt, target = PROMPTER.solve(problem.question), PROMPTER.solution(problem.reference)
-    assert _pairs(example) == [([*prompt, *target[:t]], target[t]) for t in range(len(target))]
-  only = list(verifier("genrm_cot", solve_weight=1.0, max_rationales=0).examples(DATA))
-  assert len(only) == 3 and all(set(e.kind.tolist()) <= {0, KIND_SOLVE} for e in only)
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "dpo"])
@@ -122,6 +95,7 @@ def _loss(v, rows, max_targets=None):
 def test_loss_is_that_worked_out_by_hand(name, weight):
   v = verifier(name, solve_weight=weight)
   items, verify = v.select(DATA), []
+  assert sum(i.candidate.correct for i in items) * 2 == len(items) == 6, "balanced"
   for item in items:
     prompt, target = _target(name, item)
     if name == "orm":
