@@ -27,8 +27,8 @@ import pytest
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
-  *("damage_for_many", "docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "imports", "install", "library"),
-  *("parity", "pretrained", "rows_for_many", "smoke", "two_processes", "verifiers"),
+  *("docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "install", "library"),
+  *("parity", "pretrained", "smoke", "two_hosts", "two_processes", "verifiers"),
 }
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import make_goldens
 import numpy as np
 import pytest
+from make_goldens import our_logits
 from random_params import random_params
 
 from genrm_jax.checkpoints import hugging_face, pretrained, released
@@ -35,25 +36,9 @@ def _mesh(num_devices=1):
   return sharding.make_mesh(data=2, fsdp=2, tensor=2)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _forward(params, config, tokens, positions):
-  x, _ = gemma.forward(params, config, tokens, positions, (tokens > 0).astype(jnp.int32))
-  return gemma.unembed(params, config, x)
-
-
-def _logits(params, config, tokens, mesh=None):
-  """[B, T, V] of rows that are padded on the right with token 0."""
-  mesh = mesh or _mesh()
-  rows = tokens, np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
-  with jax.set_mesh(mesh):
-    return np.asarray(_forward(params, config, *sharding.host_to_global(rows, sharding.batch_sharding(mesh))))
-
-
 @functools.cache
 def _golden(case):
-  """The arrays of a golden, and our parameters and config of its files."""
-  params, config = pretrained.load(make_goldens.GOLDENS / case / "checkpoint", _mesh(), config=CONFIGS[case])
-  return np.load(make_goldens.GOLDENS / case / "logits.npz"), params, config
+  return make_goldens.open_golden(case, CONFIGS[case])
 
 
 _ON_EIGHT = ("hf_gemma1_mqa", "hf_gemma3_images", "gemma_1_mqa", "gemma_3")
@@ -67,8 +52,10 @@ def test_golden_logits(case, num_devices):
   assert 0.3 < want[real].std() < 30
   assert real.sum(1).max() > 2 * (config.window or 0), "no row is longer than the reach of the windows"
   if num_devices > 1:
-    params, _ = pretrained.load(make_goldens.GOLDENS / case / "checkpoint", mesh, config=CONFIGS[case])
-  np.testing.assert_allclose(_logits(params, config, tokens, mesh)[real], want[real], atol=TOLERANCE)
+    _, params, _ = make_goldens.open_golden(case, CONFIGS[case], mesh)
+    want_shardings = sharding.param_shardings(gemma.param_specs(config), mesh, config.rules)
+    jax.tree.map(lambda p, s: np.testing.assert_(p.sharding.is_equivalent_to(s, p.ndim)), params, want_shardings)
+  np.testing.assert_allclose(our_logits(params, config, tokens, mesh)[real], want[real], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("case", "field"), [(case, field) for case in FIELDS for field in FIELDS[case]])
@@ -76,7 +63,7 @@ def test_goldens_detect_every_field(case, field):
   golden, params, config = _golden(case)
   changed = dataclasses.replace(config, **{field: FIELDS[case][field]})
   assert changed != config
-  difference = np.abs(_logits(params, changed, golden["tokens"]) - golden["logits"])
+  difference = np.abs(our_logits(params, changed, golden["tokens"]) - golden["logits"])
   assert difference[golden["tokens"] > 0].max() > 100 * TOLERANCE
 
 
@@ -85,7 +72,7 @@ def test_bfloat16_is_as_accurate_as_in_transformers(case):
   golden, params, config = _golden(case)
   exact, theirs, real = golden["logits"], golden["logits_bfloat16"], golden["tokens"] > 0
   fast = dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16")
-  ours = _logits(jax.tree.map(lambda w: w.astype(jnp.bfloat16), params), fast, golden["tokens"])
+  ours = our_logits(jax.tree.map(lambda w: w.astype(jnp.bfloat16), params), fast, golden["tokens"])
 
   def distance(a, b):
     return np.sqrt(np.mean(np.square(a[real] - b[real])))
@@ -103,7 +90,7 @@ def test_live_logits_of_transformers(case, tmp_path):
   want = [peer.logits(made, row[row > 0][None])[0] for row in tokens]
   peer.save(made, tmp_path)
   params, config = pretrained.load(tmp_path, _mesh())
-  np.testing.assert_allclose(_logits(params, config, tokens)[tokens > 0], np.concatenate(want), atol=TOLERANCE)
+  np.testing.assert_allclose(our_logits(params, config, tokens)[tokens > 0], np.concatenate(want), atol=TOLERANCE)
 
 
 OURS = {
@@ -130,7 +117,7 @@ def test_transformers_loads_what_we_save(variant, tmp_path):
   tokens = peer.tokens()
   want = peer.logits(made, tokens)[tokens > 0]
   assert 0.3 < want.std() < 30
-  np.testing.assert_allclose(_logits(params, config, tokens)[tokens > 0], want, atol=TOLERANCE)
+  np.testing.assert_allclose(our_logits(params, config, tokens)[tokens > 0], want, atol=TOLERANCE)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +144,7 @@ def test_the_gemma_package_and_this_library_read_each_other(gm, name, tmp_path):
   tree = _checkpoint._nested_to_flat(theirs) if case.flat else theirs
   gm.ckpts.save_params(tree, tmp_path / "theirs", wait_until_finished=True)
   params, config = pretrained.load(tmp_path / "theirs", _mesh(), config=case.config)
-  np.testing.assert_allclose(_logits(params, config, tokens)[tokens > 0], want[tokens > 0], atol=TOLERANCE)
+  np.testing.assert_allclose(our_logits(params, config, tokens)[tokens > 0], want[tokens > 0], atol=TOLERANCE)
 
   for nested in (False, True):
     released.save(params, config, tmp_path / f"ours_{nested}", nested=nested)

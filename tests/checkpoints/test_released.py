@@ -7,13 +7,15 @@ import shutil
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from random_params import random_params
+from refusals import refused
 
-from genrm_jax.checkpoints import pretrained, released
-from genrm_jax.checkpoints.tensor_map import unstack
+from genrm_jax.checkpoints import pretrained, released, tensor_map
+from genrm_jax.checkpoints.tensor_map import check_size, unstack
 from genrm_jax.model import gemma
 from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, get_config
 from genrm_jax.runtime import sharding
@@ -88,15 +90,11 @@ def test_the_order_of_axes_depends_on_the_size_of_gemma_2():
     assert {t.shape for t in released.tensors(SIZES[name]) if t.name.endswith("mlp/gating_einsum")} == {shape}
 
 
-@pytest.mark.parametrize(("use_ocdbt", "use_zarr3"), [(False, False), (True, True)])
-def test_all_storage_formats_of_orbax_are_read(use_ocdbt, use_zarr3, tmp_path):
+def test_all_storage_formats_are_read_and_prefixes_and_image_encoders_ignored(tmp_path):
   config = dataclasses.replace(TINY, param_dtype="bfloat16")
-  params = _params(config)
-  _write(tmp_path / "c", _nested(params, config), use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-  _assert_equal(_load(tmp_path / "c", config), params)
-
-
-def test_prefixes_and_image_encoders_are_ignored(tmp_path):
+  for new in (False, True):
+    _write(tmp_path / f"c{new}", _nested(_params(config), config), use_ocdbt=new, use_zarr3=new)
+    _assert_equal(_load(tmp_path / f"c{new}", config), _params(config))
   params = _params(TINY)
   tree = _nested(params, TINY)
   image = np.ones((3, 4), np.float32)
@@ -116,11 +114,6 @@ def saved(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def copy(saved, tmp_path):
-  return shutil.copytree(saved, tmp_path / "copy")
-
-
 def _cut(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -134,42 +127,39 @@ def _without(name):
   return edit
 
 
-DAMAGE = {
-  "no index": (lambda f: (f / "_METADATA").unlink(), "_METADATA.*missing"),
-  "index truncated": (lambda f: _cut(f / "_METADATA"), "not an Orbax index"),
-  "no database": (lambda f: (f / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing"),
-  "database truncated": (lambda f: _cut(f / "manifest.ocdbt"), "embedder/input_embedding cannot be read"),
-  "no kv_einsum": (_without("('transformer/layer_1/attn/kv_einsum', 'w')"), "missing, .*layer_1/attn/kv_einsum/w"),
-  "no embedding": (_without("('transformer/embedder', 'input_embedding')"), "not a Gemma"),
-}
+DAMAGE = (
+  (lambda f: (f / "_METADATA").unlink(), "_METADATA.*missing"),
+  (lambda f: _cut(f / "_METADATA"), "not an Orbax index"),
+  (lambda f: (f / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing"),
+  (lambda f: _cut(f / "manifest.ocdbt"), "embedder/input_embedding cannot be read"),
+  (_without("('transformer/layer_1/attn/kv_einsum', 'w')"), "missing, .*layer_1/attn/kv_einsum/w"),
+  (_without("('transformer/embedder', 'input_embedding')"), "not a Gemma"),
+)
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_on_opening(copy, kind, capfd):
-  damage, message = DAMAGE[kind]
-  damage(copy)
-  with pytest.raises(UserError, match=message) as error:
-    pretrained.open_checkpoint(copy, TINY)
-  assert str(copy) in str(error.value)
+def test_damage_is_named(saved, tmp_path, capfd):
+  for number, (damage, message) in enumerate(DAMAGE):
+    damage(copy := shutil.copytree(saved, tmp_path / str(number)))
+    refused((rf"(?=.*{copy}).*{message}", pretrained.open_checkpoint, copy, TINY))
   assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("damage", [lambda file: file.unlink(), _cut], ids=["deleted", "cut"])
-def test_damaged_data_files_are_errors_that_name_the_tensor(copy, damage):
-  damage(max((copy / "ocdbt.process_0" / "d").iterdir(), key=lambda file: file.stat().st_size))
-  opened = pretrained.open_checkpoint(copy, TINY)
-  with pytest.raises(UserError, match=rf"{copy}: tensor .* cannot be read.*copy it again") as error:
-    for tensor in opened.tensors:
-      opened.read(tensor.name)
-  assert tensor.name in str(error.value)
+  for name, damage in (("deleted", lambda file: file.unlink()), ("cut", _cut)):  # a file of data
+    copy = shutil.copytree(saved, tmp_path / name)
+    damage(max((copy / "ocdbt.process_0" / "d").iterdir(), key=lambda file: file.stat().st_size))
+    opened = pretrained.open_checkpoint(copy, TINY)
+    with pytest.raises(UserError, match=rf"{copy}: tensor .* cannot be read.*copy it again") as error:
+      for tensor in opened.tensors:
+        opened.read(tensor.name)
+    assert tensor.name in str(error.value)
+  unfinished = (tmp_path / "cut").rename(tmp_path / "c.orbax-checkpoint-tmp-17")
+  refused(("never finished", pretrained.open_checkpoint, unfinished))
 
 
 def test_a_missing_chunk_means_zeros_only_if_the_writer_omits_zeros(tmp_path):
   params = _params(TINY)
   _write(tmp_path / "c", _nested(params, TINY), use_ocdbt=False)
   (tmp_path / "c" / "layer_0.mlp.linear" / "0.0").unlink()
-  with pytest.raises(UserError, match=r"c: tensor layer_0/mlp/linear cannot be read .*0\.0. is missing\)"):
-    pretrained.open_checkpoint(tmp_path / "c", TINY).read("layer_0/mlp/linear")
+  read = pretrained.open_checkpoint(tmp_path / "c", TINY).read
+  refused((r"c: tensor layer_0/mlp/linear cannot be read .*0\.0. is missing\)", read, "layer_0/mlp/linear"))
   # As older versions of Orbax wrote it.
   index = json.loads((tmp_path / "c" / "_METADATA").read_text())
   (tmp_path / "c" / "_METADATA").write_text(json.dumps({"tree_metadata": index["tree_metadata"]}))
@@ -177,34 +167,48 @@ def test_a_missing_chunk_means_zeros_only_if_the_writer_omits_zeros(tmp_path):
 
 
 def test_a_size_outside_the_table_needs_a_config_that_fits(saved):
-  with pytest.raises(UserError, match=r"whole: a Gemma 3 with 2 layers of width 64 .*pass config"):
-    pretrained.open_checkpoint(saved)
   assert pretrained.open_checkpoint(saved, TINY).config == TINY
+  refused((r"whole: a Gemma 3 with 2 layers of width 64 .*pass config", pretrained.open_checkpoint, saved))
   for fields, named in (
     ({"ffw_dim": 96}, r"layer_0/mlp/gating_einsum has shape \(2, 128, 64\), but \(2, 64, 96\)"),
     ({"num_layers": 3}, r"11 tensors .*missing, .* layer_2/"),
     ({"num_layers": 1}, r"11 tensors do not belong .* layer_1/"),
     ({"qk_norm": False}, r"4 tensors do not belong .* layer_0/attn/_key_norm/scale"),
   ):
-    with pytest.raises(UserError, match=named):
-      pretrained.open_checkpoint(saved, dataclasses.replace(TINY, **fields))
+    refused((named, pretrained.open_checkpoint, saved, dataclasses.replace(TINY, **fields)))
 
 
-def test_unfinished_checkpoints_and_other_trees_are_refused(copy, tmp_path):
-  with pytest.raises(UserError, match="never finished"):
-    pretrained.open_checkpoint(copy.rename(copy.with_name("c.orbax-checkpoint-tmp-17")), TINY)
+def test_other_trees_and_failed_saves_are_refused(saved, tmp_path):
   _write(tmp_path / "mlp", {"params": {"Dense_0": {"kernel": np.ones((3, 4))}}})
-  with pytest.raises(UserError, match=r"not a Gemma .*params/Dense_0/kernel"):
-    pretrained.open_checkpoint(tmp_path / "mlp")
   tree = _nested(_params(TINY), TINY)
   tree["layer_0"]["attn"]["q_einsum"]["lora"] = {"a": np.ones((3, 4))}
   _write(tmp_path / "lora", tree)
-  with pytest.raises(UserError, match=r"layer_0/attn/q_einsum/lora/a; .*merge adapters"):
-    pretrained.open_checkpoint(tmp_path / "lora", TINY)
-
-
-def test_failed_saves_are_errors(saved, tmp_path):
   (tmp_path / "file").write_text("")
-  for folder, message in ((saved, "whole exists"), (tmp_path / "file" / "c", "cannot write .*file/c")):
-    with pytest.raises(UserError, match=message):
-      released.save(_params(TINY), TINY, folder)
+  refused(
+    (r"not a Gemma .*params/Dense_0/kernel", pretrained.open_checkpoint, tmp_path / "mlp"),
+    (r"layer_0/attn/q_einsum/lora/a; .*merge adapters", pretrained.open_checkpoint, tmp_path / "lora", TINY),
+    ("whole exists", released.save, _params(TINY), TINY, saved),
+    ("cannot write .*file/c", released.save, _params(TINY), TINY, tmp_path / "file" / "c"),
+  )
+
+
+def test_layers_are_written_in_place():
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  target = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32, sharding=sharding.replicated(mesh))
+  make, write, layer_sharding = tensor_map._stacked(target)
+  part = jax.device_put(np.ones((64, 64), np.float32), layer_sharding)
+  memory_use = write.lower(make(), part, 1).compile().memory_analysis()
+  assert memory_use.alias_size_in_bytes >= 4 * 64 * 64 * 4
+  assert memory_use.temp_size_in_bytes < 4 * 64 * 64 * 4
+
+
+def test_files_of_a_released_size_must_match_it():
+  def found(**fields):
+    return dataclasses.replace(get_config("gemma3_1b", **fields), name="mine")
+
+  assert check_size("path", found(dtype="bfloat16")) == get_config("gemma3_1b", dtype="bfloat16")
+  for fields in ({"num_layers": 25}, {"embed_dim": 1024}, {"qk_norm": False}):
+    assert check_size("path", found(**fields)).name == "mine", "an unknown size keeps its name"
+  message = "path: .*gemma3_1b.*vocab_size.*262208.*query_scale.*0.5.*0.0625"
+  refused((message, check_size, "path", found(vocab_size=262_208, query_scale=0.5)))
+  assert check_size("path", get_config("gemma2_9b", vocab_size=256_000)).vocab_size == 256_000, "as on the hub"

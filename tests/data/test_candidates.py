@@ -1,20 +1,16 @@
-"""Solutions are sampled and graded, chosen for training, and read from a user's file, whose errors are named."""
+"""Solutions are chosen for training, and read from a user's file, whose errors are named."""
 
 import collections
 import json
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.data import candidates
 from genrm_jax.data.readers import read_candidates
 from genrm_jax.records import Candidate, Problem
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.task import GSM8K
-from genrm_jax.tasks.last_letter import LastLetter
-
-PROBLEMS = [Problem(f"p{i}", "last_letter", "train", f"{i}mike{i + 1}dlih;", "eh") for i in range(3)]
 
 
 def _candidates(marks):
@@ -23,20 +19,6 @@ def _candidates(marks):
 
 
 POOLS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.booleans()), max_size=60).map(_candidates)
-
-
-def test_solutions_are_sampled_and_graded_in_order():
-  requests = []
-
-  def generate(problems, indices):
-    requests.extend((p.id, i) for p, i in zip(problems, indices, strict=True))
-    return [["DeEh;", "no list", "DeEx;"][i] for i in indices]
-
-  got = candidates.sample_candidates(PROBLEMS, 3, LastLetter(), generate, "me")
-  assert requests == [(f"p{p}", i) for p in range(3) for i in range(3)]
-  assert [(c.problem_id, c.index) for c in got] == requests
-  expected = [("DeEh;", "eh", True), ("no list", None, False), ("DeEx;", "ex", False)]
-  assert [(c.text, c.answer, c.correct) for c in got[3:6]] == expected and {c.source for c in got} == {"me"}
 
 
 @settings(max_examples=80, deadline=None)
@@ -73,7 +55,7 @@ def test_pairs_are_capped_distinct_and_of_one_problem(pool, max_pairs, seed):
   assert got == candidates.choose_pairs(pool, max_pairs, seed)
 
 
-def test_choices_are_drawn_from_everything():
+def test_choices_are_drawn_from_everything_and_need_both_labels():
   pool = _candidates([(p, t, t < 3) for p in range(2) for t in range(7)])
   drawn = [candidates.choose_pairs(pool, 2, seed) for seed in range(40)]
   assert len({(a.index, b.index) for pairs in drawn for a, b in pairs}) > 22, "nearly each of 24 pairs"
@@ -81,18 +63,13 @@ def test_choices_are_drawn_from_everything():
   pool = _candidates([(p, t, t == 0) for p in range(4) for t in range(9)])
   drawn = [candidates.choose_for_training(pool, 2, True, seed) for seed in range(20)]
   assert len({c.index for chosen in drawn for c in chosen}) > 28, "nearly each of 36 solutions"
-
-
-def test_choices_need_both_labels():
   right, wrong = _candidates([(0, 0, True), (1, 1, True)]), _candidates([(2, 2, False)])
-  with pytest.raises(UserError, match=r"none of 3 problems has both"):
-    candidates.choose_pairs([*right, *wrong], 4, 0)
-  for pool, counts in ((right, "2 correct and 0 incorrect"), (wrong, "0 correct and 1 incorrect")):
-    with pytest.raises(UserError, match=counts):
-      candidates.choose_for_training(pool, 16, True, 0)
+  refused(
+    ("none of 3 problems has both", candidates.choose_pairs, [*right, *wrong], 4, 0),
+    ("2 correct and 0 incorrect", candidates.choose_for_training, right, 16, True, 0),
+    ("0 correct and 1 incorrect", candidates.choose_for_training, wrong, 16, True, 0),
+  )
 
-
-# A user's own solutions
 
 QUESTIONS = ("How  many\na?", "How many b?", "Twice?", "Twice?")
 OF_USER = [Problem(f"p{i}", "gsm8k", "train", q, "7") for i, q in enumerate(QUESTIONS)]
@@ -121,9 +98,8 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
   assert {c.source for c in found} == {"mine.jsonl"}
 
 
-@pytest.mark.parametrize(
-  ("row", "message"),
-  [
+def test_a_wrong_line_or_file_is_named(tmp_path):
+  for row, message in (
     *((line, "not JSON") for line in (b"{", b"[" * 100_000, b"\xff", b'{"solution": NaN}')),
     ([1], "expected a JSON object"),
     *((GOOD | {f: "half \ud83d"}, f'field "{f}" has half of a surrogate pair') for f in ("solution", "question")),
@@ -136,17 +112,9 @@ def test_lines_are_matched_graded_and_counted(tmp_path):
     (GOOD | {"question": "Twice?"}, 'field "question" is "Twice[?]", that of 2 problems'),
     ({"problem_id": "p9", "solution": "s"}, 'field "problem_id" is "p9", none of the 4 problems'),
     *((GOOD | {"correct": value}, 'field "correct" is ') for value in (1, None)),
-  ],
-)
-def test_a_wrong_line_is_named(row, message, tmp_path):
-  with pytest.raises(UserError, match=rf"mine\.jsonl:3: {message}"):
-    _read(tmp_path, GOOD, b" ", row, GOOD)
+  ):
+    refused((rf"mine\.jsonl:3: {message}", _read, tmp_path, GOOD, b" ", row, GOOD))
   assert len(_read(tmp_path, GOOD, b"", GOOD, b"\t", b"")) == 2, "blank lines are skipped"
-
-
-def test_no_file_and_no_line(tmp_path):
   for path, shown in ((tmp_path / "none.jsonl", r"none\.jsonl"), (tmp_path, ""), (f"{tmp_path}/\0", "\0")):
-    with pytest.raises(UserError, match=f"{shown}: could not be read"):
-      read_candidates(path, OF_USER, GSM8K())
-  with pytest.raises(UserError, match=r"mine\.jsonl: no line"):
-    _read(tmp_path)
+    refused((f"{shown}: could not be read", read_candidates, path, OF_USER, GSM8K()))
+  refused((r"mine\.jsonl: no line", _read, tmp_path))

@@ -7,15 +7,16 @@ import json
 import math
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.data import grading, rationales
 from genrm_jax.data.verdict_reading import CONTRADICTION, NO_VERDICT, READERS, get_reader
 from genrm_jax.records import Candidate, Problem, Rationale
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques
 from genrm_jax.tasks.last_letter import LastLetter
 from genrm_jax.text.prompts import RELEASED
@@ -50,6 +51,7 @@ def test_filter_keeps_what_agrees_and_says_why_not():
     **{"share": {"all": 0.375, "kept": 0.5}, "characters": {"median": 4, "p90": 4, "max": 4}},
   }
   assert wrong["dropped: no verdict"] == 1 and wrong["share"] == {"all": 0.625, "kept": 0.5}
+  assert rationales.Ledger().table()["correct"]["share"] == {"all": None, "kept": None}
 
 
 def test_a_program_writes_one_rationale_per_candidate():
@@ -74,49 +76,12 @@ def test_leaks_can_be_dropped():
     assert drops(raw, False).why_dropped == "verdict disagrees with the label"
 
 
-def test_ledger_counts_problems_and_solutions_once_and_by_label():
-  book = rationales.Ledger()
-  assert book.table()["correct"]["share"] == {"all": None, "kept": None}
-  for problem, solution, kept, label in (
-    *(("p", 0, True, True), ("p", 0, True, True), ("p", 1, False, True), ("q", 0, False, True)),
-    *(("p", 2, True, False), ("q", 3, True, False)),
-  ):
-    book.add(Rationale(problem, solution, 0, "x", True, "test", kept, "" if kept else "empty"), label)
-  right, wrong = book.table().values()
-  assert (right["solutions"], right["problems"]) == ({"all": 3, "kept": 1}, {"all": 2, "kept": 1})
-  assert right["share"] == {"all": 0.6667, "kept": 0.5}
-  assert wrong["solutions"] == wrong["problems"] == {"all": 2, "kept": 2}
-  assert book.problems_with_both() == {"all": 2, "kept": 1}
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1))
 def test_length_statistics_match_sorted_lengths(lengths):
   got, ordered = rationales.length_statistics(Counter(lengths)), sorted(lengths)
   at = {name: ordered[math.ceil(part * len(ordered) / 100) - 1] for name, part in (("median", 50), ("p90", 90))}
   assert got == {**at, "max": ordered[-1]}
-
-
-def test_replay_shows_where_filters_differ():
-  filters = [rationales.Filter(), rationales.Filter("lenient-1"), rationales.Filter(drop_leaks=True)]
-  replay = rationales.Replay(filters, 1)
-  texts = [
-    *(f"{body}\nVerification: Is the answer correct? Yes" for body in "ab"),
-    *(f"{body}\n\n{ASK} Yes" for body in ("same", "as the Expected Answer", "**Verification:**\nheaded")),
-    f"**Verification:**\nheaded, but wrong\n\n{ASK} No",
-  ]
-  raw = [_raw(0, text) for text in texts]
-  first = [replay.add(r, True)[0].text for r in raw]
-  assert first == ["a", "b", "same", "as the Expected Answer", "headed", "headed, but wrong"]
-  differences = {"verdict Yes -> none": 2, "kept -> dropped": 2, "kept with another text": 1}
-  assert replay.table() == {
-    "lenient-1": {"correct": differences, "incorrect": {}},
-    "lenient-2+drop_leaks": {"correct": {"kept -> dropped": 1}, "incorrect": {}},
-  }
-  [(of, before, after)] = replay.examples["lenient-1", "correct", "verdict Yes -> none"]
-  assert (of, before.verdict, after.verdict) == (raw[0], True, None)
-  kept = [book.table()["correct"]["kept"] for book in replay.ledgers.values()]
-  assert kept == [5, 3, 4] and list(replay.ledgers) == ["lenient-2", "lenient-1", "lenient-2+drop_leaks"]
 
 
 def test_rows_match_the_released_cot_set(data_dir):
@@ -132,9 +97,6 @@ def test_rows_match_the_released_cot_set(data_dir):
   assert rebuilt >= 250
 
 
-# References for graders
-
-
 def _candidate(index, text, correct=True, problem="p"):
   return Candidate(problem, index, text, "4", correct, "test")
 
@@ -147,13 +109,6 @@ def test_references_are_other_correct_solutions_or_the_problems_own():
   for chosen in drawn:
     assert all(reference in {"a", "b", "c"} - {c.text} for c, reference in zip(POOL, chosen, strict=True))
   assert {chosen[4] for chosen in drawn} == {"a", "b", "c"}
-  alone = [_candidate(0, "a"), _candidate(1, "a"), _candidate(2, "no", False)]
-  assert grading.choose_references(alone, "own", seed=0) == ["own", "own", "a"]
-  with pytest.raises(UserError, match="no reference solution for candidate 0 of p"):
-    grading.choose_references(alone, "", seed=0)
-
-
-def test_references_depend_on_seed_draw_and_candidate_only():
   many = [_candidate(i, f"solution {i}") for i in range(40)]
   chosen = grading.choose_references(many, "own", seed=3)
   assert grading.choose_references(many[::-1], "own", seed=3) == chosen[::-1] and len(set(chosen)) > 15
@@ -161,24 +116,23 @@ def test_references_depend_on_seed_draw_and_candidate_only():
   for pool, seed, draw in ((many, 4, 0), (many, 3, 1), (others, 3, 0)):
     other = grading.choose_references(pool, "own", seed=seed, draw=draw)
     assert sum(a != b for a, b in zip(chosen, other, strict=True)) > 20
+  alone = [_candidate(0, "a"), _candidate(1, "a"), _candidate(2, "no", False)]
+  assert grading.choose_references(alone, "own", seed=0) == ["own", "own", "a"]
+  refused(("no reference solution for candidate 0 of p", partial(grading.choose_references, alone, "", seed=0)))
 
 
 def test_sampled_texts_become_records_for_a_filter():
   graded, ask = [POOL[0], POOL[4], POOL[0]], RELEASED.render(RELEASED.conclude)
-  raw = grading.as_rationales(graded, [f"fine{ask} Yes", f"wrong{ask} No", "breaks off"], "run/400", "reference")
-  assert [(r.problem_id, r.candidate_index, r.index) for r in raw] == [("p", 0, 0), ("p", 4, 0), ("p", 0, 1)]
-  assert {(r.source, r.verdict) for r in raw} == {("run/400/reference", None)}
-  got = rationales.from_graders(raw, POOL)
-  assert [(r.text, r.why_dropped) for r in got] == [("fine", ""), ("wrong", ""), ("breaks off", "no verdict")]
-  with pytest.raises(UserError, match="way of grading 'both'"):
-    grading.as_rationales(graded, ["", "", ""], "run/400", "both")
+  texts = [f"fine{ask} Yes", f"wrong{ask} No", "breaks off"]
+  got = rationales.from_graders(grading.as_rationales(graded, texts, "run/400", "reference"), POOL)
+  assert [(r.candidate_index, r.index, r.text, r.why_dropped, r.source) for r in got] == [
+    (index, at, text, why, "run/400/reference")
+    for index, at, text, why in ((0, 0, "fine", ""), (4, 0, "wrong", ""), (0, 1, "breaks off", "no verdict"))
+  ]
+  refused(("way of grading 'both'", grading.as_rationales, graded, ["", "", ""], "run/400", "both"))
 
-
-# Readers of verdicts
 
 BODY = "2 + 2 is 4."
-
-
 MARKS = [  # beside or within the question
   (f"\n{ASK}\n\nNo", False),
   (f"\n\n**{ASK}** Yes", True),
@@ -219,8 +173,7 @@ def test_each_reader_finds_verdicts_where_graders_put_them(names, end, verdict):
     elif name == "lenient-1":
       assert read(BODY + end).verdict is None or read(BODY + end).text != BODY
   assert READERS["exact-1"](f"{BODY}\n\n**{ASK}** Yes").verdict is None
-  with pytest.raises(UserError, match=r"'lenient'.* exact-1"):
-    get_reader("lenient")
+  refused((r"'lenient'.* exact-1", get_reader, "lenient"))
 
 
 @pytest.mark.parametrize("name", READERS)

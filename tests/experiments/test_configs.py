@@ -4,6 +4,7 @@ import collections
 import copy
 import functools
 import importlib
+import itertools
 import math
 import pathlib
 import re
@@ -11,14 +12,17 @@ import sys
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 import saved_runs
 from absl.testing import flagsaver
 from char_model import PROMPTER
 from etils import epath
+from refusals import refused
 
+import experiments
 from experiments import base, configs
-from experiments.configs import common, gsm8k
+from experiments.configs import gsm8k
 from genrm_jax.checkpoints import pretrained
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
@@ -28,6 +32,7 @@ from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import PairBatch
 from genrm_jax.runtime.errors import UserError
+from genrm_jax.tasks import string_base
 from genrm_jax.verifiers.base import TargetCounts, make_verifier
 
 LIST_TASKS = ("last_letter", "word_sorting")
@@ -102,11 +107,8 @@ def test_stages_make_what_later_stages_read(name, variant, tmp_path):
     changes = {"model__checkpoint": "gemma", "tokenizer__path": "tokenizer.model"}
   run = saved_runs.run_of(tmp_path / "work", name, variant, **changes)
   stages = (base.make_stages if name == "base" else make_stages)(run)
-  made: set[str] = set()
+  saved_runs.check_order(stages)
   for stage in stages:
-    assert set(stage.reads) <= made, stage.name
-    assert stage.writes and not made & set(stage.writes), stage.name
-    made |= set(stage.writes)
     if stage.name.startswith(("train_", "score_")):
       assert ("tokenizer.model" in stage.reads) == (run.config.tokenizer.type == "sentencepiece")
   names = [s.name for s in stages]
@@ -123,6 +125,11 @@ PAPER = [("last_letter", "paper", "gemma_2b"), *(("gsm8k", model, model) for mod
 @pytest.mark.parametrize(("name", "variant", "size"), PAPER)
 def test_the_papers_gemmas_by_their_shapes(name, variant, size):
   config = MODULES[name].get_config(variant)
+  for kind in gsm8k.KINDS if name == "gsm8k" else ():
+    one = MODULES["gsm8k"].get_config(f"{variant}_{kind}")
+    assert list(one.verifiers) == (["genrm", "genrm_cot"] if kind == "unified" else [kind])
+    weights = {v.get("solve_weight", 0.0) for v in one.verifiers.values()}
+    assert weights == ({0.25} if kind == "unified" else {0.0}) and one.model == config.model
   model = get_config(config.model.size, dtype=config.model.dtype, param_dtype=config.model.param_dtype)
   params = jax.eval_shape(lambda key: gemma.init(model, key), jax.random.key(0))
   assert model.name == size and sum(p.size for p in jax.tree.leaves(params)) == sum(gemma.num_params(model))
@@ -137,14 +144,6 @@ def test_the_papers_gemmas_by_their_shapes(name, variant, size):
     assert value.shape == () and jax.tree.map(lambda g: g.shape, grads) == jax.tree.map(lambda p: p.shape, params)
 
 
-@pytest.mark.parametrize("kind", gsm8k.KINDS)
-def test_one_kind_of_verifier_alone(kind):
-  config, every = (MODULES["gsm8k"].get_config(v) for v in (f"gemma_2b_{kind}", "gemma_2b"))
-  assert list(config.verifiers) == (["genrm", "genrm_cot"] if kind == "unified" else [kind])
-  weights = {v.get("solve_weight", 0.0) for v in config.verifiers.values()}
-  assert weights == ({0.25} if kind == "unified" else {0.0}) and config.model == every.model
-
-
 @pytest.mark.parametrize("size", ["mini", "small", "medium"])
 def test_the_packaged_base_is_what_its_config_makes(size):
   found = pretrained.open_checkpoint(locate.asset_path(f"{configs.list_tasks.ASSETS}/{size}")).config.to_dict()
@@ -152,26 +151,25 @@ def test_the_packaged_base_is_what_its_config_makes(size):
   assert {key: found[key] for key in overrides} == overrides
 
 
-def test_a_character_model_needs_no_files_but_its_base(tmp_path):
-  run = saved_runs.run_of(tmp_path / "work", "last_letter", "tiny")
-  manifest = run.manifest("genrm_cot")
-  assert manifest["init_from"].startswith("medium, files ") or "files" in manifest["init_from"]
-  assert str(run.checkpoint_path) not in str(manifest), "content, not location"
-  assert run.model.vocab_size == run.tokenizer.vocab_size and not (tmp_path / "work").exists()
+COMPLETIONS = ("+", "<>", "mi<", "3mike4dlih;")
 
 
-# What is wrong is one message.
+def test_answers_of_one_or_two_characters_weigh_more_and_no_others(tmp_path, monkeypatch):
+  drawn = itertools.cycle(("K3a;4b;=", completion) for completion in COMPLETIONS)
+  monkeypatch.setattr(string_base, "example", lambda rng: next(drawn))
+  run = saved_runs.run_of(tmp_path, "base", base__num_examples=12, base__short_answer_weight=3.0)
+  for i, example in enumerate(base.examples(run)):
+    is_target = example.weights > 0
+    completion = run.tokenizer.decode(example.targets[is_target].tolist())
+    assert completion == COMPLETIONS[i % 4] and example.targets[is_target][-1] == run.tokenizer.eos_id
+    np.testing.assert_array_equal(example.weights[is_target], 3 if completion in ("+", "<>") else 1)
 
 
-@pytest.mark.parametrize("variant", ["train_", "train_-5", "lambda_0", "train_many", "lambda_x", "train_0.5"])
-def test_a_variant_with_no_number_is_named(variant):
-  with pytest.raises(UserError, match=f"config variant '{variant}': '.*' is not a positive number"):
-    MODULES["last_letter"].get_config(variant)
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
+def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
+  for variant in ("train_", "train_-5", "lambda_0", "train_many", "lambda_x", "train_0.5"):
+    message = f"config variant '{variant}': '.*' is not a positive number"
+    refused((message, MODULES["last_letter"].get_config, variant))
+  for changes, message in (
     ({"model__param_dtype": "bfloat16"}, "generator: trained parameters must be float32"),
     ({"votes__num_votes": 1}, r"report\.ks goes up to 2, but config\.votes\.num_votes is 1"),
     ({"report__ns": (1, 64)}, r"report\.ns goes up to 64, but config\.candidates\.num_eval is 4"),
@@ -183,11 +181,11 @@ def test_a_variant_with_no_number_is_named(variant):
     ({"prompts__solve": "Solve:"}, r"solve.*\{question\}"),
     ({"model__checkpoint": "/nowhere"}, "nowhere: no such folder"),
     ({"model__sharding__embed": "fdsp"}, "fdsp"),
-  ],
-)
-def test_bad_settings_are_refused_before_anything_runs(changes, message, tmp_path):
-  with pytest.raises(UserError, match=message):
-    _check(saved_runs.run_of(tmp_path, **changes))
+  ):
+    refused((message, _check, saved_runs.run_of(tmp_path, **changes)))
+  for given in ({"model__checkpoint": "somewhere"}, {"seed": 1}):
+    run = saved_runs.run_of(tmp_path, "word_sorting", "paper", **given)
+    refused((r"model\.checkpoint=DIR .*tokenizer\.path=FILE", make_stages, run))
 
 
 REFUSED = {
@@ -263,19 +261,14 @@ def _leaves(config, key=""):
   return {k: v for leaves in inner for k, v in leaves.items()}
 
 
-@pytest.mark.parametrize("given", ["model__checkpoint", "seed"])
-def test_the_paper_variant_says_what_it_needs(given, tmp_path):
-  run = saved_runs.run_of(tmp_path, "word_sorting", "paper", **{given: 1 if given == "seed" else "somewhere"})
-  with pytest.raises(UserError, match=r"model\.checkpoint=DIR .*tokenizer\.path=FILE"):
-    make_stages(run)
-
-
 LETTERS = "--config=experiments/configs/last_letter.py"
 
 
-@pytest.mark.parametrize(
-  ("args", "message"),
-  [
+def test_a_wrong_command_line_is_one_message(capsys, monkeypatch, tmp_path):
+  files = {"broken": "x = 1\nx = = 2\n", "fails": "def get_config():\n  return 1 / 0\n", "empty": "x = 1\n"}
+  for name, text in {**files, "none": "def get_config():\n  return None\n"}.items():
+    (tmp_path / f"{name}.py").write_text(text)
+  for args, message in (
     ([f"{LETTERS}:smoke", "--config.nope=1"], r"--config\.nope: the config has no key 'nope'"),
     ([f"{LETTERS}:smoke", "--config.generator.optim.learning_rat=1"], r"learning_rat.*Did you mean .learning_rate."),
     ([f"{LETTERS}:huge"], r"unknown config variant 'huge'; there are: tiny, .*, no_stop"),
@@ -284,22 +277,32 @@ LETTERS = "--config=experiments/configs/last_letter.py"
     (["--config=FOLDER/fails.py"], r"fails\.py:2: ZeroDivisionError: division by zero"),
     (["--config=FOLDER/empty.py"], r"empty\.py has no function get_config"),
     (["--config=FOLDER/none.py"], r"get_config returns NoneType, not a ConfigDict"),
-  ],
-)
-def test_a_wrong_command_line_is_one_message(args, message, capsys, monkeypatch, tmp_path):
-  files = {"broken": "x = 1\nx = = 2\n", "fails": "def get_config():\n  return 1 / 0\n", "empty": "x = 1\n"}
-  for name, text in {**files, "none": "def get_config():\n  return None\n"}.items():
-    (tmp_path / f"{name}.py").write_text(text)
-  args = [arg.replace("FOLDER", str(tmp_path)) for arg in args]
-  monkeypatch.setattr(sys, "argv", ["last_letter", *args, "--workdir=work"])  # there ml_collections looks for keys
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-    cli._parse_flags(sys.argv)
-  assert ended.value.code == 1
-  (line,) = capsys.readouterr().err.splitlines()
-  assert re.search(f"^error: .*{message}", line), line
+  ):
+    args = [arg.replace("FOLDER", str(tmp_path)) for arg in args]
+    monkeypatch.setattr(sys, "argv", ["last_letter", *args, "--workdir=work"])  # there ml_collections looks for keys
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+      cli._parse_flags(sys.argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and re.search(f"^error: .*{message}", line), line
 
 
-def test_prompts_of_a_config_are_those_of_its_format():
-  assert common.prompts("genrm")["name"] == "genrm"
-  run = Run(ml_collections.FrozenConfigDict(MODULES["last_letter"].get_config("smoke")), None)
-  assert run.prompter.format.name == "compact"
+PACKAGE = pathlib.Path(experiments.__file__).parent
+LETTERS_FILE, MEDIUM = "experiments/configs/last_letter.py", "experiments/assets/medium"
+
+
+def test_packaged_files_and_those_of_the_current_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("nothing", "nothing.py", "last_letter.py", "other/last_letter.py", "common", "", ".."):
+    refused(("one of base, gsm8k, last_letter, math500, word_sorting", locate.config_path, f"{name}:tiny"))
+  for name in ("last_letter", LETTERS_FILE, "last_letter:tiny", f"{LETTERS_FILE}:tiny"):
+    assert locate.config_path(name) == str(PACKAGE / "configs" / "last_letter.py") + (":tiny" if ":" in name else "")
+  assert locate.asset_path(MEDIUM) == str(PACKAGE / "assets" / "medium")
+  assert (PACKAGE / "assets" / "medium" / "config.json").exists()
+  for path in ("", "gemma", "gs://bucket/gemma", "experiments/assets/nothing", "assets/medium"):
+    assert locate.asset_path(path) == path
+  (tmp_path / MEDIUM).mkdir(parents=True)
+  assert locate.asset_path(MEDIUM) == MEDIUM
+  for name in ("mine.py", LETTERS_FILE):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert locate.config_path(f"{name}:tiny") == f"{name}:tiny"

@@ -4,8 +4,8 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import tiny_model
 
 from genrm_jax.infer.engine import Engine
 from genrm_jax.model import gemma
@@ -58,18 +58,11 @@ def engine(weights=None, *, rows_per_batch: int = 8, max_tokens: int = WIDTH) ->
   return Engine(weights, CONFIG, mesh(), CHAR.eos_id, rows_per_batch, max_tokens)
 
 
-@jax.jit
-def _forward(weights, tokens):
-  ones = jnp.ones_like(tokens)
-  x, _ = gemma.forward(weights, CONFIG, tokens, jnp.cumsum(ones, 1) - 1, ones)
-  return gemma.unembed(weights, CONFIG, x)
-
-
 def logits(ids, key: int = 1) -> np.ndarray:
   """Logits after every token of one sequence by itself, f64[len(ids), V]."""
   tokens = np.zeros((1, 2 * WIDTH), np.int32)
   tokens[0, : len(ids)] = ids
-  return np.asarray(_forward(params(key), tokens), np.float64)[0, : len(ids)]
+  return np.asarray(tiny_model.forward(params(key), CONFIG, tokens), np.float64)[0, : len(ids)]
 
 
 def log_probs(prompt, target, key: int = 1) -> np.ndarray:

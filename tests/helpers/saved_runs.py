@@ -53,3 +53,12 @@ def save(run: Run, name: str, step: int = 4, eval_loss: float = 1.0, scale: floa
     manifest = {**run.manifest(name), "data": DATA, "best_by": run.train_config(name).best_by}
     checkpoints.save(state, manifest, eval_loss, files, run.train_config(name).save_frozen)
   return run.path("checkpoints", name)
+
+
+def check_order(stages) -> None:
+  """Asserts that every stage reads what earlier ones write, and that no file has two writers."""
+  made: set[str] = set()
+  for stage in stages:
+    assert set(stage.reads) <= made, stage.name
+    assert stage.writes and not made & set(stage.writes), stage.name
+    made |= set(stage.writes)

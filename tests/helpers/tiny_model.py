@@ -16,16 +16,8 @@ WIDTH = 160  # of the reference, which is compiled once for all lengths up to it
 
 @functools.cache
 def config(vocab_size: int = 32) -> ModelConfig:
-  return get_config(
-    "tiny_gemma2",
-    vocab_size=vocab_size,
-    num_layers=2,
-    embed_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    ffw_dim=64,
-  )
+  sizes = dict(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, ffw_dim=64)
+  return get_config("tiny_gemma2", vocab_size=vocab_size, **sizes)
 
 
 @functools.cache
@@ -52,7 +44,8 @@ def engine(vocab_size: int = 32, *, end_id: int = -1, rows_per_batch: int = 8, m
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _forward(weights, model, tokens):
+def forward(weights, model, tokens):
+  """Logits of rows without padding."""
   ones = jnp.ones_like(tokens)
   x, _ = gemma.forward(weights, model, tokens, jnp.cumsum(ones, 1) - 1, ones)
   return gemma.unembed(weights, model, x)
@@ -62,7 +55,7 @@ def logits(ids, vocab_size: int = 32) -> np.ndarray:
   """Logits after every token of one sequence, f32[len(ids), V], without a cache."""
   tokens = np.zeros((1, max(WIDTH, len(ids))), np.int32)
   tokens[0, : len(ids)] = ids
-  return np.asarray(_forward(params(vocab_size), config(vocab_size), tokens))[0, : len(ids)]
+  return np.asarray(forward(params(vocab_size), config(vocab_size), tokens))[0, : len(ids)]
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Decoding with a cache against the whole sequence at once: lengths, padding, windows, copied rows, memory."""
+"""Decoding with a cache against the whole sequence at once: lengths, padding, copied rows, memory; the TPU kernel."""
 
 import functools
 import re
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from random_params import random_params
 
+from genrm_jax.model import attention, gemma, layers
 from genrm_jax.model import cache as kv_cache
-from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import KVCache
 from genrm_jax.runtime import sharding
@@ -27,14 +27,14 @@ def _tokens(rows):
   return np.random.default_rng(0).integers(1, 128, (rows, T)).astype(np.int32)
 
 
-def _full(config, tokens, positions=POSITIONS):
+def _full(config, tokens, positions):
   return forward(_params(config), config, tokens, positions, np.ones_like(tokens))[0]
 
 
-def _prefill(config, tokens, positions=POSITIONS, pad=0):
-  """Reads PROMPTS[b] tokens of each row, in a batch of width 8, with `pad` as padding token and position."""
+def _prefill(config, tokens, positions):
+  """Reads PROMPTS[b] tokens of each row, in a batch of width 8; padding that is no zero must leave no trace."""
   segments = (np.arange(8) < np.array(PROMPTS)[:, None]).astype(np.int32)
-  padded = [np.where(segments, a[:, :8], pad) for a in (tokens, positions)]
+  padded = [np.where(segments, a[:, :8], 99) for a in (tokens, positions)]
   cache = kv_cache.init(config, len(PROMPTS), MAX_LEN)
   return forward(_params(config), config, *padded, segments, cache)
 
@@ -65,6 +65,8 @@ def test_prefill_copy_and_decode_match_the_full_forward(name):
   want = _full(config, tokens, positions)
   prompt, cache = _prefill(config, tokens[::2], positions[::2])
   np.testing.assert_array_equal(cache.length, PROMPTS)
+  empty = np.arange(MAX_LEN) >= np.array(PROMPTS)[:, None]
+  assert not np.asarray(cache.v)[:, empty].any() and not np.asarray(cache.positions)[empty].any()
   # The copies overwrite rows that held other tokens.
   _, used = _prefill(config, tokens[3:], positions[3:])
   used = jax.tree.map(lambda a, axis: jnp.repeat(a, 2, axis), used, KVCache(**AXES))
@@ -76,39 +78,6 @@ def test_prefill_copy_and_decode_match_the_full_forward(name):
   assert np.abs(rest[0] - rest[1]).max() > 0.1
   np.testing.assert_array_equal(cache.length, [T] * 6)
   np.testing.assert_array_equal(cache.positions[:, :T], positions)
-
-
-def test_padding_leaves_no_trace():
-  config = get_config("tiny_gemma2")
-  x, cache = _prefill(config, _tokens(3), pad=0)
-  y, other = _prefill(config, _tokens(3), pad=99)
-  for b, n in enumerate(PROMPTS):
-    np.testing.assert_array_equal(x[b, :n], y[b, :n])
-    assert np.abs(cache.k[:, b, :n]).min(axis=(0, 2, 3)).all()
-  assert np.isfinite(x).all()
-  jax.tree.map(np.testing.assert_array_equal, cache, other)
-  empty = np.arange(MAX_LEN) >= np.array(PROMPTS)[:, None]
-  assert not np.asarray(cache.v)[:, empty].any()
-  assert not np.asarray(cache.positions)[empty].any()
-
-
-def test_a_second_prefill_may_be_padded_beyond_the_end():
-  config, tokens = get_config("tiny_gemma3"), _tokens(3)
-  _, cache = _prefill(config, tokens)
-  rest = T - 2  # row 1 holds 8 of 20 and gets 16 slots, 10 of them real
-  segments = np.tile(np.arange(rest) < 10, (3, 1)).astype(np.int32)
-  more = np.stack([np.resize(tokens[b, n:], rest) for b, n in enumerate(PROMPTS)])
-  positions = np.array(PROMPTS)[:, None] + np.arange(rest, dtype=np.int32)
-  x, after = forward(_params(config), config, more, positions, segments, cache)
-  np.testing.assert_array_equal(after.length, np.array(PROMPTS) + 10)
-  want = _full(config, tokens)
-  for b, n in enumerate(PROMPTS):
-    np.testing.assert_allclose(x[b, :10], want[b, n : n + 10], atol=3e-5)
-  np.testing.assert_array_equal(after.k[:, 1, :8], cache.k[:, 1, :8])
-  # Tokens that do not fit are dropped, and the length shows it.
-  _, full = forward(_params(config), config, more, positions, np.ones_like(segments), cache)
-  np.testing.assert_array_equal(full.length, np.array(PROMPTS) + rest)
-  np.testing.assert_array_equal(full.k[:, 1, :8], cache.k[:, 1, :8])
 
 
 def _count_up(cache):
@@ -160,3 +129,76 @@ def test_decode_updates_the_cache_in_place():
   assert memory.alias_size_in_bytes >= cache_bytes
   # One layer's keys and values may be read out; a copy of the cache would be 8 times that.
   assert memory.temp_size_in_bytes < cache_bytes / 4
+
+
+KB, KT, KH = 2, 256, 128
+
+
+def test_a_query_without_keys_has_a_finite_result_and_gradient():
+  q = k = v = jnp.ones((1, 3, 1, 4))
+  mask = jnp.zeros((1, 3, 3), bool)
+  value, grads = jax.value_and_grad(lambda *a: layers.attention(*a, mask, 2.0).sum(), argnums=(0, 1, 2))(q, k, v)
+  assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
+
+
+def _inputs(num_kv_heads):
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(KB, KT, n, KH)).astype(np.float32) for n in (2, num_kv_heads, num_kv_heads))
+  segments = np.array([[1] * 100 + [2] * 120 + [0] * 36, [1] * 30 + [2] * 226], np.int32)
+  return q / KH**0.5, k, v, segments
+
+
+def _plain(segments, window=None, softcap=None):
+  starts = np.stack([[int(np.argmax(row == s)) for s in row] for row in segments])
+  mask = layers.packed_mask(jnp.asarray(np.arange(KT) - starts), jnp.asarray(segments), window)
+  return lambda q, k, v: layers.attention(q, k, v, mask, softcap)
+
+
+def _loss(attend, segments, q, k, v):
+  """Depends on all results except those at padding."""
+  out = jnp.where((segments > 0)[..., None, None], attend(q, k, v), 0.0)
+  return jnp.sum(jnp.sin(out) * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+
+@pytest.mark.parametrize(
+  ("window", "softcap", "num_kv_heads"), [(None, None, 1), (40, 5.0, 2)], ids=["gemma_1", "gemma_2"]
+)
+def test_kernel_matches_plain_attention(window, softcap, num_kv_heads):
+  q, k, v, segments = _inputs(num_kv_heads)
+  options = {"window": window, "softcap": softcap, "rules": sharding.DEFAULT_RULES, "interpret": True}
+  kernel = functools.partial(attention.splash_attention, segments_BT=segments, **options)
+  grad = functools.partial(jax.grad, has_aux=True, argnums=(0, 1, 2))
+  got, want = (
+    jax.jit(grad(functools.partial(_loss, attend, segments)))(q, k, v)
+    for attend in (kernel, _plain(segments, window, softcap))
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+
+
+@pytest.mark.parametrize(("num_kv_heads", "heads", "batch"), [(1, "tensor", "data"), (2, "data", "tensor")])
+def test_kernel_on_a_mesh(num_kv_heads, heads, batch):
+  q, k, v, segments = _inputs(num_kv_heads)
+  rules = {"activation_batch": batch, "activation_heads": heads}
+  rules |= {"activation_kv_heads": heads} if num_kv_heads > 1 else {}
+  rules = get_config("tiny_gemma2", num_kv_heads=num_kv_heads, sharding=rules).rules
+  kernel = functools.partial(attention.splash_attention, window=None, softcap=None, rules=rules, interpret=True)
+  with jax.set_mesh(sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])):
+    got = jax.jit(kernel)(q, k, v, segments)
+  assert got.sharding.shard_shape(got.shape) == (1, KT, 1, KH)
+  np.testing.assert_allclose(
+    np.asarray(got)[segments > 0], np.asarray(_plain(segments)(q, k, v))[segments > 0], atol=2e-5
+  )
+
+
+def test_only_long_rows_of_wide_heads_on_tpus_use_the_kernel():
+  config = get_config("tiny_gemma2", head_dim=128)
+
+  def lowered(num_tokens, platform):
+    params = jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
+    rows = [jax.ShapeDtypeStruct((1, num_tokens), jnp.int32)] * 3
+    forward = jax.jit(jax.grad(lambda p, *rows: gemma.forward(p, config, *rows, remat="dots")[0].sum()))
+    return forward.trace(params, *rows).lower(lowering_platforms=(platform,)).as_text()
+
+  assert "tpu_custom_call" in lowered(1024, "tpu")
+  assert "tpu_custom_call" not in lowered(512, "tpu")
+  assert "tpu_custom_call" not in lowered(1024, "cpu")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_steps
 from jaxprs import equations, products
 from random_params import random_params
 
@@ -14,8 +15,7 @@ from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import TokenBatch
-from genrm_jax.runtime import sharding
-from genrm_jax.training import optim, step
+from genrm_jax.training import optim
 from genrm_jax.verifiers.base import TargetCounts, sft_loss
 
 B, T, PREFIX = 2, 12, 5
@@ -131,12 +131,9 @@ def test_bfloat16_rounds_the_logits_and_storing_or_casting_parameters_changes_no
 
 def test_a_training_step_of_float32_adapters_beside_bfloat16_keeps_every_dtype():
   params = _params("bfloat16")[1]
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=9))
-  trained, frozen = lora.split(params)
-  state = step.init_state(trained, optimizer, frozen)
-  shardings = step.state_shardings(state, jax.tree.map(lambda _: sharding.replicated(mesh), params), mesh)
-  train_step = step.make_train_step(LOSSES["sft"](_config()), optimizer, sharding.batch_sharding(mesh), shardings)
+  optimizer = optim.OptimConfig(learning_rate=1e-2, num_steps=9)
+  shapes, loss_fn = jax.eval_shape(lambda p: p, params), LOSSES["sft"](_config())
+  train_step, state, *_ = train_steps.prepare(_config(), shapes, loss_fn, char_model.mesh(), optimizer, LORA)
   after, sums = jax.eval_shape(train_step, state, _batch())
   assert {str(a.dtype) for a in jax.tree.leaves((sums, after.params))} == {"float32"}
   jax.tree.map(lambda a, b: np.testing.assert_equal((a.dtype, a.shape), (b.dtype, b.shape)), after, state)

@@ -1,4 +1,4 @@
-"""What a token can see, proved by gradients; packing, logits, remat, sharding, and the declaration of parameters."""
+"""What a token can see, proved by gradients; logits, remat, sharding, the declaration of parameters, and adapters."""
 
 import functools
 import math
@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from jaxprs import equations
 from random_params import random_params
+from refusals import refused
 
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
+from genrm_jax.model.lora import LoraConfig
 from genrm_jax.runtime import sharding
 
 T = 20
 TINY = ("tiny_gemma1", "tiny_gemma2", "tiny_gemma3")
-forward = jax.jit(gemma.forward, static_argnums=1, static_argnames="remat")
+forward = jax.jit(gemma.forward, static_argnums=1)
 _params = functools.cache(random_params)
 
 
@@ -65,20 +67,6 @@ def test_local_layers_reach_exactly_as_far_as_their_windows():
   assert (got[10:, :10] == 0).all(), "a gap in positions counts in full"
   got = _influence(get_config("tiny_gemma3"), tokens, positions[:, ::-1].copy(), segments)
   np.testing.assert_array_equal(got > 0, back >= 0, "causality does not depend on positions")
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_packed_segments_match_separate_rows(name):
-  config, lengths = get_config(name), (9, 4, 7)
-  tokens, positions, segments = _row(3)
-  packed = (
-    np.concatenate([a[b, :n] for b, n in enumerate(lengths)])[None]
-    for a in (tokens, positions, np.cumsum(segments, axis=0))
-  )
-  apart, _ = forward(_params(config), config, tokens, positions, segments)
-  together, _ = forward(_params(config), config, *packed)
-  want = np.concatenate([apart[b, :n] for b, n in enumerate(lengths)])
-  np.testing.assert_allclose(together[0], want, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -152,16 +140,12 @@ def test_losses_and_gradients_under_other_rules_match_one_device():
   assert cache.k.sharding.shard_shape(cache.k.shape) == (L, 4, 16, K // 2, H)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_norms_are_declared_as_such(name):
-  mask = gemma.norm_mask(get_config(name), lora.LoraConfig(2, 2.0, ("q", "down")))
+def test_norms_are_declared_and_initial_parameters_have_unit_scale_and_their_own_keys():
   norms = {"pre_attention_norm", "pre_ffw_norm", "final_norm"}
-  norms |= {"q_norm", "k_norm"} if name == "tiny_gemma3" else set()
-  norms |= {"post_attention_norm", "post_ffw_norm"} if name != "tiny_gemma1" else set()
-  assert {path[-1].key for path, is_norm in jax.tree.leaves_with_path(mask) if is_norm} == norms
-
-
-def test_initial_parameters_have_unit_scale_and_their_own_keys():
+  post = {"post_attention_norm", "post_ffw_norm"}
+  for name, more in zip(TINY, (set(), post, post | {"q_norm", "k_norm"}), strict=True):
+    mask = gemma.norm_mask(get_config(name), LoraConfig(2, 2.0, ("q", "down")))
+    assert {path[-1].key for path, is_norm in jax.tree.leaves_with_path(mask) if is_norm} == norms | more
   config = get_config("tiny_gemma1")
   init = jax.jit(gemma.init, static_argnums=0)
   one, other = (init(config, jax.random.key(seed))["layers"] for seed in (0, 1))
@@ -172,3 +156,54 @@ def test_initial_parameters_have_unit_scale_and_their_own_keys():
   # A parameter does not change when others are added or removed.
   down = init(get_config("tiny_gemma1", post_norms=True), jax.random.key(0))["layers"]["down"]
   np.testing.assert_array_equal(one["down"], down)
+
+
+ALL = tuple(lora.TARGETS)
+TOKENS = np.random.default_rng(1).integers(128, size=(2, 10)).astype(np.int32)
+ROWS = TOKENS, np.tile(np.arange(10, dtype=np.int32), (2, 1)), np.ones_like(TOKENS)
+
+
+@functools.cache
+def _adapted(model, targets=()):
+  """Random weights, with adapters of rank 3 that change the model about as much as its own matrices do."""
+  return random_params(model, std=0.1, adapters=LoraConfig(3, 6.0, targets) if targets else None)
+
+
+def _hidden(model, params):
+  return np.asarray(forward(params, model, *ROWS)[0])
+
+
+@pytest.mark.parametrize("name", ["tiny_gemma1", "tiny_gemma3"])
+def test_merged_adapters_match_separate_ones_and_are_rounded_once(name):
+  model = get_config(name, num_layers=2)
+  adapted = _adapted(model, ALL)
+  merged = lora.merge(adapted)
+  assert jax.tree.structure(merged) == jax.tree.structure(_adapted(model))
+  got = _hidden(model, adapted)
+  np.testing.assert_allclose(got, _hidden(model, merged), atol=2e-5)
+  assert np.abs(got - _hidden(model, _adapted(model))).max() > 0.5
+  half = adapted | {"layers": jax.tree.map(lambda w: w.astype(jnp.bfloat16), adapted["layers"])}
+  exact = lora.merge(half | {"layers": jax.tree.map(lambda w: w.astype(jnp.float32), half["layers"])})
+  jax.tree.map(lambda w, e: np.testing.assert_array_equal(w, e.astype(w.dtype)), lora.merge(half), exact)
+
+
+def test_new_adapters_are_random_float32_and_do_not_change_the_model():
+  model = get_config("tiny_gemma1", num_layers=2, param_dtype="bfloat16")
+  init = jax.jit(lora.init, static_argnums=(0, 1))
+  added = init(model, LoraConfig(32, 8.0, ALL), jax.random.key(0))
+  np.testing.assert_array_equal(_hidden(model, {**_adapted(model), **added}), _hidden(model, _adapted(model)))
+  assert {str(a.dtype) for a in jax.tree.leaves(added)} == {"float32"}
+  one = added["lora"]
+  assert not np.allclose(one["gate"]["a"], one["up"]["a"]), "each adapter has its own key"
+  for name, fan_in in (("q", 128), ("attn_out", 128), ("down", 256)):
+    assert float(jnp.std(one[name]["a"])) == pytest.approx(fan_in**-0.5, rel=0.05)
+  fewer = init(model, LoraConfig(32, 8.0, ("down",)), jax.random.key(0))
+  np.testing.assert_array_equal(fewer["lora"]["down"]["a"], one["down"]["a"])
+  assert fewer["lora_scale"] == 0.25 and list(fewer["lora"]) == ["down"]
+
+
+def test_bad_settings_are_refused():
+  good = {"rank": 4, "alpha": 8.0, "targets": ("q",)}
+  bad = {"rank": (0, 4.0), "alpha": (0.0, float("nan")), "targets": ((), ("q", "o"))}
+  for name, values in bad.items():
+    refused(*((name, lambda value: LoraConfig(**good | {name: value}), value) for value in values))  # noqa: B023

@@ -3,12 +3,13 @@
 `make` needs the package, which requires Python 3.12; `CASES` does not.
 """
 
+import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from genrm_jax.model.config import ModelConfig
+from genrm_jax.model.config import ModelConfig, get_config
 
 T = 24
 
@@ -31,60 +32,25 @@ class Case(NamedTuple):
   query_norm: str = "BY_ONE_OVER_SQRT_HEAD_DIM"
 
 
-def _config(name: str, **fields: Any) -> ModelConfig:
-  common: dict[str, Any] = {
-    "vocab_size": 64,
-    "embed_dim": 24,
-    "num_heads": 4,
-    "head_dim": 8,
-    "ffw_dim": 40,
-    "query_scale": 8**-0.5,
-    "attn_softcap": None,
-    "final_softcap": None,
-    "window": None,
-    "pattern": ("global",),
-    "rope_base_local": 10_000.0,
-    "rope_base_global": 10_000.0,
-    "rope_scale_global": 1.0,
-    "qk_norm": False,
-    "post_norms": False,
-  }
-  return ModelConfig(name=name, **common | fields)
+def _config(name: str, like: str, **fields: Any) -> ModelConfig:
+  sizes = {"vocab_size": 64, "embed_dim": 24, "num_heads": 4, "head_dim": 8, "ffw_dim": 40, "query_scale": 8**-0.5}
+  return dataclasses.replace(get_config(like, **sizes | fields), name=name)
 
 
 # Caps are small enough to affect logits of this size, windows are shorter than the rows, and gemma_2 scales queries by
 # the width per head, like Gemma 2 27B.
+_CAPS: dict[str, Any] = {"attn_softcap": 2.0, "final_softcap": 4.0, "query_scale": 6**-0.5}
 CASES = {
-  "gemma_1_mqa": Case(_config("gemma_1_mqa", num_layers=3, num_kv_heads=1), flat=True),
-  "gemma_1_mha": Case(_config("gemma_1_mha", num_layers=2, num_kv_heads=4), flat=False),
+  "gemma_1_mqa": Case(_config("gemma_1_mqa", "tiny_gemma1", num_layers=3, num_kv_heads=1), flat=True),
+  "gemma_1_mha": Case(_config("gemma_1_mha", "tiny_gemma1", num_layers=2, num_kv_heads=4), flat=False),
   "gemma_2": Case(
-    _config(
-      "gemma_2",
-      num_layers=4,
-      num_kv_heads=2,
-      query_scale=6**-0.5,
-      attn_softcap=2.0,
-      final_softcap=4.0,
-      window=6,
-      pattern=("local", "global"),
-      post_norms=True,
-    ),
+    _config("gemma_2", "tiny_gemma2", num_layers=4, num_kv_heads=2, window=6, **_CAPS),
     flat=True,
     transposed=True,
     query_norm="BY_ONE_OVER_SQRT_EMBED_DIM_DIV_NUM_HEADS",
   ),
   "gemma_3": Case(
-    _config(
-      "gemma_3",
-      num_layers=7,
-      num_kv_heads=2,
-      window=6,
-      pattern=("local",) * 5 + ("global",),
-      rope_base_global=1_000_000.0,
-      rope_scale_global=8.0,
-      qk_norm=True,
-      post_norms=True,
-    ),
+    _config("gemma_3", "tiny_gemma3", num_layers=7, num_kv_heads=2, window=6, rope_scale_global=8.0),
     flat=True,
     transposed=True,
     images=True,

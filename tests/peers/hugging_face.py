@@ -10,50 +10,24 @@ import numpy as np
 
 # Lengths of the rows of a golden. The first is longer than twice the window; the others are padded on the right.
 LENGTHS = (24, 11, 17, 5)
-_TINY = {
-  "vocab_size": 64,
-  "hidden_size": 32,
-  "intermediate_size": 48,
-  "num_attention_heads": 4,
-  "num_key_value_heads": 2,
-  "head_dim": 8,
-}
+_TINY = dict(vocab_size=64, hidden_size=32, intermediate_size=48)
+_TINY |= dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
 _WINDOW = 5
-_ROPE_GEMMA3 = {
+_CAPS = {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0}
+_GEMMA2 = dict(num_hidden_layers=4, sliding_window=_WINDOW, query_pre_attn_scalar=20, **_CAPS)
+_ROPE: dict[str, Any] = {
   "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
   "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
 }
-_GEMMA3 = _TINY | {
-  "num_hidden_layers": 7,
-  "sliding_window": _WINDOW,
-  "query_pre_attn_scalar": 24,
-  "rope_parameters": _ROPE_GEMMA3,
-}
-_IMAGES = {
-  "hidden_size": 8,
-  "intermediate_size": 8,
-  "num_attention_heads": 1,
-  "num_hidden_layers": 1,
-  "image_size": 8,
-  "patch_size": 4,
-}
+_GEMMA3 = _TINY | dict(num_hidden_layers=7, sliding_window=_WINDOW, query_pre_attn_scalar=24, rope_parameters=_ROPE)
+_IMAGES = dict(hidden_size=8, intermediate_size=8, num_attention_heads=1, num_hidden_layers=1)
+_IMAGES |= dict(image_size=8, patch_size=4)
 
 # The class, its configuration, and the dtype of the files. Caps are small enough to affect most logits.
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
   "hf_gemma1_mqa": ("Gemma", _TINY | {"num_hidden_layers": 3, "num_key_value_heads": 1}, "float32"),
   "hf_gemma1_mha": ("Gemma", _TINY | {"num_hidden_layers": 3, "num_key_value_heads": 4}, "float32"),
-  "hf_gemma2": (
-    "Gemma2",
-    _TINY
-    | {
-      "num_hidden_layers": 4,
-      "sliding_window": _WINDOW,
-      "query_pre_attn_scalar": 20,
-      "attn_logit_softcapping": 1.0,
-      "final_logit_softcapping": 2.0,
-    },
-    "float32",
-  ),
+  "hf_gemma2": ("Gemma2", _TINY | _GEMMA2, "float32"),
   "hf_gemma3": ("Gemma3Text", _GEMMA3, "float32"),
   # Like the larger Gemma 3 releases: with an image encoder, in bfloat16, in several files.
   "hf_gemma3_images": ("Gemma3", _GEMMA3, "bfloat16"),

@@ -6,6 +6,7 @@ A golden is a folder of goldens/ with a tiny `checkpoint` of a peer and `logits.
 and the peer's logits [B, T, V]. A peer is a module in this folder with CASES and make(case, folder).
 """
 
+import functools
 import importlib.util
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ import sys
 import gemma_package
 import hugging_face
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from genrm_jax.checkpoints import pretrained
@@ -26,15 +28,26 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 PEERS = {hugging_face: "transformers", gemma_package: "gemma"}
 
 
-def largest_difference(folder: pathlib.Path, config: ModelConfig | None = None) -> float:
-  """Largest difference between a golden and our logits outside padding, in float32 on one device."""
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  params, config = pretrained.load(folder / "checkpoint", mesh, config=config)
-  golden = np.load(folder / "logits.npz")
-  real_BT = golden["tokens"] > 0
-  positions_BT = np.maximum(np.cumsum(real_BT, axis=1) - 1, 0)
-  x_BTD, _ = gemma.forward(params, config, golden["tokens"], positions_BT, real_BT.astype(np.int32))
-  return float(np.abs(gemma.unembed(params, config, x_BTD) - golden["logits"])[real_BT].max())
+@functools.partial(jax.jit, static_argnums=1)
+def _forward(params, config, tokens_BT, positions_BT):
+  x_BTD, _ = gemma.forward(params, config, tokens_BT, positions_BT, (tokens_BT > 0).astype(jnp.int32))
+  return gemma.unembed(params, config, x_BTD)
+
+
+def our_logits(params, config: ModelConfig, tokens_BT, mesh=None) -> np.ndarray:
+  """Our logits, f32[B, T, V], of rows padded with token 0; on one device without a mesh."""
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  positions_BT = np.maximum(np.cumsum(tokens_BT > 0, axis=1, dtype=np.int32) - 1, 0)
+  with jax.set_mesh(mesh):
+    rows = sharding.host_to_global((tokens_BT, positions_BT), sharding.batch_sharding(mesh))
+    return np.asarray(_forward(params, config, *rows))
+
+
+def open_golden(case: str, config: ModelConfig | None = None, mesh=None):
+  """The arrays of a golden, and our parameters and config of its files."""
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  params, config = pretrained.load(GOLDENS / case / "checkpoint", mesh, config=config)
+  return np.load(GOLDENS / case / "logits.npz"), params, config
 
 
 def main(chosen: list[str]) -> None:
@@ -48,7 +61,9 @@ def main(chosen: list[str]) -> None:
   for peer, package in PEERS.items():
     for case, made_as in peer.CASES.items():
       if (GOLDENS / case).exists():
-        print(f"{case:20}{package:16}{largest_difference(GOLDENS / case, getattr(made_as, 'config', None)):.1e}")
+        golden, params, config = open_golden(case, getattr(made_as, "config", None))
+        difference = np.abs(our_logits(params, config, golden["tokens"]) - golden["logits"])
+        print(f"{case:20}{package:16}{difference[golden['tokens'] > 0].max():.1e}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import saved_runs
+from refusals import refused
 
 from genrm_jax.data import jsonl
 from genrm_jax.infer.engine import Rollout
@@ -16,8 +17,6 @@ from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.records import Rationale
-from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks.gsm8k import released
 from genrm_jax.tasks.gsm8k.sample import write as write_release
 from genrm_jax.tasks.last_letter import LastLetter, read_list, write_placed
 from genrm_jax.text.tokenizer import CharTokenizer
@@ -78,9 +77,6 @@ def _study(bank, variant, **changes):
   return _run(bank.workdir.parent / variant, variant=variant, bank=str(bank.workdir), **{"report__ns": (4,), **changes})
 
 
-# Problems.
-
-
 @pytest.mark.parametrize("task", ["last_letter", "word_sorting", "gsm8k"])
 def test_problems_are_a_function_of_the_seed_and_splits_are_disjoint(task, tmp_path):
   texts = []
@@ -107,17 +103,6 @@ def test_a_problem_of_an_earlier_split_is_left_out(tmp_path, monkeypatch, capsys
   data_stages.make_problems(run)
   assert [len(run.problems(split)) for split in ("train", "val", "eval")] == [3, 2, 0]
   assert "left out 3 problems" in capsys.readouterr().err
-
-
-def test_word_sorting_is_evaluated_on_big_bench_hard(data_dir, tmp_path):
-  splits = {f"task__{split}__num_problems": 3 for split in ("train", "val", "in_distribution")}
-  files = dict(model__checkpoint="gemma", tokenizer__path="tokenizer.model")
-  run = _run(tmp_path, "word_sorting", "paper", task__eval__bbh=str(data_dir), **splits, **files)
-  data_stages.make_problems(run)
-  assert [len(run.problems(split)) for split in run.splits] == [3, 3, 250, 3]
-
-
-# Candidates.
 
 
 def test_solutions_are_graded_and_name_their_source(bank):
@@ -150,27 +135,18 @@ def test_solutions_without_an_answer_are_counted(tmp_path, monkeypatch, capsys):
   assert re.findall(r"(\w+): .* correct, 1 without an answer\n", capsys.readouterr().err) == ["eval"]
 
 
-def test_a_verifiers_own_solutions_are_kept_apart(bank):
-  run = _study(bank, "lambda_0.3")
+def test_a_study_takes_the_data_of_another_run_and_keeps_its_own_solutions_apart(bank):
+  size, run = _study(bank, "size_small"), _study(bank, "lambda_0.3")
+  _do(size, "bank")
   _do(run, "bank")
-  pool = run.path("candidates/eval.jsonl").read_bytes()
   verifier_stages.solve_again(run, "genrm_cot")
   own = run.candidates("by_genrm_cot")
   assert {c.source for c in own} == {"genrm_cot/4"} and len(own) == 48
-  assert run.path("candidates/eval.jsonl").read_bytes() == pool
-
-
-# A bank.
-
-
-def test_a_study_takes_the_problems_and_solutions_of_another_run(bank):
-  run = _study(bank, "size_small")
-  _do(run, "bank")
   for kind in ("problems", "candidates"):
-    assert sorted(p.stem for p in run.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
-    for file in run.path(kind).iterdir():
-      assert file.read_bytes() == bank.path(kind, file.name).read_bytes()
-  assert verifier_stages.identity(run)["bank"] == verifier_stages.identity(bank)["bank"]
+    assert sorted(p.stem for p in size.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
+    for file in size.path(kind).iterdir():
+      assert file.read_bytes() == bank.path(kind, file.name).read_bytes() == run.path(kind, file.name).read_bytes()
+  assert verifier_stages.identity(size)["bank"] == verifier_stages.identity(bank)["bank"]
 
 
 def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank):
@@ -185,15 +161,18 @@ def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank)
     assert all(r.kept for r in run.rationales(split)), "the program agrees with the label"
 
 
-def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
-  with pytest.raises(UserError, match=r"dpo: init_from.*config\.bank none is trained"):
-    make_stages(_run(tmp_path / "x", variant="tiny", bank="somewhere"))
+def test_what_cannot_be_used_is_named_before_anything_runs(bank, tmp_path):
+  own_grader, trained = _run(tmp_path, "gsm8k", grader__way="mine"), _run(tmp_path / "x", variant="tiny", bank="other")
+  refused(
+    (r"config\.grader\.way is 'mine'.*program, released, reference, plain", make_stages, own_grader),
+    (r"dpo: init_from.*config\.bank none is trained", make_stages, trained),
+  )
   path = bank.path("candidates/eval.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   path.write_text("".join([*lines[:2], lines[2][: len(lines[2]) // 2] + "\n", *lines[3:]]))
   config = bank.path("config.json")
   for change, message in (
-    (lambda: None, r"candidates/eval\.jsonl:3: not JSON"),
+    (lambda: None, r"bank/candidates/eval\.jsonl:3: not JSON"),
     (
       lambda: path.write_text(lines[0].replace('"problem_id": "', '"problem_id": "x')),
       r"problem 'x.*eval\.jsonl does not",
@@ -207,11 +186,7 @@ def test_a_bank_that_cannot_be_used_is_named(bank, tmp_path):
     (config.unlink, r"config\.json; config.bank must be the workdir of a run of last_letter"),
   ):
     change()
-    with pytest.raises(UserError, match=message):
-      data_stages.copy_bank(_study(bank, "no_gaps"))
-
-
-# What verifiers are trained on.
+    refused((message, data_stages.copy_bank, _study(bank, "no_gaps")))
 
 
 def _examples(run, name):
@@ -254,73 +229,40 @@ def test_gaps_are_of_training_alone_and_deterministic(tmp_path):
   assert (len(list(rows["train"])), len(list(rows["val"]))) == (10, 50)
 
 
-# GSM8K's release.
-
-
-def test_evaluation_has_a_draw_from_the_pool_alone(tmp_path):
-  """The direct set was chosen by label, so it is trained on and not drawn from."""
-  drawn = []
-  for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
-    run = _run(tmp_path / str(len(drawn)), "gsm8k", seed=seed, task__eval_candidates=num, report__ns=(1, 3))
-    data_stages.read_release(run)
-    drawn.append({(c.problem_id, c.index) for c in run.candidates("eval")})
-    assert {c.source for c in run.candidates("eval") + run.candidates("val")} == {released.SOURCE}
-    assert {c.source for c in run.candidates("train")} == {released.SOURCE, released.DIRECT_SOURCE}
-    assert len(drawn[-1]) == 6 * min(num, 4)
-  assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_a_few_bad_rows_are_counted_and_the_rest_is_read(tmp_path):
-  folder = write_release(tmp_path / "data", 60, 0)
+def test_bad_rows_are_counted_and_solutions_of_ones_own_are_evaluated(tmp_path):
+  folder, own = write_release(tmp_path / "data", 40, 0), tmp_path / "own.jsonl"
   path = folder / "genrm-critiques/critiques/data_collection/critique_gen_correct_solutions_round_0_shard_0.jsonl.gz"
-  with gzip.open(path, "rt") as f:
-    lines = f.readlines()
+  lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
   lines[7] = "{broken\n"
-  lines[20] = json.dumps(json.loads(lines[20]) | {"verifier_output": ""}) + "\n"
-  with gzip.open(path, "wt") as f:
-    f.writelines(lines)
-  run = _run(tmp_path / "run", "gsm8k", data_dir=str(folder), task__num_train=0, task__made_up=0)
-  data_stages.read_release(run)
-  left_out = jsonl.read_json(run.path("problems/left_out.json"))
-  assert left_out["left_out"] == 2 and left_out["rows"] == 60 * 6
-  reasons = left_out["files"][str(path)]["left_out"]
-  assert {reason: row["first_lines"] for reason, row in reasons.items()} == {"empty rationale": [21], "not JSON": [8]}
-  ledger = jsonl.read_json(run.path("rationales/ledger.json"))
-  read = sum(ledger[split][label]["all"] for split in ("train", "val") for label in ("correct", "incorrect"))
-  assert read == 60 * 4 - 2 - len(run.candidates("eval"))
-
-
-def test_solutions_of_ones_own_are_evaluated(tmp_path):
-  folder = write_release(tmp_path / "data", 40, 0)
-  tests = [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(3)]
-  gsm8k_dir = folder / "grade-school-math/grade_school_math/data"
-  (gsm8k_dir / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
-  own = tmp_path / "own.jsonl"
-  rows = [{"question": "What is 1 + 1?", "solution": f"The answer is {n}."} for n in (2, 3)]
+  path.write_bytes(gzip.compress("".join(lines).encode()))
+  test = {"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}
+  (folder / "grade-school-math/grade_school_math/data/test.jsonl").write_text(json.dumps(test) + "\n")
+  rows = [{"question": test["question"], "solution": f"The answer is {n}."} for n in (2, 3)]
   own.write_text("".join(json.dumps(row) + "\n" for row in rows))
   changes = dict(data_dir=str(folder), task__made_up=0, task__num_train=0, task__candidates=str(own), report__ns=(1, 2))
   run = _run(tmp_path / "run", "gsm8k", **changes)
   data_stages.read_release(run)
-  assert [p.question for p in run.problems("eval")] == ["What is 1 + 1?"]
+  left_out = jsonl.read_json(run.path("problems/left_out.json"))
+  assert (left_out["left_out"], left_out["rows"]) == (1, 40 * 6)
+  assert left_out["files"][str(path)]["left_out"] == {"not JSON": {"rows": 1, "first_lines": [8]}}
+  ledger = jsonl.read_json(run.path("rationales/ledger.json"))
+  assert sum(ledger[split][label]["all"] for split in ("train", "val") for label in ("correct", "incorrect")) == 159
+  assert [p.question for p in run.problems("eval")] == [test["question"]]
   assert [c.correct for c in run.candidates("eval")] == [True, False]
   assert len(run.problems("train")) == 40 - 6, "no problem of the pool is held out in vain"
 
 
 def test_missing_or_too_little_data_is_named(tmp_path):
-  (tmp_path / "empty").mkdir()
-  five = write_release(tmp_path / "data", 5, 0)
+  empty, five = tmp_path / "empty", write_release(tmp_path / "data", 5, 0)
+  empty.mkdir()
   for folder, message in (
     ("", r"--config\.data_dir=DIR"),
-    (tmp_path / "empty", rf"no GSM8K train problems; looked for {tmp_path}/empty/.*git clone"),
-    (five, r"hold 5"),
+    (empty, rf"no GSM8K train problems; looked for {empty}/.*git clone"),
+    (five, r"asks for \d+ \+ \d+ \+ \d+ problems .* hold 5"),
   ):
     run = _run(tmp_path / "work", "gsm8k", "tiny", data_dir=str(folder), task__rounds=(0,))
-    with pytest.raises(UserError, match=message):
-      data_stages.read_release(run)
+    refused((message, data_stages.read_release, run))
   assert not (tmp_path / "work").exists()
-
-
-# Graders.
 
 
 @pytest.mark.parametrize("way", ["reference", "plain"])
@@ -343,8 +285,3 @@ def test_a_grader_of_our_own(way, tmp_path, monkeypatch):
   if way == "reference":
     solution, reference = re.search(r"\nSolution: (.*)\nExpected Answer: (.*)", grader.prompts[0]).groups()
     assert solution != reference
-
-
-def test_an_unknown_way_of_grading_is_refused_before_anything_runs(tmp_path):
-  with pytest.raises(UserError, match=r"config\.grader\.way is 'mine'.*program, released, reference, plain"):
-    make_stages(_run(tmp_path, "gsm8k", grader__way="mine"))

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 import saved_runs
+from refusals import refused
 
 import genrm_jax
 from genrm_jax.checkpoints import pretrained
 from genrm_jax.export import export
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
 
 PAIR = ("7 apples and 9 pears", "12 pears? No\n3")
@@ -51,6 +51,11 @@ def exported(runs, tmp_path_factory):
 @pytest.mark.parametrize("name", ["genrm", "orm", "dpo", "genrm_cot"])
 def test_what_goes_out_comes_back_bit_for_bit(name, runs, exported, tmp_path):
   params, manifest = genrm_jax.load_params(runs[name])
+  card = (exported / name / "README.md").read_text()
+  said = json.loads(re.search(r"```json\n(.*?)\n```", card, re.DOTALL)[1])
+  prompter = genrm_jax.load(runs[name], mesh=_mesh()).verifier.prompter
+  assert (said["ids"]["yes"], said["templates"]["yes"]) == (prompter.yes_id, " Yes")
+  assert said["scoring"] == manifest["scoring"]
   export(runs[name], tmp_path / "released", "released")
   places = {"hugging_face": exported / name, "released": tmp_path / "released" / "checkpoint"}
   for layout, place in places.items():
@@ -65,20 +70,6 @@ def test_what_goes_out_comes_back_bit_for_bit(name, runs, exported, tmp_path):
     digest = manifest["tokenizer"]["digest"]
     for place in (exported / name, tmp_path / "released"):
       assert SentencePieceTokenizer(place / "tokenizer.model").digest == digest
-
-
-def test_the_card_says_what_a_score_is(exported, runs):
-  texts = {name: (exported / name / "README.md").read_text() for name in runs}
-  assert "mean" not in texts["genrm"] and "averaged over 2 sampled rationales" in texts["genrm_cot"]
-  assert "sigmoid of the logit of `cls`" in texts["orm"]
-  assert "likelihood after `solve`" in texts["dpo"] and "p(yes)" not in texts["dpo"]
-  verifier = genrm_jax.load(runs["genrm_cot"], mesh=_mesh())
-  said = json.loads(re.search(r"```json\n(.*?)\n```", texts["genrm_cot"], re.DOTALL)[1])
-  assert said["ids"]["yes"] == verifier.verifier.prompter.yes_id and said["templates"]["yes"] == " Yes"
-  assert said["scoring"] == verifier.manifest["scoring"]
-  for name, text in texts.items():
-    assert "smoke" not in text and "gemma" in text and "0123456789abcdef" in text
-    assert "{" not in text.split("```")[0], name
 
 
 @pytest.mark.parametrize("name", ["genrm", "orm", "dpo", "genrm_cot"])
@@ -113,28 +104,16 @@ def test_transformers_gives_the_same_score_by_the_cards_own_lines(name, runs, ex
   assert theirs["score"](*PAIR) == pytest.approx(want), "the second row never asks, so it has no vote"
 
 
-# --- the command
-
-
-def _command(*args):
-  return subprocess.run([sys.executable, "-m", "genrm_jax.export", *args], capture_output=True, text=True)
-
-
-def test_the_command_writes_a_folder_and_never_over_one(runs, tmp_path):
-  done = _command(f"--checkpoint={runs['orm']}", f"--to={tmp_path / 'out'}")
-  assert done.returncode == 0 and "written" in done.stderr, done.stderr
-  before = sorted(p.name for p in (tmp_path / "out").iterdir())
-  assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
-  again = _command(f"--checkpoint={runs['orm']}", f"--to={tmp_path / 'out'}")
-  assert again.returncode == 1 and again.stderr == (
-    f"error: {tmp_path / 'out'} is there and not empty; give the name of a new folder\n"
+def test_the_command_writes_a_folder_and_nothing_is_written_over_one(runs, tmp_path):
+  out, command = tmp_path / "out", [sys.executable, "-m", "genrm_jax.export", f"--checkpoint={runs['orm']}"]
+  refused(
+    ("no checkpoint at", export, tmp_path / "none", out),
+    ("unknown layout 'gguf'; there are: hugging_face, released", export, runs["orm"], out, "gguf"),
   )
-  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
-
-
-def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(runs, tmp_path):
-  with pytest.raises(UserError, match="no checkpoint at"):
-    export(tmp_path / "none", tmp_path / "out")
-  with pytest.raises(UserError, match="unknown layout 'gguf'; there are: hugging_face, released"):
-    export(runs["orm"], tmp_path / "out", "gguf")
-  assert not (tmp_path / "out").exists()
+  assert not out.exists()
+  done = subprocess.run([*command, f"--to={out}"], capture_output=True, text=True)
+  assert done.returncode == 0 and "written" in done.stderr, done.stderr
+  before = sorted(p.name for p in out.iterdir())
+  assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
+  refused((f"{out} is there and not empty", export, runs["orm"], out))
+  assert sorted(p.name for p in out.iterdir()) == before

@@ -1,6 +1,11 @@
-"""Meshes, rules and their errors, and global arrays, on 8 virtual devices."""
+"""Meshes, rules and their errors, and global arrays, on 8 virtual devices; memory of the host."""
 
+import os
+import platform
+import subprocess
+import sys
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from refusals import refused
 
-from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
+from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.sharding import DEFAULT_RULES
 
 
@@ -28,51 +33,27 @@ def test_make_mesh(mesh):
   assert mesh.axis_types == (AxisType.Auto,) * 3
   assert dict(sharding.make_mesh(fsdp=-1, tensor=2).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
   assert sharding.make_mesh(devices=jax.devices()[3:4]).devices.item() == jax.devices()[3]
+  refused(
+    ("4, is not the 8", partial(sharding.make_mesh, data=2, tensor=2)),
+    ("3, does not divide", partial(sharding.make_mesh, fsdp=-1, tensor=3)),
+    ("16, does not divide", partial(sharding.make_mesh, fsdp=-1, tensor=16)),
+    ("at most one", partial(sharding.make_mesh, data=-1, fsdp=-1)),
+    ("data=0", partial(sharding.make_mesh, data=0)),
+  )
 
 
-@pytest.mark.parametrize(
-  ("sizes", "message"),
-  [
-    ({"data": 2, "tensor": 2}, "4, is not the 8"),
-    ({"fsdp": -1, "tensor": 3}, "3, does not divide"),
-    ({"fsdp": -1, "tensor": 16}, "16, does not divide"),
-    ({"data": -1, "fsdp": -1}, "at most one"),
-    ({"data": 0}, "data=0"),
-  ],
-)
-def test_make_mesh_refuses(sizes, message):
-  with pytest.raises(UserError, match=message):
-    sharding.make_mesh(**sizes)
-
-
-def test_param_shardings(mesh):
-  specs = {
-    "a": {"q": spec_of((4, 8, 6, 3), ("layers", "embed", "heads", "head_dim"))},
-    "norm": spec_of((8,), ("embed",)),
-  }
-  got = sharding.param_shardings(specs, mesh, DEFAULT_RULES)
-  assert got["a"]["q"].spec == P(None, "fsdp", "tensor", None) and got["norm"].spec == P("fsdp")
-  assert jax.device_put(jnp.zeros((4, 8, 6, 3)), got["a"]["q"]).addressable_shards[0].data.shape == (4, 4, 3, 3)
-  other = sharding.param_shardings(specs, mesh, {**DEFAULT_RULES, "embed": ("data", "fsdp"), "heads": None})
-  assert other["a"]["q"].spec == P(None, ("data", "fsdp"), None, None)
-
-
-@pytest.mark.parametrize(
-  ("spec", "rules", "message"),
-  [
-    (spec_of((8, 5), ("embed", "ffw")), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
-    (spec_of((8, 1), ("embed", "kv_heads")), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
-    (spec_of((6,), ("activation_batch",)), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
-    (spec_of((8, 8), ("heads", "ffw")), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
-    (spec_of((8,), ("embed",)), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
-    (spec_of((8,), ("embde",)), {}, "no rule .* 'embde'.*embed"),
-    (spec_of((8,), ("embed",)), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
-    (spec_of((8, 8), ("embed",)), {}, "1 logical axes"),
-  ],
-)
-def test_rules_that_cannot_be_kept_are_errors(mesh, spec, rules, message):
-  with pytest.raises(UserError, match=message):
-    sharding.param_shardings({"layers": {"w": spec}}, mesh, {**DEFAULT_RULES, **rules})
+def test_rules_that_cannot_be_kept_are_errors(mesh):
+  for shape, axes, rules, message in (
+    ((8, 5), ("embed", "ffw"), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
+    ((8, 1), ("embed", "kv_heads"), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
+    ((6,), ("activation_batch",), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
+    ((8, 8), ("heads", "ffw"), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
+    ((8,), ("embed",), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
+    ((8,), ("embde",), {}, "no rule .* 'embde'.*embed"),
+    ((8,), ("embed",), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
+    ((8, 8), ("embed",), {}, "1 logical axes"),
+  ):
+    refused((message, sharding.param_shardings, {"layers": {"w": spec_of(shape, axes)}}, mesh, DEFAULT_RULES | rules))
 
 
 def test_constrain(mesh):
@@ -85,8 +66,7 @@ def test_constrain(mesh):
     assert free(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
     other = jax.jit(lambda x: sharding.constrain(x, axes, {**DEFAULT_RULES, "activation_ffw": None}))
     assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
-    with pytest.raises(UserError, match=r"Activation.*dimension 0 .* has size 3"):
-      pinned(np.ones((3, 6, 4)))
+    refused((r"Activation.*dimension 0 .* has size 3", pinned, np.ones((3, 6, 4))))
   assert sharding.constrain(x, ("no mesh", "is", "set"), DEFAULT_RULES) is x
 
 
@@ -101,19 +81,46 @@ def test_host_to_global(mesh, rule, shards):
   shapes = {(shard.data.shape, shard.index[0].start or 0) for shard in got["tokens"].addressable_shards}
   assert shapes == {((size, 3), start) for start in range(0, 8, size)}
   if shards > 1:
-    with pytest.raises(UserError, match=rf"tokens: shape \(7, 3\).* {shards} batch shards"):
-      sharding.host_to_global({"tokens": np.zeros((7, 3))}, batch)
+    message = rf"tokens: shape \(7, 3\).* {shards} batch shards"
+    refused((message, sharding.host_to_global, {"tokens": np.zeros((7, 3))}, batch))
 
 
-def test_read_to_global_reads_each_row_once(mesh):
-  rows, reads = np.arange(60, dtype=np.int32).reshape(20, 3), []
+_FAULTS = """
+import resource, sys
+import numpy as np
+from genrm_jax.runtime import memory
 
-  def take(index):
-    reads.append(index.tolist())
-    return {"tokens": rows[index], "length": rows[index, 0]}
+def faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  np.ones(5 << 26)  # 2.5 GiB: glibc's threshold for trimming is at most 2 GiB
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-  index = np.array([9, 3, 3, 19, 0, 7, 8, 1])
-  got = sharding.read_to_global(take, index, sharding.batch_sharding(mesh))
-  assert reads == [index.tolist()], "though two devices hold each row"
-  jax.tree.map(np.testing.assert_array_equal, got, {"tokens": rows[index], "length": rows[index, 0]})
-  assert got["tokens"].sharding == sharding.batch_sharding(mesh)
+if sys.argv[1] == "keep":
+  memory.keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.one_python
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
+def test_freed_memory_is_kept_for_the_next_call():
+  environ = os.environ | {"JAX_PLATFORMS": "cpu"}
+  commands = ([sys.executable, "-c", _FAULTS, keep] for keep in ("leave", "keep"))
+  without, kept = (int(subprocess.check_output(command, env=environ)) for command in commands)
+  assert without > 1000 and kept < without / 10
+
+
+def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
+  """16,000 bytes: 4,000 in quarters, 4 copies of 1,000, and 8,000 on the host."""
+  monkeypatch.setattr(memory, "available_host_bytes", lambda: available)
+  quarters = sharding.batch_sharding(sharding.make_mesh(data=4, devices=jax.devices()[:4]))
+  arrays = {
+    "x": jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=quarters),
+    "whole": jax.ShapeDtypeStruct((250,), jnp.float32, sharding=sharding.replicated(quarters.mesh)),
+    "y": jax.ShapeDtypeStruct((4000,), jnp.bfloat16),
+  }
+  available = 16_000
+  memory.check_fits("they", arrays)
+  available = 15_999
+  refused((r"they take .* the host", memory.check_fits, "they", arrays))

@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import base
 from genrm_jax.tasks.gsm8k import problems as gsm8k
-from genrm_jax.tasks.gsm8k import released, sample
+from genrm_jax.tasks.gsm8k import released
 from genrm_jax.tasks.gsm8k.answers import extract_answer, same_answer
 from genrm_jax.tasks.gsm8k.rows import BadRows, iter_critiques, iter_direct
 from genrm_jax.tasks.gsm8k.task import GSM8K
@@ -35,40 +35,35 @@ def test_problems_from_files(inside, tmp_path):
   assert (first.id, second.id, first.split, first.task) == ("gsm8k/train/00000", "gsm8k/train/00001", "train", "gsm8k")
   assert (first.question, first.answer) == ("How many?", "1024")
   assert first.reference == "Half is 48/2 = 24.\nAll is 1,024.\nThe answer is 1024."
-  with pytest.raises(UserError, match=r"test\.jsonl; git clone"):
-    gsm8k.read_problems(tmp_path, "test")
   _write(tmp_path / inside, ROW, " ", ROW)
   assert [p.id for p in gsm8k.read_problems(tmp_path, "train")] == ["gsm8k/train/00000", "gsm8k/train/00002"]
   _write(tmp_path / inside, "")
-  with pytest.raises(UserError, match=r"train\.jsonl: no problem in it; take it from a fresh clone"):
-    gsm8k.read_problems(tmp_path, "train")
+  refused((r"train\.jsonl: no problem in it; take it from a fresh clone", gsm8k.read_problems, tmp_path, "train"))
 
 
-@pytest.mark.parametrize(
-  ("row", "message"),
-  [
+def test_broken_problem_lines(tmp_path):
+  for row, message in (
     *((row, "not JSON") for row in ("{", "[" * 100_000)),
     ("[]", "not a JSON object"),
     ({"question": "\ud83d", "answer": "#### 1"}, "half of a surrogate pair in a text"),
     ({"answer": "#### 1"}, 'field "question" is missing'),
     ({"question": "q", "answer": 1}, 'field "answer" is not text'),
     *(({"question": "q", "answer": text}, 'field "answer" does not end in') for text in ("1", "1 #### ")),
-  ],
-)
-def test_broken_problem_lines(row, message, tmp_path):
-  _write(tmp_path, ROW, row)
-  with pytest.raises(UserError, match=rf"train\.jsonl:2: {message}"):
-    gsm8k.read_problems(tmp_path, "train")
+  ):
+    _write(tmp_path, ROW, row)
+    refused((rf"train\.jsonl:2: {message}", gsm8k.read_problems, tmp_path, "train"))
+  refused((r"test\.jsonl; git clone", gsm8k.read_problems, tmp_path, "test"))
 
 
 def test_problems_from_tfds(data_dir, tmp_path, monkeypatch):
-  for read in (lambda split: gsm8k.read_problems(tmp_path, split), gsm8k.read_problems_tfds):
-    with pytest.raises(UserError, match="no split 'val'"):
-      read("val")
+  refused(
+    ("no split 'val'", gsm8k.read_problems, tmp_path, "val"),
+    ("no split 'val'", gsm8k.read_problems_tfds, "val"),
+    ("'csv'; it is files or tfds", lambda: GSM8K(problems="csv")),
+  )
   with monkeypatch.context() as patch:
     patch.setitem(sys.modules, TFDS, None)
-    with pytest.raises(UserError, match=r"pip install 'genrm-jax\[tfds\]'"):
-      gsm8k.read_problems_tfds("train")
+    refused((r"pip install 'genrm-jax\[tfds\]'", gsm8k.read_problems_tfds, "train"))
   # Other packages bring TFDS without what it needs here.
   for package in ("importlib_resources", "array_record", "tensorflow_datasets"):
     tfds = pytest.importorskip(package, reason="needs genrm-jax[tfds]")
@@ -85,7 +80,7 @@ def test_problems_from_tfds(data_dir, tmp_path, monkeypatch):
   assert problems[0].id == "gsm8k/test/tfds-00000" and ("tensorflow" not in sys.modules) == without
 
 
-def test_splits_of_the_release_are_disjoint_and_of_the_configured_sizes():
+def test_splits_of_the_release_are_disjoint_and_held_out_candidates_from_the_pool_alone():
   release = GSM8K(**SMALL).released(0)
   ids = {split: {p.id for p in problems} for split, problems in release.problems.items()}
   assert {split: len(found) for split, found in ids.items()} == {"train": 12, "val": 6, "eval": 6}
@@ -95,14 +90,7 @@ def test_splits_of_the_release_are_disjoint_and_of_the_configured_sizes():
   rationales = list(release.rationales)
   assert {r.problem_id for r in rationales} == set.union(*ids.values()) and len(rationales) == 24 * 4
   assert release.left_out() == {"rows": 24 * 6, "left_out": 0, "files": {}}
-  # With candidates of one's own, the test problems are evaluated, and none of the pool is held out in vain.
-  everything = GSM8K(**SMALL | {"num_train": 0, "candidates": "own.jsonl"}).released(0)
-  assert "eval" not in everything.candidates and {p.split for p in everything.problems["eval"]} == {"test"}
-  assert len(everything.problems["train"]) == 24 - 6
-
-
-def test_held_out_candidates_are_drawn_from_the_pool_alone():
-  """The direct set was selected by label, so it is for training only."""
+  # Held-out candidates are drawn from the pool alone: the direct set was selected by label.
   drawn = []
   for seed, num in ((0, 3), (0, 3), (1, 3), (0, 9)):
     got = GSM8K(**SMALL | {"eval_candidates": num}).released(seed)
@@ -133,15 +121,6 @@ def test_problems_of_the_task_are_disjoint_and_in_random_order():
   assert not folder.exists(), "made-up data goes with its task"
 
 
-def test_missing_data_and_wrong_options(tmp_path):
-  with pytest.raises(UserError, match=r"grade-school-math and genrm-critiques.*data_dir=DIR"):
-    GSM8K().released(0)
-  with pytest.raises(UserError, match="'csv'; it is files or tfds"):
-    GSM8K(problems="csv")
-  with pytest.raises(UserError, match=r"asks for 12 \+ 6 \+ 6 problems .* hold 5"):
-    GSM8K(**SMALL | {"made_up": 0, "data_dir": str(sample.write(tmp_path, 5, 0))}).released(0)
-
-
 # The real release has the counts in its description, and our answers agree with it as committed.
 
 
@@ -150,7 +129,7 @@ def train(data_dir):
   return gsm8k.read_problems(data_dir, "train")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def release_dir(data_dir):
   if not (data_dir / "genrm-critiques").is_dir():
     pytest.skip(f"no {data_dir / 'genrm-critiques'}; git clone https://github.com/genrm-star/genrm-critiques there")

@@ -1,12 +1,13 @@
 """A user's task is loaded by its import path, and each mistake in it is one message that names the task."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from genrm_jax.records import Problem
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import base
 
 SUMS = """
@@ -64,51 +65,42 @@ def test_a_task_outside_the_package(load):
   assert [base.load_task(name, {}).name for name in base.BUILT_IN] == list(base.BUILT_IN)
 
 
-@pytest.mark.parametrize(
-  ("changes", "options", "said"),
-  [
-    ([("import Grade", "import Grad")], {}, "my_sums.*ImportError.*PYTHONPATH"),
-    ([("class Sums:", "class Sums")], {}, "my_sums.*SyntaxError"),
-    ([("class Sums", "class Products")], {}, "no class .*Sums.*it has Products"),
-    ([("def grade", "def mark")], {}, r"no method grade\(\)"),
-    ([("def problems", "def make")], {}, r"no method problems\(\)"),
-    ([("helper = 3", "few_shot = 3")], {}, "few_shot is no method"),
-    ([('"sums", ("train", "eval")', '3, ("train", "eval")')], {}, "`name` is 3"),
-    ([('("train", "eval")', '("train", "test")')], {}, "`splits` is .*'test'.*in_distribution"),
-    ([], {"smallest": 1}, "'smallest'.*num_problems, largest"),
-    ([("num_problems=2", "num_problems")], {}, "'num_problems'.*num_problems, largest"),
-  ],
-)
-def test_a_broken_task_is_one_message(changes, options, said, load):
-  with pytest.raises(UserError, match=f"(?s)^task '?my_sums:Sums'?: .*{said}") as caught:
-    load(*changes, **options)
-  assert "\n" not in str(caught.value)
-  with pytest.raises(UserError, match=r"'sums'.*last_letter.*package\.module:Class"):
-    base.load_task("sums", {})
+def test_a_broken_task_is_one_message(load):
+  refused((r"'sums'.*last_letter.*package\.module:Class", base.load_task, "sums", {}))
+  for said, changes, options in (
+    ("my_sums.*ImportError.*PYTHONPATH", [("import Grade", "import Grad")], {}),
+    ("my_sums.*SyntaxError", [("class Sums:", "class Sums")], {}),
+    ("no class .*Sums.*it has Products", [("class Sums", "class Products")], {}),
+    (r"no method grade\(\)", [("def grade", "def mark")], {}),
+    (r"no method problems\(\)", [("def problems", "def make")], {}),
+    ("few_shot is no method", [("helper = 3", "few_shot = 3")], {}),
+    ("`name` is 3", [('"sums", ("train", "eval")', '3, ("train", "eval")')], {}),
+    ("`splits` is .*'test'.*in_distribution", [('("train", "eval")', '("train", "test")')], {}),
+    ("'smallest'.*num_problems, largest", [], {"smallest": 1}),
+    ("'num_problems'.*num_problems, largest", [("num_problems=2", "num_problems")], {}),
+  ):
+    refused((rf"^task '?my_sums:Sums'?: .*{said}.*\Z", partial(load, *changes, **options)))
 
 
 @pytest.mark.parametrize(
-  ("method", "returned", "said"),
+  ("before", "returned", "said"),
   [
-    ("problems", "None", "NoneType None"),
-    ("problems", "[]", r"list \[\]"),
-    ("problems", "['1 + 1']", "item 0 is str '1 \\+ 1'"),
-    ("problems", "[Problem('p', 's', split, '1 + 1', 2)]", "`answer` of item 0 is int 2"),
-    ("problems", "2 * [Problem('p', 's', split, '1 + 1', '2')]", "2 problems have the id 'p'"),
-    ("grade", "True", "bool True"),
-    ("grade", "('3', True)", "tuple"),
-    ("grade", "Grade(3, True)", "`answer` is int 3"),
-    ("grade", "Grade('3', 1)", "`correct` is int 1"),
-    ("grade", "Grade(None, True)", "`correct` is True but `answer` is None"),
+    *(("return [Problem", *case) for case in (("None", "NoneType None"), ("[]", r"list \[\]"))),
+    ("return [Problem", "['1 + 1']", "item 0 is str '1 \\+ 1'"),
+    ("return [Problem", "[Problem('p', 's', split, '1 + 1', 2)]", "`answer` of item 0 is int 2"),
+    ("return [Problem", "2 * [Problem('p', 's', split, '1 + 1', '2')]", "2 problems have the id 'p'"),
+    *(("return Grade(", *case) for case in (("True", "bool True"), ("('3', True)", "tuple"))),
+    *(
+      ("return Grade(", *case) for case in (("Grade(3, True)", "`answer` is int 3"), ("Grade('3', 1)", "`correct` is"))
+    ),
+    ("return Grade(", "Grade(None, True)", "`correct` is True but `answer` is None"),
   ],
 )
-def test_wrong_return_values_are_named(method, returned, said, load):
-  before = {"problems": "return [Problem", "grade": "return Grade("}[method]
+def test_wrong_return_values_are_named(before, returned, said, load):
   task = load((before, f"return {returned}\n    {before}"))
-  with pytest.raises(UserError, match=rf"task sums, {method}\(.*{said}"):
-    if method == "grade":
-      base.checked_grade(task, PROBLEM, "3")
-    else:
-      base.checked_problems(task, "eval", np.random.default_rng(0))
-  with pytest.raises(UserError, match="no such split; its splits are train, eval"):
-    base.checked_problems(task, "val", np.random.default_rng(0))
+  problems = partial(base.checked_problems, task, rng=np.random.default_rng(0))
+  refused(("no such split; its splits are train, eval", problems, "val"))
+  if "Problem" in before:
+    refused((rf"task sums, problems\(.*{said}", problems, "eval"))
+  else:
+    refused((rf"task sums, grade\(.*{said}", base.checked_grade, task, PROBLEM, "3"))

@@ -8,6 +8,7 @@ import gemma_like
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
@@ -32,14 +33,6 @@ TEXT = st.lists(
   max_size=20,
 ).map("".join)
 CONTROLS = (*TURN_MARKERS, "<bos>", "<eos>", "<pad>", "<unk>", "<cls>", "<unused0>", "<unused98>", "<mask>", "<st")
-
-
-@pytest.fixture(scope="module")
-def foreign(data_dir):
-  path = data_dir / "sentencepiece" / "cc_all.32000.100extra.model"
-  if not path.exists():
-    pytest.skip(f"no {path}")
-  return SentencePieceTokenizer(path)
 
 
 def _check_round_trip(tokenizer, texts, spelled=CONTROLS):
@@ -77,28 +70,21 @@ def test_round_trip_and_verdicts(tokenizer):
     check_vocab(tokenizer, tokenizer.vocab_size + extra)
     spare = range(tokenizer.vocab_size, tokenizer.vocab_size + extra)
     assert tokenizer.decode([*spare, *tokenizer.encode("a"), *spare]) == "a"
-  for extra in (-1, most + 1, 10**6):
-    with pytest.raises(UserError, match=f"{tokenizer.vocab_size} pieces.* {tokenizer.vocab_size + extra} rows"):
-      check_vocab(tokenizer, tokenizer.vocab_size + extra)
-  for ids in ([tokenizer.vocab_size + most], [-1], [4, 10**9]):
-    with pytest.raises(UserError, match=f"id {ids[-1]} is outside the {tokenizer.vocab_size} ids"):
-      tokenizer.decode(ids)
+  size = tokenizer.vocab_size
+  for rows in (size - 1, size + most + 1, size + 10**6):
+    refused((f"{size} pieces.* {rows} rows", check_vocab, tokenizer, rows))
+  for ids in ([size + most], [-1], [4, 10**9]):
+    refused((f"id {ids[-1]} is outside the {size} ids", tokenizer.decode, ids))
 
 
-def test_char_ids():
+def test_ids_of_characters_and_of_a_trained_file(trained):
   assert sorted(CHAR.encode(ASCII)) == list(range(6, 102)) and CHAR.vocab_size == 102
-  with pytest.raises(UserError, match=r"'é' \(U\+00E9\), at character 4 "):
-    CHAR.encode(" Yesé b")
-
-
-def test_trained_ids(trained):
+  refused((r"'é' \(U\+00E9\), at character 4 ", CHAR.encode, " Yesé b"), ("surrogate", trained.encode, "a\ud800"))
   _check_verdicts(trained, ("? ", "\n", "漢", "▁"))
   assert [trained.pad_id, trained.eos_id, trained.bos_id, trained.cls_id] == [0, 1, 2, 4]
   assert len(trained.encode("\n")) == 1 and len(trained.encode("\n\n")) == 2
   assert trained.encode("1234") == [i for digit in "1234" for i in trained.encode(digit)]
   assert trained.decode(trained.encode("a<end_of_turn>")) == "a<end_of_turn>"  # this file has no turns
-  with pytest.raises(UserError, match="surrogate"):
-    trained.encode("a\ud800")
 
 
 def test_training_is_deterministic(trained, tmp_path):
@@ -110,8 +96,7 @@ def test_training_is_deterministic(trained, tmp_path):
   assert few[0] == few[1] != few[2]
   long = train_sentencepiece([" ".join(texts).replace("\n", " ")], tmp_path / "long.model", 500)
   assert len(long.encode(" apples")) == 1, "long lines are learnt from"
-  with pytest.raises(UserError, match="could not be written"):
-    train_sentencepiece(texts, tmp_path / "few.model" / "x.model", 500)
+  refused(("could not be written", train_sentencepiece, texts, tmp_path / "few.model" / "x.model", 500))
 
 
 def test_training_errors(tmp_path, capfd):
@@ -120,8 +105,7 @@ def test_training_errors(tmp_path, capfd):
     *(([text], 4000, r"4000 is too large .*at most \d+") for text in ("hello world", " ")),
     *((gemma_like.TEXTS, size, f"{size} is too small") for size in (280, 263, -5)),
   ):
-    with pytest.raises(UserError, match=message):
-      train_sentencepiece(texts, tmp_path / "x.model", vocab_size)
+    refused((message, train_sentencepiece, texts, tmp_path / "x.model", vocab_size))
   assert list(tmp_path.iterdir()) == [] and capfd.readouterr().err == ""
 
 
@@ -139,7 +123,11 @@ def test_gemma_ids(family, make_tokenizer):
     assert gemma.decode(gemma.encode(f" a{marker}▁b")) == " a▁b", "a marker decodes to nothing"
 
 
-def test_a_released_file_with_its_own_normalisation(foreign):
+def test_a_released_file_with_its_own_normalisation(data_dir):
+  path = data_dir / "sentencepiece" / "cc_all.32000.100extra.model"
+  if not path.exists():
+    pytest.skip(f"no {path}")
+  foreign = SentencePieceTokenizer(path)
   assert (foreign.pad_id, foreign.eos_id, foreign.bos_id, foreign.vocab_size) == (0, 1, 2, 32101)
   assert foreign.cls_id == 32100  # its <extra_id_0>
   _check_verdicts(foreign, ("", "Is it correct (Yes/No)?"))
@@ -154,16 +142,14 @@ def test_a_released_file_with_its_own_normalisation(foreign):
 
 def test_damaged_files(trained, tmp_path):
   path = tmp_path / "x.model"
-  with pytest.raises(UserError, match=r"x\.model: no such tokenizer file"):
-    SentencePieceTokenizer(path)
-  for place in (tmp_path, f"{tmp_path}/\0"):
-    with pytest.raises(UserError, match="could not be read"):
-      SentencePieceTokenizer(place)
+  refused(
+    (r"x\.model: no such tokenizer file", SentencePieceTokenizer, path),
+    *(("could not be read", SentencePieceTokenizer, place) for place in (tmp_path, f"{tmp_path}/\0")),
+  )
   half = trained.file_bytes[: len(trained.file_bytes) // 2]
   for content in (b"", b"garbage", half, b'{"a": 1}', b"\0" * 100):
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.model: (not a SentencePiece model|no piece|the file has no)"):
-      SentencePieceTokenizer(path)
+    refused((r"x\.model: (not a SentencePiece model|no piece|the file has no)", SentencePieceTokenizer, path))
   for at in range(0, len(trained.file_bytes), 97):  # one flipped bit: opened, or one message
     flipped = bytearray(trained.file_bytes)
     flipped[at] ^= 1 << at % 8
@@ -177,10 +163,8 @@ def test_damaged_files(trained, tmp_path):
       spec.piece = "<other>"
     path.write_bytes(model.SerializeToString())
     if message:
-      with pytest.raises(UserError, match=message + remedy):
-        SentencePieceTokenizer(path)
-    else:
-      assert SentencePieceTokenizer(path).pad_id == 3, "without pad, unk is the padding"
+      refused((message + remedy, SentencePieceTokenizer, path))
+  assert SentencePieceTokenizer(path).pad_id == 3, "without pad, unk is the padding"
 
 
 def test_a_tokenizer_is_loaded_again_from_its_description(trained, tmp_path):
@@ -197,10 +181,8 @@ def test_a_tokenizer_is_loaded_again_from_its_description(trained, tmp_path):
   ):
     again = load_tokenizer(spec | {"path": path}, folder)
     assert (again.digest, again.spec()["path"]) == (trained.digest, found)
-  for spec, message in (
-    ({"type": "char", "digest": "0" * 64}, "000000000000 was expected"),
-    *(({"type": kind, "digest": ""}, f"type {kind!r} is unknown") for kind in ("bpe", None)),
-    ({"type": "sentencepiece", "path": "/no/such.model", "digest": ""}, "no tokenizer file at /no/such.model"),
-  ):
-    with pytest.raises(UserError, match=message):
-      load_tokenizer(spec)
+  refused(
+    ("000000000000 was expected", load_tokenizer, {"type": "char", "digest": "0" * 64}),
+    *((f"type {kind!r} is unknown", load_tokenizer, {"type": kind, "digest": ""}) for kind in ("bpe", None)),
+    ("no tokenizer file at /no", load_tokenizer, {"type": "sentencepiece", "path": "/no/such.model", "digest": ""}),
+  )

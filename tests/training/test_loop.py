@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ import orbax.checkpoint as ocp
 import processes
 import pytest
 import tiny_run
+from jaxprs import compilations
+from refusals import refused
 
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.training import loop, saved
 
 HERE = pathlib.Path(__file__).parent
@@ -155,8 +157,8 @@ def test_metrics_that_cannot_be_written_end_the_run_in_one_message_and_it_resume
   if place == "opening":
     file.parent.write_text("no folder")
   why = "(No space left on device|File exists|Not a directory)"
-  with pytest.raises(UserError, match=rf"the metrics in {file} cannot be written: {why}; check"):
-    tiny_run.train(tmp_path, tiny_run.CallAt(10, fill))
+  message = rf"the metrics in {file} cannot be written: {why}; check"
+  refused((message, tiny_run.train, tmp_path, tiny_run.CallAt(10, fill)))
   if place == "metrics":
     (tmp_path / "aside").replace(file)
   elif place == "opening":
@@ -219,6 +221,8 @@ def test_a_process_killed_while_saving_loses_that_step_only(whole, tmp_path, cap
 
 def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(whole, tmp_path):
   losses = _evaluated(whole)
+  assert list(_evaluated(whole, "train/loss")) == list(range(2, 25, 2)) and list(losses) == list(range(4, 25, 4))
+  assert len(_lines(whole)) == 12 + 6, "each step is reported once"
   assert list(losses.values()) == sorted(losses.values(), reverse=True)
   goal = {"stop_at_loss": losses[12]}  # a step that is evaluated and would not be saved
   with pytest.raises(InterruptedError):
@@ -229,13 +233,6 @@ def test_a_run_stops_at_the_wanted_loss_and_does_not_go_on_when_started_again(wh
   assert "12" in ended[1]
   tiny_run.train(tmp_path, tiny_run.CallAt(12, _stop), **goal)
   assert _result(tmp_path) == ended
-
-
-def test_each_step_is_reported_once(whole):
-  lines = _lines(whole)
-  trained = {line["step"]: line for line in lines if "train/loss" in line}
-  assert list(trained) == list(range(2, 25, 2)) and list(_evaluated(whole)) == list(range(4, 25, 4))
-  assert len(lines) == 12 + 6
 
 
 @pytest.mark.parametrize("best_by", ["loss", "loss_solve"])
@@ -255,17 +252,15 @@ def test_a_loss_that_is_not_finite_or_absent_ends_the_run_unsaved(tmp_path):
     batch = rows.rows.take(index)
     return batch.replace(weights=batch.weights * nan)
 
-  with pytest.raises(UserError, match="loss is nan at step 10"):
-    tiny_run.train(tmp_path, rows)
+  refused(("loss is nan at step 10", tiny_run.train, tmp_path, rows))
   assert [p.name for p in _run(tmp_path).iterdir()] == ["8"]
   eval_rows = tiny_run.rows(1, 9)
   eval_rows.data.weights[-1] *= nan
-  with pytest.raises(UserError, match="held-out loss is nan at step 4"):
-    tiny_run.train(tmp_path / "held out", eval_rows=eval_rows)
+  refused(("held-out loss is nan at step 4", tiny_run.train, tmp_path / "held out", None, eval_rows))
   eval_rows = tiny_run.rows(1, 9)
   eval_rows.data.kind[eval_rows.data.kind == 2] = 1
-  with pytest.raises(UserError, match=r"loss_solve.* loss, loss_verify"):
-    tiny_run.train(tmp_path / "absent", eval_rows=eval_rows, best_by="loss_solve")
+  train = partial(tiny_run.train, tmp_path / "absent", eval_rows=eval_rows, best_by="loss_solve")
+  refused((r"loss_solve.* loss, loss_verify", train))
   assert not [step for name in ("held out", "absent") for step in _run(tmp_path / name).iterdir()]
 
 
@@ -286,37 +281,22 @@ def test_evaluation_is_the_mean_over_rows_each_read_once(max_rows, read):
 
 
 def test_each_step_function_is_compiled_once_and_no_other_shape_is_accepted(tmp_path):
-  compiled = []
-
-  def record(event, duration, fun_name="", **kwargs):
-    if event == "/jax/core/compile/backend_compile_duration":
-      compiled.append(fun_name)
-
-  jax.monitoring.register_event_duration_secs_listener(record)
-  try:
+  with compilations() as compiled:
     tiny_run.train(tmp_path / "one")
     rows = tiny_run.CallAt(5, lambda: setattr(rows, "take", lambda index: rows.rows.take(index).replace(**wide)))
     wide = {"tokens": np.zeros((4, 9), np.int32)}
     with pytest.raises(TypeError):
       tiny_run.train(tmp_path / "two", rows)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(record)
-  assert [sum(name in found for found in compiled) for name in ("train_step", "eval_step")] == [2, 2], compiled
+  assert [compiled[name] for name in ("train_step", "eval_step")] == [2, 2], compiled
 
 
-@pytest.mark.parametrize(
-  ("changes", "named"),
-  [
-    ({"eval_every_steps": 3}, "eval_every_steps 3 .*log_every_steps 2"),
-    ({"save_every_steps": 6}, "save_every_steps 6 .*eval_every_steps 4"),
-    ({"best_by": "accuracy"}, "best_by .*loss_solve"),
-    ({"num_micro_batches": 3}, "batch_size 4 .*1 batch shards x 3 micro-batches"),
-    ({"batch_size": 6, "on": {"data": 4, "tensor": 2}}, "batch_size 6 .*4 batch shards"),
-    ({"dtype": jnp.bfloat16}, r"w is bfloat16.*param_dtype=float32"),
-  ],
-)
-def test_invalid_settings_are_refused(changes, named, tmp_path):
-  if "on" in changes:
-    changes = {**changes, "on": sharding.make_mesh(**changes["on"])}
-  with pytest.raises(UserError, match=named):
-    tiny_run.train(tmp_path, **changes)
+def test_invalid_settings_are_refused(tmp_path):
+  for named, changes in {
+    "eval_every_steps 3 .*log_every_steps 2": {"eval_every_steps": 3},
+    "save_every_steps 6 .*eval_every_steps 4": {"save_every_steps": 6},
+    "best_by .*loss_solve": {"best_by": "accuracy"},
+    "batch_size 4 .*1 batch shards x 3 micro-batches": {"num_micro_batches": 3},
+    "batch_size 6 .*4 batch shards": {"batch_size": 6, "on": sharding.make_mesh(data=4, tensor=2)},
+    r"w is bfloat16.*param_dtype=float32": {"dtype": jnp.bfloat16},
+  }.items():
+    refused((named, partial(tiny_run.train, tmp_path, **changes)))

@@ -1,19 +1,25 @@
-"""The update is the same on every mesh and with adapters, donates its state, and gives the recorded numbers."""
+"""The update is the same on every mesh and with adapters, and gives the recorded numbers; losses and the optimizer."""
 
 import functools
 import math
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+import train_steps
 from random_params import random_params
+from refusals import refused
 
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
 from genrm_jax.runtime import sharding
-from genrm_jax.training import optim, step
+from genrm_jax.training import losses as loss_functions
+from genrm_jax.training import optim
+from genrm_jax.training.optim import OptimConfig
 from genrm_jax.verifiers.base import sft_loss
 
 CONFIG = get_config(
@@ -36,15 +42,10 @@ def _trained(mesh_name, adapted=False, num_micro_batches=1):
   """The compiled step, its shardings, the state before and after `NUM_STEPS` updates, and the losses."""
   shape = {"one device": {}, "eight": {"data": 2, "fsdp": 2, "tensor": 2}}[mesh_name]
   mesh = sharding.make_mesh(**shape, devices=jax.devices()[: 8 if shape else 1])
-  specs = gemma.param_specs(CONFIG) | (lora.param_specs(CONFIG, LORA) if adapted else {})
-  optimizer, batch = optim.make_optimizer(OPTIM), sharding.batch_sharding(mesh)
-  params, frozen = lora.split(_params(adapted))
+  loss_fn, adapters = sft_loss(CONFIG, ROWS.max_targets, 0.5), LORA if adapted else None
+  given = CONFIG, _params(adapted), loss_fn, mesh, OPTIM, adapters, num_micro_batches
+  jitted, first, shardings, batch = train_steps.prepare(*given)
   with jax.set_mesh(mesh):
-    abstract = jax.eval_shape(lambda: step.init_state(params, optimizer, frozen))
-    shardings = step.state_shardings(abstract, sharding.param_shardings(specs, mesh, CONFIG.rules), mesh)
-    first = jax.device_put(step.init_state(params, optimizer, frozen), shardings)
-    loss_fn = sft_loss(CONFIG, ROWS.max_targets, 0.5)
-    jitted = step.make_train_step(loss_fn, optimizer, batch, shardings, num_micro_batches)
     state, losses = first, []
     train_step = jitted.lower(first, sharding.read_to_global(ROWS.take, ROWS.order(0, 0, 8), batch)).compile()
     for i in range(NUM_STEPS):
@@ -73,13 +74,21 @@ def _check_shardings(arrays, shardings):
   jax.tree.map(lambda a, where: np.testing.assert_(a.sharding.is_equivalent_to(where, a.ndim)), arrays, shardings)
 
 
-def test_moments_are_sharded_like_their_parameters():
-  _, shardings, _, state, _ = _trained("eight")
+@pytest.mark.parametrize("adapted", [False, True])
+def test_moments_are_sharded_like_their_parameters(adapted):
+  _, shardings, _, state, _ = _trained("eight", adapted)
   (moments,) = [s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda n: hasattr(n, "mu")) if hasattr(s, "mu")]
   for tree in (state.params, moments.mu, moments.nu):
     _check_shardings(tree, shardings.params)
-  q = state.params["layers"]["q"]
-  assert math.prod(q.sharding.shard_shape(q.shape)) * 4 == q.size
+  if adapted:
+    split = {name: [tuple(leaf.sharding.spec) for leaf in ab.values()] for name, ab in state.params["lora"].items()}
+    assert split["q"] == [(None, "fsdp", None), (None, None, "tensor", None)]
+    assert split["k"] == [(None, "fsdp", None), (None, None, None, None)]
+    assert split["attn_out"] == [(None, "tensor", None, None), (None, None, "fsdp")]
+    assert split["down"] == [(None, "tensor", None), (None, None, "fsdp")]
+  else:
+    q = state.params["layers"]["q"]
+    assert math.prod(q.sharding.shard_shape(q.shape)) * 4 == q.size
   assert moments.count.sharding.is_fully_replicated and state.step.sharding.is_fully_replicated
 
 
@@ -104,15 +113,11 @@ def test_frozen_parameters_have_no_gradients_in_memory():
   """All gradients would be as large as the parameters; one layer's weights are a twelfth of that."""
   config = get_config("tiny_gemma1", num_layers=12, ffw_dim=512, dtype="bfloat16")
   rows = jax.tree.map(lambda a: a[:1], ROWS.data)
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  optimizer, batch = optim.make_optimizer(OPTIM), sharding.batch_sharding(mesh)
   params = jax.eval_shape(lambda key: gemma.init(config, key) | lora.init(config, LORA, key), jax.random.key(0))
-  trained, frozen = lora.split(params)
-  state = jax.eval_shape(lambda *given: step.init_state(given[0], optimizer, given[1]), trained, frozen)
-  shardings = step.state_shardings(state, jax.tree.map(lambda _: sharding.replicated(mesh), params), mesh)
-  train_step = step.make_train_step(sft_loss(config, 4, 0.5), optimizer, batch, shardings)
+  given = config, params, sft_loss(config, 4, 0.5), tiny_run.mesh(), OPTIM, LORA
+  train_step, state, *_ = train_steps.prepare(*given)
   used = train_step.lower(state, rows).compile().memory_analysis().temp_size_in_bytes
-  assert used < 0.3 * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(frozen))
+  assert used < 0.3 * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.frozen))
 
 
 def test_losses_match_the_recorded_ones():
@@ -123,3 +128,67 @@ def test_losses_match_the_recorded_ones():
     assert len(set(((batch.kind == kind) * batch.weights).sum(axis=1).tolist())) > 2
   assert [one["loss"] for one in losses] == pytest.approx([8.591396, 7.566521, 7.101130, 6.535764], rel=1e-3)
   assert [one["grad_norm"] for one in losses] == pytest.approx([5.301626, 4.261647, 4.199170, 4.437280], rel=1e-3)
+
+
+def test_cross_entropies_match_numpy_and_stay_finite():
+  rng = np.random.default_rng(0)
+  logits, targets = rng.normal(scale=3, size=(2, 4, 7)).astype(np.float32), rng.integers(7, size=(2, 4))
+  exact = logits.astype(np.float64)
+  probs = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
+  want = -np.log(np.take_along_axis(probs, targets[..., None], -1)[..., 0])
+  np.testing.assert_allclose(loss_functions.cross_entropy(logits, targets), want, rtol=1e-5)
+  half = loss_functions.cross_entropy(logits.astype(jnp.bfloat16), targets)
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, want, atol=0.05)
+  assert float(loss_functions.cross_entropy(jnp.array([[[1000.0, 0.0]]]), jnp.array([[0]]))[0, 0]) == 0
+
+  labels, p = targets % 2, 1 / (1 + np.exp(-exact[..., 0]))
+  want = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
+  np.testing.assert_allclose(loss_functions.binary_cross_entropy(logits[..., 0], labels), want, rtol=1e-5)
+  extreme = loss_functions.binary_cross_entropy(jnp.array([[200.0, -200.0, 200.0]]), jnp.array([[1, 1, 0]]))
+  np.testing.assert_allclose(extreme, [[0, 200, 200]])
+
+
+@pytest.mark.parametrize(
+  ("verify", "solve", "weight", "want"),
+  [
+    ((6, 4), (20, 5), 0.25, 2.5),
+    ((6, 4), (20, 5), 0.0, 1.5),
+    ((6, 4), (0, 0), 0.5, 1.5),
+    ((0, 0), (20, 5), 0.5, 2.0),
+    ((0, 0), (0, 0), 0.5, 0.0),
+  ],
+)
+def test_unified_is_verify_plus_lambda_solve_and_an_absent_kind_adds_nothing(verify, solve, weight, want):
+  given = jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
+  loss, sums = loss_functions.unified(given, weight)
+  assert float(loss) == want
+  assert jax.tree.map(float, sums) == {"loss": (want, 1), "loss_verify": verify, "loss_solve": solve}
+  gradient = jax.grad(lambda sums: loss_functions.unified(sums, weight)[0])(given)
+  assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
+
+
+def test_the_rate_rises_linearly_to_the_peak_and_decays_along_a_cosine():
+  schedule = optim.schedule(OptimConfig(learning_rate=0.5, num_steps=100, warmup_steps=20, final_fraction=0.1))
+  rates = [float(schedule(step)) for step in (0, 10, 20, 60, 100)]
+  assert rates == pytest.approx([0.0, 0.25, 0.5, 0.275, 0.05], abs=1e-6)
+  assert float(optim.schedule(OptimConfig(learning_rate=0.5, num_steps=10))(0)) == 0.5, "no warm-up"
+
+
+@pytest.mark.parametrize("norm_mask", [None, {"w": False, "scale": True}])
+def test_an_update_is_that_of_adamw_on_clipped_gradients_without_decay_of_norms(norm_mask):
+  config = OptimConfig(0.5, num_steps=10, weight_decay=0.1, beta1=0.75, beta2=0.5, clip_norm=2.0)
+  params = {"w": jnp.array([2.0, 2.0]), "scale": jnp.array([2.0])}
+  optimizer = optim.make_optimizer(config, norm_mask)
+  grads = {"w": jnp.array([6.0, -8.0]), "scale": jnp.array([0.0])}
+  updates, state = optimizer.update(grads, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["w"], [-0.5 * (1 + 0.1 * 2), -0.5 * (-1 + 0.1 * 2)], rtol=1e-4)
+  np.testing.assert_allclose(updates["scale"], [0.0 if norm_mask else -0.5 * 0.1 * 2], rtol=1e-4)
+  mu, nu = (leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,))
+  np.testing.assert_allclose([mu, nu], [[0.25 * 1.2, 0.25 * -1.6], [0.5 * 1.2**2, 0.5 * 1.6**2]], rtol=1e-5)
+
+
+def test_invalid_settings_are_refused():
+  invalid = {"warmup_steps": 10, "num_steps": 0, "weight_decay": -0.1, "final_fraction": 1.5, "clip_norm": 0.0}
+  for name, value in {**invalid, "learning_rate": float("inf"), "beta1": 1.0, "beta2": -0.1}.items():
+    refused((name, partial(OptimConfig, **{"learning_rate": 0.1, "num_steps": 10, name: value})))

@@ -1,23 +1,21 @@
 """The DPO verifier: its pairs, its loss against one worked out by hand, its gate, and its scores."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_steps
 from char_model import CANDIDATES, CHAR, CONFIG, DATA, PROBLEMS, PROMPTER, WIDTH, engine, log_probs, verifier
 from char_model import mesh as mesh_of
 from char_model import params as params_of
 
 from genrm_jax.data import packing, row_file
 from genrm_jax.infer.sampling import SampleConfig
-from genrm_jax.model import gemma, lora
+from genrm_jax.model import lora
 from genrm_jax.pytrees import PairBatch
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
-from genrm_jax.text.prompts import Prompter
 from genrm_jax.training import loop, losses, optim, step
 from genrm_jax.verifiers import scoring
 from genrm_jax.verifiers.base import TargetCounts, VoteConfig
@@ -49,34 +47,11 @@ def _margin(key, pair):
   return _solution(key, pair.chosen).sum() - _solution(key, pair.rejected).sum()
 
 
-def test_a_pair_is_two_solutions_that_do_not_see_each_other():
-  assert len(PAIRS) == 6 and all(p.chosen.correct and not p.rejected.correct for p in PAIRS)
-  for pair in PAIRS:
-    e, prompt = DPO.example(pair), PROMPTER.solve(pair.problem.question)
-    for segment, c in ((1, pair.chosen), (2, pair.rejected)):
-      at, target = e.segments == segment, PROMPTER.solution(c.text)
-      assert e.tokens[at].tolist() == [*prompt, *target[:-1]]
-      assert e.positions[at].tolist() == list(range(at.sum()))
-      assert e.targets[at][e.weights[at] > 0].tolist() == target
-
-
-def test_pairs_are_packed_whole():
-  rows = _rows()
-  assert rows.num_rows < len(PAIRS) and rows.max_pairs == rows.data.segments.max() // 2 > 1
-  found = []
-  for r in range(rows.num_rows):
-    texts = {}
-    for s in range(1, rows.data.segments[r].max() + 1):
-      target = rows.data.targets[r][(rows.data.segments[r] == s) & (rows.data.weights[r] > 0)]
-      texts[s] = CHAR.decode(target[:-1].tolist())
-    found += [(texts[s], texts[s + 1]) for s in range(1, len(texts), 2)]
-  assert sorted(found) == sorted((p.chosen.text, p.rejected.text) for p in PAIRS)
-
-
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_the_reference_is_log_p_of_every_target(batch_size, in_file, tmp_path):
   rows = _rows()
+  assert len(PAIRS) == 6 and all(p.chosen.correct and not p.rejected.correct for p in PAIRS)
   assert rows.num_rows % 4, "the last batch is not full"
   source = rows
   if in_file:
@@ -140,29 +115,24 @@ def test_the_gradient_raises_the_chosen_and_lowers_the_rejected():
   rows = [jax.tree.map(lambda a, r=r: a[r : r + 1], batch) for r in range(3)]
   parts = [losses.dpo(logp[r : r + 1], rows[r], BETA, 2, counts)[0] for r in range(3)]
   assert float(sum(parts)) == pytest.approx(float(loss)) and min(parts[:2]) > 0 == parts[2]
+  long = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 4096), a.dtype), batch)
+  jaxpr = jax.make_jaxpr(lambda logp, batch: losses.margins(logp, batch, 2))(long.weights, long)
+  assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) <= 2 * 4096, "memory grows with the pairs"
 
 
 @functools.cache
 def _trained(num_devices=1, rank=0, num_steps=30):
   """Parameters after so many of 30 steps, the loss of each, and the means over all rows before and after."""
-  mesh, rows = mesh_of(num_devices), _rows(50)
-  specs, params = gemma.param_specs(CONFIG), jax.tree.map(jnp.copy, params_of(REFERENCE))
-  if rank:
-    adapters = lora.LoraConfig(rank, 16.0, ("q", "v", "attn_out"))
-    specs |= lora.param_specs(CONFIG, adapters)
-    params |= lora.init(CONFIG, adapters, jax.random.key(0))
-  shardings, on = sharding.param_shardings(specs, mesh, CONFIG.rules), sharding.batch_sharding(mesh)
+  mesh, params = mesh_of(num_devices), jax.tree.map(jnp.copy, params_of(REFERENCE))
+  adapters = lora.LoraConfig(rank, 16.0, ("q", "v", "attn_out")) if rank else None
+  params |= lora.init(CONFIG, adapters, jax.random.key(0)) if rank else {}
+  rows = _rows(50)
+  loss_fn, optimizer = DPO.loss(CONFIG, _counts(rows), "none"), optim.OptimConfig(learning_rate=1e-2, num_steps=30)
+  train_step, state, shardings, on = train_steps.prepare(CONFIG, params, loss_fn, mesh, optimizer, adapters)
   with jax.set_mesh(mesh):
-    params = jax.device_put(params, shardings)
-    counts = _counts(rows)
-    rows = DPO.with_reference(rows, counts, params, CONFIG, mesh, 8)
-    loss_fn = DPO.loss(CONFIG, counts, "none")
-    eval_step = step.make_eval_step(loss_fn, on, shardings)
-    optimizer = optim.make_optimizer(optim.OptimConfig(learning_rate=1e-2, num_steps=30))
-    trained, frozen = lora.split(params)
-    state = step.init_state(trained, optimizer, frozen)
-    train_step = step.make_train_step(loss_fn, optimizer, on, step.state_shardings(state, shardings, mesh))
-    before = loop.evaluate(eval_step, params, rows, 8, on)
+    rows = DPO.with_reference(rows, _counts(rows), state.all_params, CONFIG, mesh, 8)
+    eval_step = step.make_eval_step(loss_fn, on, shardings.all_params)
+    before = loop.evaluate(eval_step, state.all_params, rows, 8, on)
     steps = []
     for i in range(num_steps):
       state, sums = train_step(state, sharding.read_to_global(rows.take, rows.order(0, i, 8), on))
@@ -186,30 +156,9 @@ def test_eight_devices_are_one():
   assert steps == pytest.approx(_trained()[1][:3], rel=1e-4) and steps[2] < 0.9 * steps[0]
 
 
-def test_the_gate_finds_another_prompt_a_flipped_label_and_a_missing_end(monkeypatch):
-  DPO.check_gate(PAIRS)
-  other = verifier("dpo", Prompter(CHAR, dataclasses.replace(PROMPTER.format, solve="S{question}==")))
-  right = DPO.example
-
-  def without_end(pair):
-    example = right(pair)
-    return dataclasses.replace(example, weights=example.weights * (example.targets != CHAR.eos_id))
-
-  for wrong in (other.example, lambda p: right(p._replace(chosen=p.rejected, rejected=p.chosen)), without_end):
-    monkeypatch.setattr(DPO, "example", wrong)
-    with pytest.raises(UserError, match=r"(?s)not scored where it is trained.*scored: .*trained: "):
-      DPO.check_gate(PAIRS)
-
-
 def _score(params, rows_per_batch=8):
-  return scoring.score_candidates(
-    DPO,
-    engine(params, rows_per_batch=rows_per_batch),
-    PROBLEMS,
-    CANDIDATES,
-    VoteConfig(3, 0, SampleConfig(8)),
-    step=40,
-  )
+  votes, of = VoteConfig(3, 0, SampleConfig(8)), engine(params, rows_per_batch=rows_per_batch)
+  return scoring.score_candidates(DPO, of, PROBLEMS, CANDIDATES, votes, step=40)
 
 
 def test_a_score_is_the_likelihood_of_the_solution_with_its_end():
