@@ -180,7 +180,7 @@ class _Book:
     return self.workdir / "stages" / f"{stage.name}.{suffix}"
 
   def _settings(self, stage: Stage) -> dict[str, Any]:
-    return {key: value for key, value in _flat(self._config) if _covers(stage.settings, key)}
+    return {key: value for key, value in _flat(self._config) if covers(stage.settings, key)}
 
   def _entry(self, stage: Stage) -> _Entry | None:
     """The record of a stage, read once. Raises UserError if it is not what a stage writes."""
@@ -317,7 +317,7 @@ def _flat(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     yield key, bool(config) if key in LOCATIONS else config
 
 
-def _covers(settings: Sequence[str], key: str) -> bool:
+def covers(settings: Sequence[str], key: str) -> bool:
   return any(key == s or key.startswith(f"{s}.") for s in settings)
 
 
