@@ -172,7 +172,7 @@ def test_what_cannot_be_used_is_named_before_anything_runs(bank, tmp_path):
   path.write_text("".join([*lines[:2], lines[2][: len(lines[2]) // 2] + "\n", *lines[3:]]))
   config = bank.path("config.json")
   for change, message in (
-    (lambda: None, r"bank/candidates/eval\.jsonl:3: not JSON"),
+    (lambda: None, r"candidates/eval\.jsonl:3: not JSON"),
     (
       lambda: path.write_text(lines[0].replace('"problem_id": "', '"problem_id": "x')),
       r"problem 'x.*eval\.jsonl does not",

@@ -118,7 +118,7 @@ cli.main("", make)
 
 @pytest.mark.one_python
 def test_a_command_ends_with_the_code_of_a_signal_at_any_moment(tmp_path):
-  config = "ml_collections.ConfigDict({'cpu_devices': 1, 'task': {'name': ''}})"
+  config = "ml_collections.ConfigDict({'seed': 0, 'variant': '', 'cpu_devices': 1, 'task': {'name': ''}})"
   (tmp_path / "config.py").write_text(f"import ml_collections\ndef get_config():\n  return {config}\n")
   saved_at, again = "tiny: ended by {}, step {} of 24 is saved", "ended by {}; start the same command again to go on"
   cases = [  # moment, signals, exit code, last line, number of stages that begin
