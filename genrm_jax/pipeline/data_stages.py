@@ -91,12 +91,13 @@ def copy_bank(run: Run) -> None:
         raise UserError(f"no {path}; config.bank must be the workdir of a run of {run.task.name}")
       jsonl.write_bytes(run.path(kind, path.name), path.read_bytes())
     # Report what is wrong now, not after hours of training.
-    known = {p.id for p in run.problems(split)}
-    unknown = next((c.problem_id for c in run.candidates(split) if c.problem_id not in known), None)
+    problems, pool = jsonl.read_records(bank / "problems" / path.name, Problem), jsonl.read_records(path, Candidate)
+    known = {p.id for p in problems}
+    unknown = next((c.problem_id for c in pool if c.problem_id not in known), None)
     if unknown is not None:
       raise UserError(f"{path}: a candidate for problem {unknown!r}, which {bank}/problems/{split}.jsonl does not have")
     if split in ("train", "val") and not run.config.task.get("index_shift", True):
-      problems, pool = renumber(run.problems(split), run.candidates(split))
+      problems, pool = renumber(problems, pool)
       jsonl.write_records(run.path("problems", f"{split}.jsonl"), problems)
       jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pool)
   checks.check_pools(run)
