@@ -21,7 +21,6 @@ import gcs_emulator
 import gcsfs
 import processes
 import saved_runs
-import tensorboardX
 
 import genrm_jax
 from genrm_jax.checkpoints import hugging_face, pretrained, released, safetensors
@@ -32,7 +31,7 @@ from genrm_jax.pipeline import stages as staging
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.training import saved
+from genrm_jax.training import metrics, saved
 
 TESTS = pathlib.Path(__file__).parent
 GEMMA = TESTS / "peers/goldens/hf_gemma2/checkpoint"
@@ -117,13 +116,13 @@ def check_workdirs():
 
 def stop_at_first_metrics():
   """Runs the command in sys.argv; SIGTERM arrives with the first metrics."""
-  add_scalar = tensorboardX.SummaryWriter.add_scalar
+  write = metrics.Metrics.write
 
-  def add_and_stop(*args, **kwargs):
+  def stop_and_write(*args):
     os.kill(os.getpid(), signal.SIGTERM)
-    return add_scalar(*args, **kwargs)
+    write(*args)
 
-  tensorboardX.SummaryWriter.add_scalar = add_and_stop
+  metrics.Metrics.write = stop_and_write
   cli.main("gsm8k")
 
 
