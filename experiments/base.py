@@ -37,7 +37,7 @@ def examples(run: Run) -> Iterator[Example]:
 def train_base(run: Run) -> None:
   """Trains the base model."""
   rows = fitting.write_rows(run, "base", fitting.held_out(run, "base", fitting.with_gaps(run, examples(run))))
-  fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
+  fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.remat("base")), rows)
 
 
 def make_stages(run: Run) -> list[Stage]:

@@ -38,8 +38,8 @@ def training(
   init_from: str = "",
   drop_long: bool = False,
   weight_decay: float = 0.0,
-  num_micro_batches: int = 1,
-  remat: str = "none",
+  num_micro_batches: int = 0,
+  remat: str = "auto",
   eval_every: int = 0,
   save_every: int = 0,
   max_eval_rows: int = 0,
@@ -57,8 +57,9 @@ def training(
     init_from: the model of this run whose best step training starts from; "" means `model.checkpoint` or random.
     drop_long: drop and count examples longer than a row; otherwise they are an error.
     weight_decay: AdamW; norm scales are not decayed.
-    num_micro_batches: parts of a batch that are processed in turn, which saves memory; a step is still one update.
-    remat: what the backward pass recomputes: "none", "dots" or "layer".
+    num_micro_batches: parts of a batch that are processed in turn, which saves memory; a step is still one update. 0:
+      as many as the size of the logits asks for (training/sizes.py).
+    remat: what the backward pass recomputes: "none", "dots", "layer", or "auto", which chooses by size.
     eval_every: steps between evaluations on held-out rows; 0 chooses a value for small models.
     save_every: steps between checkpoints, a multiple of `eval_every`; 0 means `eval_every`.
     max_eval_rows: held-out rows per evaluation; 0 means all.

@@ -87,6 +87,7 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
       batch_size=16,  # ours: packed rows, 55 (direct) to 64 (with rationales) examples per batch; the paper has 64
       row_length=row_length,
       drop_long=True,
+      num_micro_batches=1,
       remat="dots",
       weight_decay=1e-2,
       # Ours: an evaluation takes as long as ten steps, and a checkpoint of 2B parameters with Adam moments 30 GB.

@@ -196,6 +196,7 @@ def _paper(task: Numbers) -> dict[str, Any]:
     return dict(
       num_steps=20_000,  # ours; the step with the lowest held-out loss is used
       learning_rate=learning_rate,
+      num_micro_batches=1,
       remat="dots",
       batch_size=64,
       row_length=1024,  # ours

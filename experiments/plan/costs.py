@@ -60,10 +60,11 @@ def forward_flops(model: ModelConfig, tokens: int, keys: int, num_logits: int) -
 def train_flops(run: PlannedRun, name: str) -> float:
   """Operations of a training step: forward, twice that backward (once for frozen matrices), and what is recomputed."""
   model, rows, s = run.model, run.train_config(name).batch_size, run.config.verifiers[name]
+  remat = run.remat(name)
   tokens, num_logits = rows * s.row_length, rows * run.counts(name).max_targets
   matrices, attention, logits = forward_flops(model, tokens, s.row_length, num_logits)
-  recomputed = {"none": 0.0, "dots": attention, "layer": attention + matrices}[s.remat]
-  if s.remat == "layer" and not model.post_norms:  # the last product of a layer is not needed again
+  recomputed = {"none": 0.0, "dots": attention, "layer": attention + matrices}[remat]
+  if remat == "layer" and not model.post_norms:  # the last product of a layer is not needed again
     recomputed -= 2.0 * tokens * model.num_layers * model.embed_dim * model.ffw_dim
   return (2 if run.adapters(name) else 3) * (matrices + logits) + 3 * attention + recomputed
 
@@ -90,7 +91,7 @@ def training(run: PlannedRun, name: str) -> list[Estimate]:
   model, config, s, mesh = run.model, run.train_config(name), run.config.verifiers[name], run.mesh.shape
   num_steps, parts, num_params = config.optim.num_steps, config.num_micro_batches, sum(gemma.num_params(model))
   rows, tokens, fsdp = config.micro_batch_size, config.micro_batch_size * s.row_length, mesh["fsdp"]
-  moved, received = (parts * size for size in _traffic(model, tokens, mesh, passes=2 + (s.remat == "layer")))
+  moved, received = (parts * size for size in _traffic(model, tokens, mesh, passes=2 + (run.remat(name) == "layer")))
   if run.adapters(name) is None:
     # Parameters, both moments and the gradient, in float32; gradients are summed over fsdp and data shards.
     moved += num_params / (fsdp * mesh["tensor"]) * 8 * 4

@@ -27,7 +27,7 @@ def train_programs(run: PlannedRun, name: str) -> list[Program]:
   shape, kind = (config.batch_size, settings.row_length), PairBatch if counts.max_pairs else TokenBatch
   floats, ints = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.float32, jnp.int32))
   batch: Any = {f.name: floats if f.name in ("weights", "reference") else ints for f in dataclasses.fields(kind)}
-  loss = run.verifier(name).loss(run.model, counts, settings.remat)
+  loss = run.verifier(name).loss(run.model, counts, run.remat(name))
   shardings = jax.tree.map(lambda a: a.sharding, state)
   train_step = step.make_train_step(loss, optimizer, rows, shardings, config.num_micro_batches)
   held = {"parameters": bytes_of(params), "optimiser": bytes_of(state.opt_state)}

@@ -63,7 +63,7 @@ def _check_training(run: Run, name: str, models: Sequence[str]) -> None:
     run.adapters(name)  # refuses unknown targets
   if "optim" not in c:
     return
-  run.train_config(name)
+  run.train_config(name, sized=False)
   if run.config.model.param_dtype != "float32" and not run.adapters(name):
     raise UserError(
       f"{name}: trained parameters must be float32, but model.param_dtype is {run.config.model.param_dtype}; "

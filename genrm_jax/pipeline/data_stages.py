@@ -153,7 +153,7 @@ def train_generator(run: Run) -> None:
   rows = fitting.write_rows(
     run, "generator", fitting.held_out(run, "generator", fitting.with_gaps(run, _solutions(run)))
   )
-  fitting.fit(run, "generator", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.generator.remat), rows)
+  fitting.fit(run, "generator", sft_loss(run.model, rows.counts.max_targets, 1.0, run.remat("generator")), rows)
 
 
 def _solutions(run: Run) -> Iterator[Example]:
@@ -309,7 +309,7 @@ def write_filtered(run: Run, raw: Iterable[Rationale], pools: Mapping[str, Seque
 def train_base(run: Run) -> None:
   """Trains a language model from scratch on the training texts, in place of pretraining."""
   rows = fitting.write_rows(run, "base", {split: _base_examples(run, split) for split in ("train", "val")})
-  fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.config.base.remat), rows)
+  fitting.fit(run, "base", sft_loss(run.model, rows.counts.max_targets, 1.0, run.remat("base")), rows)
 
 
 def _base_examples(run: Run, split: str) -> Iterator[Example]:

@@ -35,11 +35,11 @@ class TrainingRows(NamedTuple):
 
 def train_verifier(run: Run, name: str) -> None:
   """Trains one verifier, after the gate has checked its verdict tokens."""
-  verifier, settings = run.verifier(name), run.config.verifiers[name]
+  verifier = run.verifier(name)
   examples = {split: _verifier_examples(run, verifier, split) for split in ("train", "val")}
   examples["train"] = with_gaps(run, examples["train"])
   rows = write_rows(run, name, examples)
-  loss = verifier.loss(run.model, rows.counts, settings.get("remat", "none"))
+  loss = verifier.loss(run.model, rows.counts, run.remat(name))
   fit(run, name, loss, rows, verifier)
 
 

@@ -26,7 +26,7 @@ from genrm_jax.runtime import sharding
 from genrm_jax.tasks.base import Task, load_task
 from genrm_jax.text.prompts import Prompter, make_format
 from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
-from genrm_jax.training import loop, optim
+from genrm_jax.training import loop, optim, sizes
 from genrm_jax.verifiers.base import VERIFIERS, LabelledData, Verifier, VoteConfig, make_verifier, verifier_class
 
 # One random stream per purpose, so that changing one leaves the others unchanged.
@@ -162,10 +162,22 @@ class Run:
     """The settings of a model: base, generator, candidates, grader or a verifier."""
     return self.config.verifiers[name] if name in self.config.verifiers else self.config[name]
 
-  def train_config(self, name: str) -> loop.TrainConfig:
+  def train_config(self, name: str, *, sized: bool = True) -> loop.TrainConfig:
+    """How `name` is trained; unless `sized`, micro-batches that are left to the model's size count as one."""
     c = self.training(name)
+    settings = c.loop.to_dict()
+    if not settings["num_micro_batches"]:
+      size = c.loop.batch_size, c.row_length
+      settings["num_micro_batches"] = sizes.num_micro_batches(self.model, *size) if sized else 1
     optimizer = optim.OptimConfig(**c.optim.to_dict())
-    return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **c.loop.to_dict())
+    return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **settings)
+
+  def remat(self, name: str) -> gemma.Remat:
+    """What the backward pass of `name` recomputes."""
+    c = self.training(name)
+    if (choice := c.get("remat", "none")) != "auto":
+      return choice
+    return sizes.remat(self.model, self.train_config(name).micro_batch_size, c.row_length)
 
   def adapters(self, name: str) -> lora.LoraConfig | None:
     """Low-rank adapters; None if all parameters are trained (rank 0)."""

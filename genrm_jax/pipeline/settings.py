@@ -99,11 +99,11 @@ _FRACTION = Kind("a number from 0 up to, not including, 1", lambda v: _is_real(v
 _TRAINING = _START | dict(
   row_length=whole(2),
   drop_long=FLAG,
-  remat=one_of(*typing.get_args(gemma.Remat)),
+  remat=one_of("auto", *typing.get_args(gemma.Remat)),
   loop=Section(
     dict(
       batch_size=SIZE,
-      num_micro_batches=SIZE,
+      num_micro_batches=COUNT,
       log_every_steps=SIZE,
       eval_every_steps=SIZE,
       save_every_steps=SIZE,
@@ -111,7 +111,7 @@ _TRAINING = _START | dict(
       best_by=one_of(*BEST_BY),
       stop_at_loss=real(),
     ),
-    optional=("num_micro_batches", "max_eval_rows", "best_by", "stop_at_loss"),
+    optional=("max_eval_rows", "best_by", "stop_at_loss"),
   ),
   optim=Section(
     dict(

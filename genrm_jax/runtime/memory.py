@@ -13,6 +13,8 @@ from genrm_jax.runtime.errors import UserError
 _MEMINFO = pathlib.Path("/proc/meminfo")
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_MMAP_MAX, _TRIM_THRESHOLD_BYTES = 65_536, 128 << 10  # glibc's defaults
+_LARGE_BYTES = 1 << 30
 
 
 def check_fits(what: str, arrays: Any) -> None:
@@ -65,9 +67,41 @@ def keep_freed_memory() -> None:
       mallopt(_M_TRIM_THRESHOLD, -1)  # never trim; a threshold is at most 2 GiB, and a step may free more
 
 
-def _compare(what: str, where: str, needed: int, available: int | None) -> None:
+def prepare_for(what: str, program: jax.stages.Compiled, device: jax.Device, remedy: str) -> None:
+  """Raises UserError if a program does not fit beside its arguments, which are in memory already.
+
+  Programs with large temporary buffers get them from the system and return them each time: kept ones would be split by
+  small arrays, so that the next call finds none that is large enough and the process grows to twice the size.
+
+  Args:
+    what: the program, for the message.
+    program: compiled; all devices of this process run it.
+    device: one of them.
+    remedy: how to make it smaller.
+  """
+  sizes = program.memory_analysis()
+  if sizes is None:  # a backend that does not tell
+    return
+  needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+  if device.platform != "cpu":
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    _compare(what, f"{device}", needed, None if limit is None else limit - stats.get("bytes_in_use", 0), remedy)
+    return
+  needed *= jax.local_device_count()
+  _compare(what, "the host", needed, available_host_bytes(), remedy)
+  if needed > _LARGE_BYTES:
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+      mallopt = ctypes.CDLL(None).mallopt
+      mallopt(_M_MMAP_MAX, _MMAP_MAX)
+      mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
+
+
+_FEWER_PARAMETERS = "use bfloat16 parameters, more devices (fsdp or tensor in the mesh), or a larger machine"
+
+
+def _compare(what: str, where: str, needed: int, available: int | None, remedy: str = _FEWER_PARAMETERS) -> None:
   if available is not None and needed > available:
     raise UserError(
-      f"{what} take {needed / 2**30:.1f} GiB on {where}, which has {available / 2**30:.1f} GiB free; use bfloat16 "
-      "parameters, more devices (fsdp or tensor in the mesh), or a larger machine"
+      f"{what} take {needed / 2**30:.1f} GiB on {where}, which has {available / 2**30:.1f} GiB free; {remedy}"
     )

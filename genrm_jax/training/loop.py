@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from genrm_jax.model import lora
 from genrm_jax.pytrees import TokenBatch
-from genrm_jax.runtime import sharding
+from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress, say
 from genrm_jax.training import digests, optim, preemption
@@ -25,6 +25,7 @@ from genrm_jax.training.step import abstract_state, init_state, make_eval_step, 
 
 # Steps dispatched beyond the one being executed: enough to keep the devices busy, few enough to stop soon on SIGTERM.
 _STEPS_AHEAD = 2
+_SMALLER_STEP = "raise loop.num_micro_batches, set remat to dots or layer, or lower loop.batch_size or row_length"
 BEST_BY = ("loss", "loss_verify", "loss_solve")
 
 
@@ -139,6 +140,7 @@ def fit(
     eval_batch_like = _like_rows(eval_rows, config.micro_batch_size, batch)
     jitted = make_train_step(loss_fn, optimizer, batch, shardings, config.num_micro_batches)
     train_step = jitted.lower(target, batch_like).compile()
+    memory.prepare_for(f"{name}: the buffers of a training step", train_step, mesh.local_devices[0], _SMALLER_STEP)
     eval_step = make_eval_step(loss_fn, batch, param_shardings).lower(target.all_params, eval_batch_like).compile()
 
     def ended_by(cause: str) -> str:

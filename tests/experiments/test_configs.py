@@ -90,7 +90,7 @@ def test_config_is_locked_plain_and_what_the_library_wants(name, variant, tmp_pa
   assert set(run.mesh.shape) == {"data", "fsdp", "tensor"} and model.rules
   for verifier, one in config.verifiers.items():
     made = make_verifier(verifier, PROMPTER, one.to_dict())
-    assert not made.is_trained or made.loss(model, TargetCounts(1, 1), one.remat)
+    assert not made.is_trained or made.loss(model, TargetCounts(1, 1), "dots")
     assert not _is_study(name, variant) or one.init_from == ""
   if "report" in config:
     assert list(config.report.ks) == sorted(set(config.report.ks)) and max(config.report.ks) <= config.votes.num_votes
