@@ -167,8 +167,11 @@ class Run:
     c = self.training(name)
     settings = c.loop.to_dict()
     if not settings["num_micro_batches"]:
-      size = c.loop.batch_size, c.row_length
-      settings["num_micro_batches"] = sizes.num_micro_batches(self.model, *size) if sized else 1
+      settings["num_micro_batches"] = 1
+      if sized:
+        shards = sharding.num_shards(sharding.batch_sharding(self.mesh, self.model.rules))
+        size = c.loop.batch_size, c.row_length, shards
+        settings["num_micro_batches"] = sizes.num_micro_batches(self.model, *size)
     optimizer = optim.OptimConfig(**c.optim.to_dict())
     return loop.TrainConfig(optimizer, seed=self.config.seed, save_frozen=c.lora.save_frozen, **settings)
 

@@ -10,12 +10,19 @@ _LOGITS_BYTES = 256 << 20  # at most for the logits of a part; the step needs ab
 _LAYERS_BYTES = 1 << 30  # and for what the backward pass keeps of the layers
 
 
-def num_micro_batches(model: ModelConfig, batch_size: int, row_length: int) -> int:
-  """The smallest number of equal parts of a batch whose float32 logits take at most 256 MiB; `batch_size` if none do."""
+def num_micro_batches(model: ModelConfig, batch_size: int, row_length: int, num_shards: int) -> int:
+  """The smallest number of equal parts of a batch whose float32 logits take at most 256 MiB; else, of one row a shard.
+
+  Args:
+    model: gives the vocabulary.
+    batch_size: rows per update.
+    row_length: tokens per row.
+    num_shards: over which the rows of each part are divided evenly.
+  """
+  largest = max(1, batch_size // num_shards)
   row_bytes = 4 * row_length * model.vocab_size
-  return next(
-    (n for n in range(1, batch_size) if not batch_size % n and batch_size // n * row_bytes <= _LOGITS_BYTES), batch_size
-  )
+  divisors = [n for n in range(1, largest + 1) if not largest % n]
+  return next((n for n in divisors if batch_size // n * row_bytes <= _LOGITS_BYTES), largest)
 
 
 def remat(model: ModelConfig, rows: int, row_length: int) -> gemma.Remat:
