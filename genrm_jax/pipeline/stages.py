@@ -95,8 +95,7 @@ def _run(book: "_Book", chosen: Sequence[Stage], say: Callable[[str], None]) -> 
       stage.check()
   num_done = 0
   for stage in chosen:
-    started = distributed.from_main(functools.partial(book.begin, stage, say))
-    if started is None:
+    if not distributed.from_main(functools.partial(book.begin, stage, say)):
       say(f"{stage.name}: done before")
       num_done += 1
       continue
@@ -108,7 +107,7 @@ def _run(book: "_Book", chosen: Sequence[Stage], say: Callable[[str], None]) -> 
       distributed.from_main(stage.run)
     distributed.barrier()
     seconds = time.monotonic() - start
-    distributed.from_main(functools.partial(book.end, stage, started, seconds))
+    distributed.from_main(functools.partial(book.end, stage, seconds))
     say(f"{stage.name}: {seconds:.0f}s")
   if num_done == len(chosen):
     say(f"{book.workdir}: everything was done before; nothing was run")
@@ -132,6 +131,7 @@ class _Book:
     self._by_name = {stage.name: stage for stage in stages}
     self._writer = {path: stage for stage in stages for path in stage.writes}
     self._entries: dict[str, _Entry | None] = {}
+    self._started: dict[str, Any] = {}  # of the stage that runs
 
   def open(self) -> list[str]:
     """Claims the workdir for the config, after checking all records that the chosen stages build on.
@@ -149,30 +149,30 @@ class _Book:
     entries = {name: self._entry(stage) for name, stage in self._by_name.items() if name in self._chosen}
     return [name for name, entry in entries.items() if name in outdated or not (entry and entry.is_done)]
 
-  def begin(self, stage: Stage, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """What to record of a stage that is about to run; None if it has finished."""
+  def begin(self, stage: Stage, say: Callable[[str], None]) -> bool:
+    """Records that a stage is about to run; false if it has finished."""
     lock.check()
     reads = self._fingerprints(stage)
     entry = self._entry(stage)
     if entry:
       why = self._why_outdated(stage) or self._changes(stage, entry, reads)
       if not why and entry.is_done:
-        return None
+        return False
       if why and not self._rerun:
         raise UserError(self._refusal({stage.name: why}))
       if why:
         say(f"{stage.name}: done again, since {why}")
         self._remove(stage)
-    started = {"settings": self._settings(stage), "reads": reads}
-    jsonl.write_json(self._file(stage, "started.json"), started)
+    self._started = {"settings": self._settings(stage), "reads": reads}
+    jsonl.write_json(self._file(stage, "started.json"), self._started)
     self._entries.pop(stage.name, None)
-    return started
+    return True
 
-  def end(self, stage: Stage, started: dict[str, Any], seconds: float) -> None:
+  def end(self, stage: Stage, seconds: float) -> None:
     """Records that a stage has finished."""
     lock.check()
     writes = {p: fingerprint(self.workdir / p) for p in stage.writes}
-    jsonl.write_json(self._file(stage, "json"), {"seconds": round(seconds, 1), **started, "writes": writes})
+    jsonl.write_json(self._file(stage, "json"), {"seconds": round(seconds, 1), **self._started, "writes": writes})
     self._file(stage, "started.json").unlink(missing_ok=True)
     self._entries.pop(stage.name, None)
 
