@@ -1,6 +1,6 @@
-"""Candidate solutions: sampled from a generator model, graded, and chosen for training."""
+"""Candidate solutions: graded, and chosen for training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,24 +8,11 @@ from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.base import Task, checked_grade
 
-# (problems, candidate indices) -> one text each.
-Generate = Callable[[Sequence[Problem], Sequence[int]], list[str]]
-
 
 def grade(problem: Problem, index: int, text: str, task: Task, source: str) -> Candidate:
   """A candidate as the task grades it."""
   graded = checked_grade(task, problem, text)
   return Candidate(problem.id, index, text, graded.answer, graded.correct, source)
-
-
-def sample_candidates(
-  problems: Sequence[Problem], num_candidates: int, task: Task, generate: Generate, source: str
-) -> list[Candidate]:
-  """Samples and grades `num_candidates` solutions per problem."""
-  repeated = [p for p in problems for _ in range(num_candidates)]
-  indices = [i for _ in problems for i in range(num_candidates)]
-  texts = generate(repeated, indices)
-  return [grade(p, i, t, task, source) for p, i, t in zip(repeated, indices, texts, strict=True)]
 
 
 def by_problem(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:

@@ -148,7 +148,7 @@ def test_diverged_rollouts_move_into_free_slots(monkeypatch):
   ids = [tuple(r.ids) for of_prompt in rollouts for r in of_prompt]
   assert len(set(ids)) == 64 and {len(x) for x in ids} == {24}
   # 16 busy slots need 96 steps for all tokens.
-  assert sum(num_steps) < 1.5 * 64 * 24 / 16
+  assert sum(num_steps) < 1.2 * 64 * 24 / 16
 
 
 def test_prompts_enter_while_others_are_decoded(monkeypatch):

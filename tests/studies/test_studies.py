@@ -5,7 +5,6 @@ import os
 import sys
 import zipfile
 
-import pytest
 from refusals import refused
 
 from experiments.studies import gsm8k_answers, gsm8k_rationales, reproduce
@@ -18,9 +17,8 @@ from genrm_jax.text.prompts import RELEASED
 ASK = RELEASED.verdict_question
 
 
-@pytest.mark.parametrize(
-  ("said", "extracted", "target", "label", "name"),
-  [
+def test_classes():
+  for said, extracted, target, label, name in (
     ("The answer is 2 + 3 = 5. The answer is 5.", "5.theansweris5", "5", False, "two statements"),
     ("The answer is 5 - 1 = 4.", None, "5", True, "equation"),
     ("The answer is 90 thousand.", "90thousand", "90000", False, "scale"),
@@ -39,10 +37,8 @@ ASK = RELEASED.verdict_question
     ("The answer is x + 11.", "11", "11", True, "expression"),
     ("The answer is 6 or 7.", "6", "6", True, "several numbers"),
     ("The answer is 24.", "36", "36", True, "other"),
-  ],
-)
-def test_classes(said, extracted, target, label, name):
-  assert classify(Compared("raw pool", said, extract_answer(said), extracted, target, label)) == name
+  ):
+    assert classify(Compared("raw pool", said, extract_answer(said), extracted, target, label)) == name, said
 
 
 def test_comparison_with_a_small_release(tmp_path, monkeypatch):

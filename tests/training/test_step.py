@@ -149,23 +149,18 @@ def test_cross_entropies_match_numpy_and_stay_finite():
   np.testing.assert_allclose(extreme, [[0, 200, 200]])
 
 
-@pytest.mark.parametrize(
-  ("verify", "solve", "weight", "want"),
-  [
-    ((6, 4), (20, 5), 0.25, 2.5),
-    ((6, 4), (20, 5), 0.0, 1.5),
-    ((6, 4), (0, 0), 0.5, 1.5),
-    ((0, 0), (20, 5), 0.5, 2.0),
-    ((0, 0), (0, 0), 0.5, 0.0),
-  ],
-)
-def test_unified_is_verify_plus_lambda_solve_and_an_absent_kind_adds_nothing(verify, solve, weight, want):
-  given = jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
-  loss, sums = loss_functions.unified(given, weight)
-  assert float(loss) == want
-  assert jax.tree.map(float, sums) == {"loss": (want, 1), "loss_verify": verify, "loss_solve": solve}
-  gradient = jax.grad(lambda sums: loss_functions.unified(sums, weight)[0])(given)
-  assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
+def test_unified_is_verify_plus_lambda_solve_and_an_absent_kind_adds_nothing():
+  full, none = ((6, 4), (20, 5)), (0, 0)
+  for (verify, solve), weight, want in (
+    *((full, 0.25, 2.5), (full, 0.0, 1.5), ((full[0], none), 0.5, 1.5)),
+    *(((none, full[1]), 0.5, 2.0), ((none, none), 0.5, 0.0)),
+  ):
+    given = jax.tree.map(jnp.float32, {"loss_verify": verify, "loss_solve": solve})
+    loss, sums = loss_functions.unified(given, weight)
+    assert float(loss) == want
+    assert jax.tree.map(float, sums) == {"loss": (want, 1), "loss_verify": verify, "loss_solve": solve}
+    gradient = jax.grad(lambda sums, weight=weight: loss_functions.unified(sums, weight)[0])(given)
+    assert all(np.isfinite(g) for g in jax.tree.leaves(gradient))
 
 
 def test_the_rate_rises_linearly_to_the_peak_and_decays_along_a_cosine():
