@@ -15,8 +15,10 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from refusals import refused
 
+from genrm_jax.model.config import get_config
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.sharding import DEFAULT_RULES
+from genrm_jax.training import sizes
 
 
 def spec_of(shape, axes):
@@ -124,3 +126,30 @@ def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
   memory.check_fits("they", arrays)
   available = 15_999
   refused((r"they take .* the host", memory.check_fits, "they", arrays))
+
+
+def test_a_program_that_does_not_fit_is_refused_with_the_remedy(monkeypatch):
+  """A step with buffers of at least 400 MB: the product of two matrices of 10,000 x 10,000 floats is temporary."""
+  step = jax.jit(lambda x: jnp.sum(jnp.sin(x[:, None] * x[None]) @ jnp.cos(x)))
+  program = step.lower(jax.ShapeDtypeStruct((10_000,), jnp.float32)).compile()
+  temporary = program.memory_analysis().temp_size_in_bytes
+  monkeypatch.setattr(memory, "available_host_bytes", lambda: available)
+  available = 2 * jax.local_device_count() * max(temporary, 1)
+  memory.prepare_for("it", program, jax.devices()[0], "set remat")
+  available = temporary // 2
+  refused(
+    (r"it take .* GiB on the host, .*; set remat", memory.prepare_for, "it", program, jax.devices()[0], "set remat")
+  )
+
+
+def test_steps_are_made_small_by_size_alone():
+  model = get_config("tiny_gemma1", vocab_size=32_000, num_layers=4, embed_dim=384, ffw_dim=1536)
+  for (batch_size, row_length, shards), parts in {
+    (16, 512, 1): 4,
+    (8, 64, 2): 1,
+    (16, 512, 8): 2,
+    (6, 2048, 1): 6,
+  }.items():
+    assert sizes.num_micro_batches(model, batch_size, row_length, shards) == parts
+    assert batch_size % (parts * shards) == 0
+  assert [sizes.remat(model, rows, 512) for rows in (2, 12, 512)] == ["none", "dots", "layer"]
