@@ -181,7 +181,6 @@ LETTERS = "--config=experiments/configs/last_letter.py"
 
 def test_a_wrong_command_line_is_one_message(capsys, monkeypatch):
   for args, message in (
-    ([f"{LETTERS}:smoke", "--config.nope=1"], r"--config\.nope: the config has no key 'nope'"),
     ([f"{LETTERS}:smoke", "--config.generator.optim.learning_rat=1"], r"learning_rat.*Did you mean .learning_rate."),
     ([f"{LETTERS}:huge"], r"unknown config variant 'huge'; there are: tiny, .*, no_stop"),
     (["--config=experiments/configs/none.py:smoke"], r"none"),
