@@ -269,7 +269,6 @@ def test_a_wrong_command_line_is_one_message(capsys, monkeypatch, tmp_path):
   for name, text in {**files, "none": "def get_config():\n  return None\n"}.items():
     (tmp_path / f"{name}.py").write_text(text)
   for args, message in (
-    ([f"{LETTERS}:smoke", "--config.nope=1"], r"--config\.nope: the config has no key 'nope'"),
     ([f"{LETTERS}:smoke", "--config.generator.optim.learning_rat=1"], r"learning_rat.*Did you mean .learning_rate."),
     ([f"{LETTERS}:huge"], r"unknown config variant 'huge'; there are: tiny, .*, no_stop"),
     (["--config=experiments/configs/none.py:smoke"], r"none"),

@@ -12,7 +12,7 @@ from refusals import refused
 
 from genrm_jax.data import jsonl
 from genrm_jax.infer.engine import Rollout
-from genrm_jax.pipeline import data_stages, fitting, stages, verifier_stages
+from genrm_jax.pipeline import data_stages, fitting, stages
 from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.run import Run
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
@@ -133,20 +133,6 @@ def test_solutions_without_an_answer_are_counted(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(run.task, "released", lambda seed: dataclasses.replace(released, candidates=pools))
   data_stages.read_release(run)
   assert re.findall(r"(\w+): .* correct, 1 without an answer\n", capsys.readouterr().err) == ["eval"]
-
-
-def test_a_study_takes_the_data_of_another_run_and_keeps_its_own_solutions_apart(bank):
-  size, run = _study(bank, "size_small"), _study(bank, "lambda_0.3")
-  _do(size, "bank")
-  _do(run, "bank")
-  verifier_stages.solve_again(run, "genrm_cot")
-  own = run.candidates("by_genrm_cot")
-  assert {c.source for c in own} == {"genrm_cot/4"} and len(own) == 48
-  for kind in ("problems", "candidates"):
-    assert sorted(p.stem for p in size.path(kind).iterdir()) == ["eval", "train", "val"], "what it needs"
-    for file in size.path(kind).iterdir():
-      assert file.read_bytes() == bank.path(kind, file.name).read_bytes() == run.path(kind, file.name).read_bytes()
-  assert verifier_stages.identity(size)["bank"] == verifier_stages.identity(bank)["bank"]
 
 
 def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank):

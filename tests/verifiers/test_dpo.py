@@ -147,23 +147,11 @@ def test_training_lowers_the_loss(rank):
   assert before["loss_verify"] == pytest.approx(np.log(2), abs=1e-5)
   assert after["loss_verify"] < 0.3 * before["loss_verify"] and after["accuracy"] == 1
   if not rank:
-    scores = {(s.problem_id, s.candidate_index): s.value for s in _score(jax.tree.map(jnp.asarray, params))}
+    scored = engine(jax.tree.map(jnp.asarray, params)), PROBLEMS, CANDIDATES, VoteConfig(1, 0, SampleConfig(8))
+    scores = {(s.problem_id, s.candidate_index): s.value for s in scoring.score_candidates(DPO, *scored, step=40)}
     assert all(scores[p.problem.id, 0] > scores[p.problem.id, p.rejected.index] for p in PAIRS)
 
 
 def test_eight_devices_are_one():
   _, steps, *_ = _trained(8, num_steps=3)
   assert steps == pytest.approx(_trained()[1][:3], rel=1e-4) and steps[2] < 0.9 * steps[0]
-
-
-def _score(params, rows_per_batch=8):
-  votes, of = VoteConfig(3, 0, SampleConfig(8)), engine(params, rows_per_batch=rows_per_batch)
-  return scoring.score_candidates(DPO, of, PROBLEMS, CANDIDATES, votes, step=40)
-
-
-def test_a_score_is_the_likelihood_of_the_solution_with_its_end():
-  want = [np.exp(_solution(POLICY, c).sum()) for c in CANDIDATES]
-  for rows_per_batch in (8, 2):
-    scores = _score(params_of(POLICY), rows_per_batch)
-    np.testing.assert_allclose([s.value for s in scores], want, rtol=1e-3)
-    assert {(v.state, v.p_no, v.text) for s in scores for v in s.votes} == {("ok", None, "")}

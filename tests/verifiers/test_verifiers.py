@@ -150,24 +150,6 @@ def _read(scores):
   return {(s.problem_id, s.candidate_index): [fields(v) for v in s.votes] for s in scores}
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_every_candidate_has_a_score(name):
-  scores = _score(name)
-  assert [(s.problem_id, s.candidate_index) for s in scores] == [(c.problem_id, c.index) for c in CANDIDATES]
-  assert {(s.verifier, s.step, len(s.votes)) for s in scores} == {(name, 40, 3 if name == "genrm_cot" else 1)}
-  for s, c in zip(scores, CANDIDATES, strict=True):
-    numbers = [v.p_yes for v in s.votes if v.p_yes is not None]
-    assert s.value == (pytest.approx(np.mean(numbers)) if numbers else None)
-    z = logits(verifier(name).prompt(QUESTION[c.problem_id], c.text))[-1]
-    if name == "orm":
-      assert s.value == pytest.approx(1 / (1 + np.exp(-z[CHAR.cls_id])), rel=1e-4)
-    elif name == "genrm":
-      p = np.exp(z) / np.exp(z).sum()
-      assert (s.value, s.votes[0].p_no) == pytest.approx((p[PROMPTER.yes_id], p[PROMPTER.no_id]), rel=1e-4)
-    else:
-      assert len({v.text for v in s.votes}) > 1
-
-
 def test_votes_are_a_function_of_the_texts():
   twin = dataclasses.replace(CANDIDATES[0], index=9)
   pool = [*CANDIDATES, twin]
