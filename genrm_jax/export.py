@@ -41,7 +41,7 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
   """
   if layout not in LAYOUTS:
     raise UserError(f"unknown layout {layout!r}; there are: {', '.join(LAYOUTS)}")
-  target = epath.Path(folder)
+  target = epath.Path(folder).expanduser()
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} is there and not empty; give the name of a new folder")
   loaded = open_step(checkpoint, base, None)

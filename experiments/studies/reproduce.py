@@ -74,12 +74,22 @@ def collect(workdir: pathlib.Path, task: str, variant: str, seed: str, commit: s
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", required=True, help="local folder for the workdirs of all runs, TASK/VARIANT-seedN")
+  parser.add_argument(
+    "--workdir",
+    type=os.path.expanduser,
+    required=True,
+    help="local folder for the workdirs of all runs, TASK/VARIANT-seedN",
+  )
   parser.add_argument("--tasks", default=",".join(VARIANTS), help="comma-separated")
   parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
   parser.add_argument("--variants", default="", help="comma-separated; empty: all variants of each task")
-  parser.add_argument("--results", default=str(ROOT / "results" / "list_tasks"), help="folder to copy the results to")
-  parser.add_argument("--out", default=str(ROOT / "docs"), help="folder to write the page to")
+  parser.add_argument(
+    "--results",
+    type=os.path.expanduser,
+    default=str(ROOT / "results" / "list_tasks"),
+    help="folder to copy the results to",
+  )
+  parser.add_argument("--out", type=os.path.expanduser, default=str(ROOT / "docs"), help="folder to write the page to")
   args = parser.parse_args()
   with one_message():
     if "://" in args.workdir:

@@ -133,8 +133,10 @@ def write_page(results: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--results", default="results/list_tasks", help="folder with the committed results")
-  parser.add_argument("--out", default="docs", help="folder to write the page to")
+  parser.add_argument(
+    "--results", type=os.path.expanduser, default="results/list_tasks", help="folder with the committed results"
+  )
+  parser.add_argument("--out", type=os.path.expanduser, default="docs", help="folder to write the page to")
   args = parser.parse_args()
   with one_message():
     say(f"page: {write_page(args.results, args.out)}")

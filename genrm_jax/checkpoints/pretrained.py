@@ -21,7 +21,7 @@ from genrm_jax.runtime.sharding import MeshAxes
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
   """Whether a folder looks like a Gemma checkpoint of a supported format, complete or not."""
-  folder = epath.Path(path)
+  folder = epath.Path(path).expanduser()
   return hugging_face.is_folder(folder) or released.is_folder(folder)
 
 
@@ -36,7 +36,7 @@ def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = N
     UserError: no such folder, no checkpoint in it, an unknown architecture or size, or a tensor that is missing or of
       another shape.
   """
-  folder = epath.Path(path)
+  folder = epath.Path(path).expanduser()
   if not folder.is_dir():
     remote = " and your access to the bucket" if "://" in str(folder) else ""
     raise UserError(f"{folder}: no such folder; check the path{remote}. It must be the folder of a Gemma checkpoint")
