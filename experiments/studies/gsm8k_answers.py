@@ -8,9 +8,9 @@ our answer is compared with the released `extracted_answer`; there and for every
 """
 
 import argparse
-import os
 import re
 from collections.abc import Iterator
+from os.path import expanduser
 from typing import Any, NamedTuple
 
 from genrm_jax.data import jsonl
@@ -184,8 +184,8 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data_dir", type=os.path.expanduser, required=True, help="folder with both clones")
-  parser.add_argument("--out", type=os.path.expanduser, default="", help="file to write the results to, as JSON")
+  parser.add_argument("--data_dir", type=expanduser, required=True, help="folder with both clones")
+  parser.add_argument("--out", type=expanduser, default="", help="file to write the results to, as JSON")
   args = parser.parse_args()
   with one_message():
     results = compare(args.data_dir)

@@ -9,10 +9,10 @@ how the rationales kept by the first compare with the released validation files 
 
 import argparse
 import collections
-import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from os.path import expanduser
 from typing import Any
 
 from genrm_jax.data import jsonl, rationales, verdict_reading
@@ -180,13 +180,11 @@ def _folded(text: str) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument(
-    "--data_dir", type=os.path.expanduser, required=True, help="folder with the clone of genrm-critiques"
-  )
+  parser.add_argument("--data_dir", type=expanduser, required=True, help="folder with the clone of genrm-critiques")
   parser.add_argument("--rounds", default="0,1,2,3", help="which of the four rationales per solution, comma-separated")
   parser.add_argument(
     "--out",
-    type=os.path.expanduser,
+    type=expanduser,
     default="results/gsm8k/rationales.json",
     help="file to write the results to, as JSON",
   )

@@ -10,10 +10,10 @@ the share of problems in which the unchanged solution has the higher score (a ti
 
 import argparse
 import dataclasses
-import os
 import random
 import zlib
 from collections.abc import Mapping, Sequence
+from os.path import expanduser
 from typing import Any
 
 import numpy as np
@@ -136,10 +136,8 @@ def table(results: Mapping[str, Any]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument(
-    "--workdir", type=os.path.expanduser, required=True, help="of a finished run of experiments.gsm8k"
-  )
-  parser.add_argument("--out", type=os.path.expanduser, default="", help="file to write the results to, as JSON")
+  parser.add_argument("--workdir", type=expanduser, required=True, help="of a finished run of experiments.gsm8k")
+  parser.add_argument("--out", type=expanduser, default="", help="file to write the results to, as JSON")
   args = parser.parse_args()
   with one_message():
     results = measure(epath.Path(args.workdir))

@@ -14,6 +14,7 @@ import pathlib
 import queue
 import subprocess
 import sys
+from os.path import expanduser
 
 from experiments.studies import results_page
 from genrm_jax.data import jsonl
@@ -76,7 +77,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
     "--workdir",
-    type=os.path.expanduser,
+    type=expanduser,
     required=True,
     help="local folder for the workdirs of all runs, TASK/VARIANT-seedN",
   )
@@ -85,11 +86,11 @@ def main() -> None:
   parser.add_argument("--variants", default="", help="comma-separated; empty: all variants of each task")
   parser.add_argument(
     "--results",
-    type=os.path.expanduser,
+    type=expanduser,
     default=str(ROOT / "results" / "list_tasks"),
     help="folder to copy the results to",
   )
-  parser.add_argument("--out", type=os.path.expanduser, default=str(ROOT / "docs"), help="folder to write the page to")
+  parser.add_argument("--out", type=expanduser, default=str(ROOT / "docs"), help="folder to write the page to")
   args = parser.parse_args()
   with one_message():
     if "://" in args.workdir:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any
 
 import jinja2
@@ -134,9 +135,9 @@ def write_page(results: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
-    "--results", type=os.path.expanduser, default="results/list_tasks", help="folder with the committed results"
+    "--results", type=expanduser, default="results/list_tasks", help="folder with the committed results"
   )
-  parser.add_argument("--out", type=os.path.expanduser, default="docs", help="folder to write the page to")
+  parser.add_argument("--out", type=expanduser, default="docs", help="folder to write the page to")
   args = parser.parse_args()
   with one_message():
     say(f"page: {write_page(args.results, args.out)}")
