@@ -14,7 +14,7 @@ _MEMINFO = pathlib.Path("/proc/meminfo")
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _MMAP_MAX, _TRIM_THRESHOLD_BYTES = 65_536, 128 << 10  # glibc's defaults
-_LARGE_BYTES = 1 << 30
+_LARGE_BYTES = 512 << 20  # kept buffers may take three times as much
 
 
 def check_fits(what: str, arrays: Any) -> None:
