@@ -12,8 +12,8 @@ from genrm_jax.runtime.errors import UserError
 
 _MEMINFO = pathlib.Path("/proc/meminfo")
 # Parameters of glibc's mallopt (malloc.h).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_MMAP_MAX, _TRIM_THRESHOLD_BYTES = 65_536, 128 << 10  # glibc's defaults
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+_MMAP_MAX, _MMAP_THRESHOLD_BYTES = 65_536, 32 << 20  # the defaults of glibc, the second at its largest
 _LARGE_BYTES = 512 << 20  # kept buffers may take three times as much
 
 
@@ -94,7 +94,7 @@ def prepare_for(what: str, program: jax.stages.Compiled, device: jax.Device, rem
     with contextlib.suppress(OSError, AttributeError, TypeError):
       mallopt = ctypes.CDLL(None).mallopt
       mallopt(_M_MMAP_MAX, _MMAP_MAX)
-      mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
+      mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 _FEWER_PARAMETERS = "use bfloat16 parameters, more devices (fsdp or tensor in the mesh), or a larger machine"
