@@ -106,7 +106,7 @@ def _patterns(yes: str, no: str) -> tuple[re.Pattern[str], re.Pattern[str], re.P
   mark, alone = rf"(?:(?!{word})(?:</?[A-Za-z]+>|[\W_]))", r"(?=\s*(?:[^\w\s]|_|$))"
   later = rf"(?<![/-])({word})(?!\s*/|-\w|\.?\s*\d){alone}" if all(map(str.isalpha, words)) else "(?!)"
   return (
-    re.compile(rf"{mark}*+({word})", re.IGNORECASE),
+    re.compile(rf"{mark}*({word})", re.IGNORECASE),
     re.compile(
       rf"{mark}{{0,9}}?(?:(?P<choice>/|\bor\b){mark}{{0,9}}(?:{word})|(?:&|\band\b){mark}{{0,9}}(?P<both>{word}){alone})",
       re.IGNORECASE,
