@@ -140,8 +140,9 @@ def fit(
     eval_batch_like = _like_rows(eval_rows, config.micro_batch_size, batch)
     jitted = make_train_step(loss_fn, optimizer, batch, shardings, config.num_micro_batches)
     train_step = jitted.lower(target, batch_like).compile()
-    memory.prepare_for(f"{name}: the buffers of a training step", train_step, mesh.local_devices[0], _SMALLER_STEP)
     eval_step = make_eval_step(loss_fn, batch, param_shardings).lower(target.all_params, eval_batch_like).compile()
+    for what, program in (("a training step", train_step), ("an evaluation", eval_step)):
+      memory.prepare_for(f"{name}: the buffers of {what}", program, mesh.local_devices[0], _SMALLER_STEP)
 
     def ended_by(cause: str) -> str:
       saved = f"step {done} of {num_steps} is saved; the same command resumes from there"
