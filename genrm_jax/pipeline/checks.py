@@ -77,7 +77,7 @@ def _check_training(run: Run, name: str, models: Sequence[str]) -> None:
 
 
 def check_training_devices(run: Run, name: str) -> None:
-  """Checks that the devices at hand form `config.mesh`, and that a batch divides over them."""
+  """Checks that the available devices form `config.mesh`, and that they divide a batch evenly."""
   loop.check_batch_size(
     name, run.train_config(name, sized=False), sharding.batch_sharding(run.mesh, dict(run.config.model.sharding))
   )

@@ -24,35 +24,25 @@ def fingerprint(path: epath.Path, whole: bool = False) -> str:
   """
   fs, root = fsspec.core.url_to_fs(str(path))  # lists a bucket in one call, not folder by folder
   if path.is_file():
-    return _stored(fs.info(root)) or _content(str(path), *_version(path))
+    return _digest(path, fs.info(root))
   h = hashlib.sha256()
   for name, info in sorted(fs.find(root, detail=True).items()):
     if info["type"] == "directory":
       continue
-    mark = f"{pathlib.PurePosixPath(name).relative_to(root)} {info['size']}"
+    inside = str(pathlib.PurePosixPath(name).relative_to(root))
+    mark = f"{inside} {info['size']}"
     if whole or info["size"] <= _SMALL_BYTES:
-      file = path / str(pathlib.PurePosixPath(name).relative_to(root))
-      mark += f" {_stored(info) or _content(str(file), *_version(file))}"
+      mark += f" {_digest(path / inside, info)}"
     h.update(f"{mark}\n".encode())
   return h.hexdigest()
 
 
-def _stored(info: Mapping[str, Any]) -> str | None:
-  """The digest that a bucket keeps of an object."""
-  return info.get("md5Hash") or info.get("crc32c")
-
-
-def _version(path: epath.Path) -> tuple[int, int]:
-  """What tells that a local file was written again; files in buckets are read each time."""
-  if "://" in str(path):
-    return next(_never), 0
-  stat = pathlib.Path(path).stat()
-  return stat.st_mtime_ns, stat.st_size
-
-
-_never = iter(range(-1, -(2**62), -1))
+def _digest(path: epath.Path, info: Mapping[str, Any]) -> str:
+  """The digest of a file's content, computed once per version: the same wherever the file lies."""
+  version = info.get("generation") or info.get("mtime")
+  return jsonl.file_digest(path) if version is None else _content(str(path), str(version), info["size"])
 
 
 @functools.lru_cache(maxsize=4096)
-def _content(path: str, mtime_ns: int, size: int) -> str:
+def _content(path: str, version: str, size: int) -> str:
   return jsonl.file_digest(path)

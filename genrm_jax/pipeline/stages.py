@@ -4,8 +4,8 @@
     DIR/stages/<name>.started.json   while a stage is not finished: the settings and inputs that it began with
     DIR/stages/<name>.json           when it has finished: the same, its seconds, and fingerprints of what it wrote
 
-A stage is compared with what it reads: the settings that it names, the files of other stages, and sources elsewhere. If
-one of them has changed since it began, it is refused by name, or, with `rerun`, done again; others stay.
+A stage depends on the settings that it names, on files of other stages, and on sources outside the workdir. If any of
+them has changed since the stage began, the run stops and names both; with `rerun`, the stage runs again.
 
 DIR may be on gs://, and all processes must see it. Process 0 decides which stages run; stages that need no devices run
 on process 0 only.

@@ -1,4 +1,4 @@
-"""The exceptions for mistakes of the user and for a program that is told to stop, and how a command exits with them."""
+"""Exceptions for user errors and for signals, and the exit code of a command that ends with one."""
 
 import contextlib
 import signal

@@ -15,7 +15,7 @@ from genrm_jax.runtime import distributed
 
 @contextlib.contextmanager
 def every(seconds: float, beat: Callable[[], type[BaseException] | None], last: Callable[[], None]) -> Iterator[None]:
-  """Calls `beat` every so many seconds while the block runs.
+  """Calls `beat` every `seconds` seconds while the block runs.
 
   Args:
     seconds: between two calls.

@@ -132,7 +132,7 @@ def _acquire(workdir: epath.Path) -> _Lock:
       time.sleep(min(0.2, _BEAT_S / 2))
   except (UserError, ImportError):
     raise
-  except Exception as e:  # gcsfs has exceptions of its own
+  except Exception as e:  # gcsfs raises its own exception types
     raise UserError(f"{workdir} cannot be the workdir: {' '.join(str(e).splitlines())}") from e
 
 

@@ -39,9 +39,13 @@ def check_fits(what: str, arrays: Any) -> None:
   _compare(what, "the host", on_host, available_host_bytes())
   for device, size in needed.items():
     if device.platform != "cpu":
-      stats = device.memory_stats() or {}
-      limit = stats.get("bytes_limit")
-      _compare(what, f"{device}", size, None if limit is None else limit - stats.get("bytes_in_use", 0))
+      _compare(what, f"{device}", size, _available_bytes(device))
+
+
+def _available_bytes(device: jax.Device) -> int | None:
+  stats = device.memory_stats() or {}
+  limit = stats.get("bytes_limit")
+  return None if limit is None else limit - stats.get("bytes_in_use", 0)
 
 
 def available_host_bytes() -> int | None:
@@ -84,9 +88,7 @@ def prepare_for(what: str, program: jax.stages.Compiled, device: jax.Device, rem
     return
   needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
   if device.platform != "cpu":
-    stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    _compare(what, f"{device}", needed, None if limit is None else limit - stats.get("bytes_in_use", 0), remedy)
+    _compare(what, f"{device}", needed, _available_bytes(device), remedy)
     return
   needed *= jax.local_device_count()
   _compare(what, "the host", needed, available_host_bytes(), remedy)

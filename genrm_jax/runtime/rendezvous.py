@@ -223,7 +223,7 @@ def join(host: str, port: int, num_processes: int, process_id: int, timeout_s: f
 
 
 def _receive(server: socket.socket, seconds: float) -> str:
-  """A line from process 0; "" if it closed the connection. OSError after so many seconds."""
+  """A line from process 0; "" if it closed the connection. Raises OSError on timeout."""
   deadline, line = time.monotonic() + seconds, b""
   while not line.endswith(b"\n") and len(line) < _MAX_BYTES:
     server.settimeout(max(0.001, deadline - time.monotonic()))

@@ -39,7 +39,7 @@ def max_padding_rows(num_pieces: int) -> int:
   """How many more rows than there are pieces an embedding may have.
 
   Gemma 1 and 2 have 256,128 rows for 256,000 pieces, Gemma 3 on Hugging Face 262,208 for 262,144, so that they divide
-  evenly over chips. Fine-tuning adds rows for tokens of its own and rounds up to a multiple of 64 to 1024.
+  evenly over chips. Fine-tuning adds rows for new tokens and rounds up to a multiple of 64 to 1024.
   """
   return max(128, num_pieces // 200)
 

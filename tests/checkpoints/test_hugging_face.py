@@ -198,7 +198,7 @@ def test_names_of_all_exports_are_read(folder, prefix):
 
   _rewrite(folder, rename)
   jax.tree.map(np.testing.assert_array_equal, _load(folder)[0], want)
-  # An output layer of its own, which transformers uses whatever tie_word_embeddings says.
+  # A separate output layer, which transformers uses whatever tie_word_embeddings says.
   for head in ("lm_head.weight", "language_model.lm_head.weight", "model.language_model.lm_head.weight"):
     for change in (lambda t: t + 1, lambda t: t[:-1], lambda t: np.append(t[:-1], t[-1:] + 1, 0), lambda t: t * np.nan):
       _rewrite(folder, lambda tensors, f=change, head=head: rename_without_head(tensors, {head: f(want_table)}))

@@ -127,7 +127,7 @@ def test_same_input_gives_the_same_bytes(run, tmp_path):
 
 
 def test_report_md_shows_texts_of_users_as_they_are(run, no_png):
-  """No text of a problem, name or setting becomes HTML, a cell, a link or a line of its own."""
+  """No text of a problem, name or setting becomes HTML, a cell, a link or a line."""
   texts = "<script>", "| a |", "[x](y)", "*b* _c_ `d`", "p\n# h", "a_b", "&lt;"
   shown = "&lt;script&gt;", r"\| a \|", r"[x\](y)", r"\*b\* \_c\_ \`d\`", "p # h", "a_b", "&amp;lt;"
   for text, expected in zip(texts, shown, strict=True):

@@ -253,7 +253,7 @@ def test_a_study_builds_on_the_solutions_of_another_run(work):
   assert (results["generation"]["genrm_cot"]["num_candidates"], "in_distribution" in results) == (48, False)
 
 
-# What is wrong, in a copy of the finished run or in a folder of its own; more of it in test_configs and test_stages:
+# What is wrong, in a copy of the finished run or in a new folder; more in test_configs and test_stages:
 # name -> (task, arguments, what is said)
 WRONG = {
   "another config": (

@@ -57,7 +57,7 @@ def read_number(text: str) -> fractions.Fraction | None:
 
 
 def _is_stated(s: Sentence, q: Quantity) -> bool:
-  """Whether a number in words, beside digits, is a quantity of its own: "five hours and 17 minutes"."""
+  """Whether a number in words, beside digits, is a separate quantity: "five hours and 17 minutes"."""
   before = s[q.start - 1].lower
   return _leads(s, q.start) or before in _JOINING or (before == "to" and s[q.start - 2].kind == "number")
 
