@@ -293,9 +293,7 @@ def expand_paths(config: Any) -> None:
     *sections, name = key.split(".")
     section = config
     for inner in sections:
-      section = section.get(inner) if isinstance(section, Mapping) or hasattr(section, "get") else None
-      if section is None:
-        break
+      section = section.get(inner) if hasattr(section, "get") else None
     if hasattr(section, "get") and isinstance(section.get(name), str):
       paths = section[name].split(",") if key == "verifier" else [section[name]]
       section[name] = ",".join(
