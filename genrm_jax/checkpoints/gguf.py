@@ -5,15 +5,16 @@ is the same for all Gemmas of a family, and llama.cpp knows it: the scale of que
 mostly the pattern of layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from genrm_jax.checkpoints import gguf_file, gguf_tokenizer, hugging_face, tensor_map
+from genrm_jax.checkpoints.hugging_face_config import every_nth_global, shortest_pattern
 from genrm_jax.checkpoints.tensor_map import CheckpointReader, Tensor, is_close
-from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, ModelConfig
+from genrm_jax.model.config import MAX_LAYERS, PUBLISHED_COUNTS, SIZES, ModelConfig
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
 
@@ -59,7 +60,7 @@ def open_file(path: epath.Path) -> CheckpointReader:
   _check_kind(where, metadata)
   if _EMBEDDING not in entries or len(entries[_EMBEDDING].shape) != 2:
     raise UserError(f"{where}: no tensor {_EMBEDDING}, so it holds no whole model; give the file of a whole Gemma")
-  config = tensor_map.check_size(where, _config(where, metadata, entries[_EMBEDDING].shape[0], path.stem))
+  config = tensor_map.check_size(where, config_of(where, metadata, entries[_EMBEDDING].shape[0], path.stem))
   named = tensors(config)
   tensor_map.check_shapes(where, {name: entry.shape for name, entry in entries.items()}, named, config)
   unknown = sorted(set(entries) - {tensor.name for tensor in named} - {_HEAD})
@@ -121,7 +122,7 @@ def _check_head(path: epath.Path, entries: Mapping[str, gguf_file.Entry]) -> Non
     )
 
 
-def _config(where: str, metadata: Mapping[str, Any], vocab_size: int, name: str) -> ModelConfig:
+def config_of(where: str, metadata: Mapping[str, Any], vocab_size: int, name: str) -> ModelConfig:
   """The model that the metadata describe."""
   family = metadata["general.architecture"]
   numbers = _Numbers(where, family, metadata)
@@ -156,7 +157,9 @@ def _config(where: str, metadata: Mapping[str, Any], vocab_size: int, name: str)
     "qk_norm": third,
     "post_norms": not first,
     "query_scale": _query_scale(family, num_layers, embed_dim, head_dim),
-    "pattern": ("global",) if window is None else numbers.pattern(num_layers, _PERIODS[family]),
+    "pattern": ("global",)
+    if window is None
+    else numbers.pattern(min(max(1, num_layers), MAX_LAYERS), _PERIODS[family]),
   }
   try:
     return ModelConfig(name=name, vocab_size=vocab_size, **fields)
@@ -188,18 +191,16 @@ class _Numbers:
     """Raises UserError if a key is there with another value."""
     found = self._metadata.get(f"{self._family}.{key}", value)
     if not is_close(found, value):
-      raise UserError(f"{self._where}: {self._family}.{key} is {found!r}; this library supports {value:g} only")
+      found = f"{found:g}" if isinstance(found, float) else repr(found)[:80]
+      raise UserError(f"{self._where}: {self._family}.{key} is {found}; this library supports {value:g} only")
 
   def pattern(self, num_layers: int, period: int) -> tuple[str, ...]:
     """The kinds of layers; the metadata may hold the period, or whether each layer is local."""
     key = "attention.sliding_window_pattern"
     given = self._metadata.get(f"{self._family}.{key}", period)
     if isinstance(given, np.ndarray) and len(given) == num_layers:
-      kinds: Sequence[bool] = [bool(local) for local in given]
-    else:
-      period = self.whole(key, period)
-      kinds = [period > 0 and (i + 1) % period != 0 for i in range(min(num_layers, period))]
-    return tuple("local" if local else "global" for local in kinds)
+      return shortest_pattern(tuple("local" if local else "global" for local in given))
+    return shortest_pattern(every_nth_global(max(1, self.whole(key, period)), num_layers))
 
   def _get(self, key: str, absent: Any, kind: type, what: str) -> Any:
     name = f"{self._family}.{key}"
