@@ -187,8 +187,8 @@ def test_gguf_files(tmp_path):
   end = min(entry.begin for entry in index.tensors.values())
   first = path.read_bytes().index(b"tokenizer.ggml.tokens")
   last = path.read_bytes().index(b"tokenizer.ggml.bos_token_id")
-  sweep.bits(path.name, [*range(first), *range(first, last, 97), *range(last, end, 3)])
-  assert sweep.counts["loaded"] > 50 and sweep.counts["refused"] > 500, sweep.counts
+  sweep.bits(path.name, [*range(0, first, 2), *range(first, last, 199), *range(last, end, 7)])
+  assert sweep.counts["loaded"] > 50 and sweep.counts["refused"] > 400, sweep.counts
 
 
 def test_checkpoints_of_a_run(tmp_path, capfd):

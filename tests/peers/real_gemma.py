@@ -33,12 +33,12 @@ def corpus() -> list[str]:
   # fmt: off
   parts = [
     "1234567890", " 3.14", "-7", "1,000", "²", "½", "\n", "\n\n", "\n" * 33, "\r\n", "\t", "\t\t\t", " ", "  ",
-    " " * 40, "a", " the", "The", " Yes", " No", "Yes/No", "don't", "naïve", "e\u0301", "Straße", "漢字", "日本語",
-    "한국어", "العربية", "עברית", "हिन्दी", "ไทย", "Ελληνικά", "русский", "🏳️\u200d🌈", "👩🏽\u200d🔬", "🤖",
-    "\U00010330", "\ue123", "\0", "\x7f", "\u200b", "\ufeff", "\ufffd", "<table>", "</td>", "<b>", "<0x41>",
-    "<unused7>", "<end_of_turn>\n", "<start_of_turn>user\n", "<end_of_", "def f(x):\n    return x ** 2\n", 
-    "https://a.b/c?d=e#f", "$x^2$", "\\frac{1}{2}", "----------", "aaaaaaaaaaaaa", "?!", "«»", "“”", "…", "snake_case", "CamelCase", "<>",
-    "[", "]",
+    " " * 40, "a", " the", "The", " Yes", " No", "Yes/No", "don't", "naïve", "e\u0301", "Straße", "漢字",
+    "日本語", "한국어", "العربية", "עברית", "हिन्दी", "ไทย", "Ελληνικά", "русский", "🏳️\u200d🌈",
+    "👩🏽\u200d🔬", "🤖", "\U00010330", "\ue123", "\0", "\x7f", "\u200b", "\ufeff", "\ufffd", "<table>",
+    "</td>", "<b>", "<0x41>", "<unused7>", "<end_of_turn>\n", "<start_of_turn>user\n", "<end_of_",
+    "def f(x):\n    return x ** 2\n", "https://a.b/c?d=e#f", "$x^2$", "\\frac{1}{2}", "----------",
+    "aaaaaaaaaaaaa", "?!", "«»", "“”", "…", "snake_case", "CamelCase", "<>", "[", "]",
   ]
   # fmt: on
   rng = random.Random(0)
