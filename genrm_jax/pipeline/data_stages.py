@@ -20,7 +20,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
 from genrm_jax.tasks.base import Released, checked_grade, checked_problems, optional_method
 from genrm_jax.tasks.compact import renumber
-from genrm_jax.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from genrm_jax.text.tokenizer import train_sentencepiece
 from genrm_jax.training import saved
 from genrm_jax.verifiers.base import sft_loss, solve_example
 
@@ -122,10 +122,10 @@ def _check_bank(run: Run, bank: epath.Path) -> None:
 
 
 def make_tokenizer(run: Run) -> None:
-  """Copies the SentencePiece model that the config names, or trains one on problems, solutions and rationales."""
-  c = run.config.tokenizer
-  if c.path:
-    jsonl.write_bytes(run.path("tokenizer.model"), SentencePieceTokenizer(c.path).file_bytes)
+  """Writes the given SentencePiece model, or trains one on problems, solutions and rationales."""
+  c, given = run.config.tokenizer, run.given_tokenizer()
+  if given:
+    jsonl.write_bytes(run.path("tokenizer.model"), given.file_bytes)
     return
 
   def texts() -> Iterator[str]:

@@ -183,10 +183,14 @@ class SentencePieceTokenizer:
 
   CLS_PIECES = ("<cls>", "<unused0>", "<extra_id_0>", "▁<extra_id_0>")
 
-  def __init__(self, path: PathLike) -> None:
-    """Opens a file. Raises UserError if it is missing, no SentencePiece model, or lacks bos, eos or a piece for cls."""
+  def __init__(self, path: PathLike, file_bytes: bytes | None = None) -> None:
+    """Opens a file, or the model in `file_bytes`, which was found at `path`.
+
+    Raises:
+      UserError: it is missing, no SentencePiece model, or lacks bos, eos or a piece for cls.
+    """
     self._path = os.fspath(path)
-    self.file_bytes = _read_model(self._path)
+    self.file_bytes = _read_model(self._path) if file_bytes is None else file_bytes
     try:
       model = _without_folding(self.file_bytes, self._path)
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
@@ -196,7 +200,9 @@ class SentencePieceTokenizer:
     self.name = f"sentencepiece:{epath.Path(path).name}"
     self.digest = hashlib.sha256(self.file_bytes).hexdigest()
     self.vocab_size = sp.get_piece_size()
-    self.bos_id, self.eos_id = self._require("bos", sp.bos_id()), self._require("eos", sp.eos_id())
+    trainer = model.trainer_spec
+    self.bos_id = self._require("bos", sp.bos_id(), trainer.bos_piece)
+    self.eos_id = self._require("eos", sp.eos_id(), trainer.eos_piece)
     self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else sp.unk_id()
     known = [i for i in map(sp.piece_to_id, self.CLS_PIECES) if i != sp.unk_id()]
     if not known:
@@ -220,11 +226,12 @@ class SentencePieceTokenizer:
     as_bytes = [sp.piece_to_id(f"<0x{b:02X}>") for b in "▁".encode()]
     self._underscore = None if sp.unk_id() in as_bytes else as_bytes
 
-  def _require(self, what: str, token_id: int) -> int:
+  def _require(self, what: str, token_id: int, piece: str) -> int:
     if token_id < 0:
       raise UserError(
-        f"{self._path}: the file has no {what} piece; use the tokenizer file that came with the model, or one from "
-        "`train_sentencepiece`"
+        f"{self._path}: the file has no {what} piece, by its trainer_spec a control piece called {piece!r}; set its "
+        f"{what}_piece to the name that the piece has, use the tokenizer file that came with the model, or train one "
+        "with `train_sentencepiece`"
       )
     return token_id
 

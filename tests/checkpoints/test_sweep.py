@@ -3,10 +3,15 @@
 Nothing is written on the way, and no other exception is raised.
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 
+import gemma_like
+import gguf_files
 import jax
+import pytest
 import saved_runs
 from etils import epath
 from random_params import random_params
@@ -14,7 +19,7 @@ from refusals import refused
 from sweep import DEEP, Sweep
 
 import genrm_jax
-from genrm_jax.checkpoints import hugging_face, pretrained, released
+from genrm_jax.checkpoints import gguf_file, hugging_face, pretrained, released
 from genrm_jax.export import export
 from genrm_jax.model.config import get_config
 from genrm_jax.runtime.errors import UserError
@@ -66,6 +71,28 @@ def test_released_folders(tmp_path):
   first = "('transformer/embedder', 'input_embedding')"
   sweep.values(index, keep=lambda keys: len(keys) == 1 or (keys[1] == first and "value_metadata" not in keys))
   assert sweep.counts["loaded"] > 20 and sweep.counts["refused"] > 50, sweep.counts
+
+
+def test_gguf_files(tmp_path):
+  pytest.importorskip("gguf")
+  tokenizer, path = gemma_like.write(tmp_path / "tokenizer.model", 3), tmp_path / "model" / "x.gguf"
+  config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, embed_dim=32, ffw_dim=64)
+  path.parent.mkdir()
+  change = functools.partial(gguf_files.add_tokenizer, file_bytes=tokenizer.file_bytes)
+  gguf_files.write(path, config, types=["Q8_0", "F16", "BF16"], change=change)
+
+  def load(folder):
+    reader = pretrained.open_checkpoint(folder / path.name)
+    reader.tokenizer()  # a flipped letter makes another piece, which nothing can tell
+    return {tensor.name: reader.read(tensor.name) for tensor in reader.tensors}
+
+  sweep, index = Sweep(path.parent, load), gguf_file.read_index(path)
+  sweep.files(path.name)
+  end = min(entry.begin for entry in index.tensors.values())
+  first = path.read_bytes().index(b"tokenizer.ggml.tokens")
+  last = path.read_bytes().index(b"tokenizer.ggml.bos_token_id")
+  sweep.bits(path.name, [*range(0, first, 2), *range(first, last, 199), *range(last, end, 7)])
+  assert sweep.counts["loaded"] > 50 and sweep.counts["refused"] > 400, sweep.counts
 
 
 def test_checkpoints_of_a_run(tmp_path, capfd):
