@@ -21,7 +21,7 @@ from genrm_jax.checkpoints.tensor_map import CheckpointReader
 from genrm_jax.infer import engine
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
-from genrm_jax.pipeline import locate, trained
+from genrm_jax.pipeline import locate, settings, trained
 from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime import sharding
@@ -136,8 +136,10 @@ class PlannedRun(Run):
 
 
 def planned(config: ml_collections.ConfigDict, where: Slice) -> PlannedRun:
-  """The run of a config on a slice."""
-  return PlannedRun(ml_collections.FrozenConfigDict(config), epath.Path("."), where)
+  """The run of a config on a slice. Raises UserError for a setting that no run accepts."""
+  frozen = ml_collections.FrozenConfigDict(config)
+  settings.check(frozen.to_dict())
+  return PlannedRun(frozen, epath.Path("."), where)
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

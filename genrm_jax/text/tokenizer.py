@@ -32,7 +32,8 @@ VERDICT_PIECES = (" Yes", " No")
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 TURN_MARKERS = (START_OF_TURN, END_OF_TURN)
 
-_BRACKETED = re.compile(r"▁?(?:<[^/<>\s][^<>\s]*>|\[[^\[\]\s]+\])")
+# A user-defined piece in brackets, such as a turn marker; an HTML tag has a closing tag as well.
+CONTROL_PIECE = re.compile(r"▁?(?:<[^/<>\s][^<>\s]*>|\[[^\[\]\s]+\])")
 
 
 def max_padding_rows(num_pieces: int) -> int:
@@ -214,7 +215,7 @@ class SentencePieceTokenizer:
     turn_ids = [i for i, ids in marked if i != sp.unk_id() and ids == [i]]
     self._specials = frozenset((self.pad_id, self.bos_id, self.eos_id, self.cls_id, *turn_ids))
     own = {p.piece: i for i, p in enumerate(model.pieces) if p.type == p.USER_DEFINED}
-    own = {piece: i for piece, i in own.items() if _BRACKETED.fullmatch(piece) and f"</{piece[1:]}" not in own}
+    own = {piece: i for piece, i in own.items() if CONTROL_PIECE.fullmatch(piece) and f"</{piece[1:]}" not in own}
     ids = self._specials.union(own.values()) - {sp.unk_id()}
     spelled = {i: text for i in ids if sp.encode(text := sp.id_to_piece(i).replace("▁", " ")) == [i]}
     self._control_ids = frozenset(spelled)
