@@ -32,23 +32,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if folder is None:
       return self._send(401, {"error": "Invalid"}, {"X-Error-Code": "RepoNotFound"})
     if name in self.hub.gated and self.headers.get("Authorization") != "Bearer right" and what == "resolve":
-      return self._send(
-        403 if self.headers.get("Authorization") else 401, {"error": "gated"}, {"X-Error-Code": "GatedRepo"}
-      )
-    files = sorted(path.name for path in folder.iterdir())
+      return self._send(401, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
+    files = {p.name: 1 << 50 if name in self.hub.vast else p.stat().st_size for p in folder.iterdir()}
     if what in (None, "revision"):
-      return self._send(
-        200,
-        {
-          "id": name,
-          "modelId": name,
-          "sha": REVISION,
-          "siblings": [{"rfilename": f, "size": (folder / f).stat().st_size} for f in files],
-        },
-      )
+      siblings = [{"rfilename": file, "size": size} for file, size in files.items()]
+      return self._send(200, {"id": name, "modelId": name, "sha": REVISION, "siblings": siblings})
     if what == "tree":
-      sizes = [(file, (folder / file).stat().st_size) for file in files]
-      return self._send(200, [{"type": "file", "path": f, "size": size, "oid": "0" * 40} for f, size in sizes])
+      listed = [{"type": "file", "path": file, "size": size, "oid": "0" * 40} for file, size in files.items()]
+      return self._send(200, listed)
     if file not in files:
       return self._send(404, {"error": "no file"}, {"X-Error-Code": "EntryNotFound"})
     data = (folder / file).read_bytes()
@@ -67,10 +58,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Hub:
-  """`folders` by model name; those in `gated` need the token "right"."""
+  """`folders` by model name; those in `gated` need the token "right", and files of those in `vast` are a pebibyte."""
 
-  def __init__(self, folders: dict[str, pathlib.Path], gated=()):
-    self.folders, self.gated, self.requests = folders, gated, []
+  def __init__(self, folders: dict[str, pathlib.Path], gated=(), vast=()):
+    self.folders, self.gated, self.vast, self.requests = folders, gated, vast, []
 
   @contextlib.contextmanager
   def serve(self):
