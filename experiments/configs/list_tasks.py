@@ -5,7 +5,7 @@ tour   three minutes on 2 CPU cores, with the smallest verifiers that learn some
 smoke  the same stages in half a minute, with models that learn nothing; for tests. Both tasks have the same shapes, so
        that they share compiled programs
 paper  Gemma 2B as generator (few-shot) and verifier, on a TPU; needs
-       --config.model.checkpoint=GEMMA_2B --config.tokenizer.path=tokenizer.model
+       --config.model.checkpoint=GEMMA_2B, a name, folder or .gguf file
 
 A study changes one thing in tiny, and reuses problems and solutions of a tiny run: --config.bank=WORKDIR.
 
