@@ -27,7 +27,7 @@ import pytest
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
-  *("docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "install", "library"),
+  *("docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "gguf", "install", "library", "names"),
   *("parity", "pretrained", "smoke", "two_hosts", "two_processes", "verifiers"),
 }
 

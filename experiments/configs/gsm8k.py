@@ -1,7 +1,7 @@
 """GSM8K on the released solutions and rationales.
 
 MODEL       the paper's setting on a TPU, with all its verifiers; MODEL is gemma_2b, gemma_7b or gemma2_9b. Needs
-            --config.data_dir, --config.model.checkpoint=GEMMA and --config.tokenizer.path=tokenizer.model
+            --config.data_dir and --config.model.checkpoint=GEMMA, a name, folder or .gguf file
 MODEL_KIND  only one verifier: judge, dpo, orm, genrm or genrm_cot (these two without the solution loss), or unified
             (genrm and genrm_cot with the solution loss, as in MODEL)
 gemma3_270m the pretrained Gemma 3 270M with adapters; a night on 2 CPU cores, less than an hour on a GPU. Needs

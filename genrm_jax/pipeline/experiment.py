@@ -64,7 +64,7 @@ def data_stages_of(run: Run) -> list[Stage]:
       reads=() if given else known,
       writes=tokenizer,
       sources=given,
-      settings=("tokenizer", "seed", "grader.way"),
+      settings=("tokenizer", *given, "seed", "grader.way"),
     )
     stages.insert(0 if given else len(stages), stage)
   started = [*c.verifiers.values(), *([c.grader] if way in ("reference", "plain") else [])]
@@ -189,7 +189,10 @@ def _check_sources(run: Run) -> None:
   if c.tokenizer.type == "sentencepiece" and "vocab_size" not in c.tokenizer and not run.tokenizer_source:
     if c.model.checkpoint:
       raise UserError(f"{run.checkpoint_path} comes without a tokenizer; set --config.tokenizer.path=FILE of its Gemma")
-    raise UserError("no model: set --config.model.checkpoint to the name, folder or .gguf file of a Gemma")
+    raise UserError(
+      "no model: set --config.model.checkpoint to the name, folder or .gguf file of a Gemma, or, to train a tokenizer "
+      "for a new model, tokenizer.vocab_size"
+    )
   started = [name for name, v in c.verifiers.items() if v.get("init_from") == "generator"]
   if c.get("bank") and started:
     raise UserError(

@@ -18,12 +18,13 @@ import saved_runs
 from absl.testing import flagsaver
 from char_model import PROMPTER
 from etils import epath
+from random_params import random_params
 from refusals import refused
 
 import experiments
 from experiments import base, configs
 from experiments.configs import gsm8k
-from genrm_jax.checkpoints import pretrained
+from genrm_jax.checkpoints import hugging_face, pretrained
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
 from genrm_jax.model.config import get_config
@@ -183,9 +184,15 @@ def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
     ({"model__sharding__embed": "fdsp"}, "fdsp"),
   ):
     refused((message, _check, saved_runs.run_of(tmp_path, **changes)))
-  for given in ({"model__checkpoint": "somewhere"}, {"seed": 1}):
-    run = saved_runs.run_of(tmp_path, "word_sorting", "paper", **given)
-    refused((r"model\.checkpoint=DIR .*tokenizer\.path=FILE", make_stages, run))
+  tiny = get_config("tiny_gemma2")
+  hugging_face.save(random_params(tiny), tiny, tmp_path / "model")
+  for message, checkpoint in (
+    (r"model\.checkpoint to the name, folder or \.gguf file", ""),
+    ("somewhere: no such folder or file", "somewhere"),
+    ("model comes without a tokenizer; set --config.tokenizer.path", str(tmp_path / "model")),
+  ):
+    run = saved_runs.run_of(tmp_path, "word_sorting", "paper", model__checkpoint=checkpoint)
+    refused((message, make_stages, run))
 
 
 REFUSED = {
