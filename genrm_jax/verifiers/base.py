@@ -3,9 +3,11 @@
               prompt                   target                                 score r(x, y)
   judge       solve(x) y verify_cot    none (not trained)                     mean over K votes of p(Yes)
   dpo         solve(x)                 correct y preferred to incorrect y     p(y | x)
+  dpo_reference  as dpo                none (the reference of dpo)            sigmoid(beta (log p(y | x) - log p_ref(y | x)))
   orm         solve(x) y verify        label, on the class token's logit      sigmoid(z_cls)
   genrm       solve(x) y verify        " Yes" / " No"                         p(Yes)
   genrm_cot   solve(x) y verify_cot    rationale, question, " Yes" / " No"    mean over K votes of p(Yes)
+  genrm_cot_greedy  as genrm_cot       none (the trained genrm_cot)           p(Yes) after one greedy rationale
 
 To add a verifier, subclass Verifier in a module of your own and name it in the config by its import path:
 
@@ -30,7 +32,7 @@ from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
-from genrm_jax.records import Candidate, Problem, Rationale, Vote
+from genrm_jax.records import Candidate, Problem, Rationale, Score, Vote
 from genrm_jax.runtime import plugins
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter
@@ -40,9 +42,11 @@ from genrm_jax.verifiers import votes as voting
 VERIFIERS: Mapping[str, str] = {
   "judge": "genrm_jax.verifiers.judge:Judge",
   "dpo": "genrm_jax.verifiers.dpo:DPO",
+  "dpo_reference": "genrm_jax.verifiers.dpo:DPOReference",
   "orm": "genrm_jax.verifiers.orm:ORM",
   "genrm": "genrm_jax.verifiers.genrm:GenRM",
   "genrm_cot": "genrm_jax.verifiers.genrm_cot:GenRMCoT",
+  "genrm_cot_greedy": "genrm_jax.verifiers.genrm_cot:GreedyRationale",
 }
 _GATE_SAMPLE = 64  # training items per label that the gate checks
 
@@ -193,6 +197,17 @@ class Verifier(abc.ABC):
   def value(self, votes: Sequence[Vote]) -> float | None:
     """The score in [0, 1]: mean p(Yes) over the votes that have one; None if none has."""
     return voting.mean_p_yes(votes)
+
+  @staticmethod
+  def scores_needed(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The verifiers whose scores of the same candidates `combine` needs, given the entry in `config.verifiers`."""
+    del settings
+    return ()
+
+  def combine(self, scores: Sequence[Score], others: Mapping[str, Sequence[Score]]) -> list[Score]:
+    """The scores to record, from those of this verifier's model and those of `scores_needed`, by name."""
+    del others
+    return list(scores)
 
   def num_votes(self, configured: int) -> int:
     """The number of votes per score, given the configured number."""
