@@ -3,11 +3,12 @@
               prompt                   target                                 score r(x, y)
   judge       solve(x) y verify_cot    none (not trained)                     mean over K votes of p(Yes)
   dpo         solve(x)                 correct y preferred to incorrect y     p(y | x)
-  dpo_reference  as dpo                none (the reference of dpo)            sigmoid(beta (log p(y | x) - log p_ref(y | x)))
   orm         solve(x) y verify        label, on the class token's logit      sigmoid(z_cls)
   genrm       solve(x) y verify        " Yes" / " No"                         p(Yes)
   genrm_cot   solve(x) y verify_cot    rationale, question, " Yes" / " No"    mean over K votes of p(Yes)
-  genrm_cot_greedy  as genrm_cot       none (the trained genrm_cot)           p(Yes) after one greedy rationale
+
+Two further rows of the paper are scored by models that start or end a training above: `dpo_reference`, the DPO score
+with the reference (dpo.py), and `genrm_cot_greedy`, one greedy rationale of GenRM-CoT (genrm_cot.py).
 
 To add a verifier, subclass Verifier in a module of your own and name it in the config by its import path:
 
