@@ -92,7 +92,7 @@ def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidat
 class Agreement:
   """How many of a solution's rationales there are, and how many of them have its label as their verdict."""
 
-  def __init__(self, candidates: Iterable[Candidate]) -> None:
+  def __init__(self, candidates: Sequence[Candidate]) -> None:
     self._label = _labels(candidates)
     self._counts: collections.Counter[tuple[str, int]] = collections.Counter()
     self._agreeing: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -129,8 +129,8 @@ def to_released(
 class Ledger:
   """Counts filtered rationales by label: those kept, and those dropped by reason.
 
-  `majority` counts the solutions of which more than half of the rationales agree with the label, and the kept rationales
-  of these (paper, appendix C): what `min_agreement` 1/2 leaves to train GenRM-CoT on.
+  `majority` counts the solutions of which more than half of the rationales agree with the label, and the rationales of
+  these that are kept (paper, appendix C): what `min_agreement` 1/2 leaves to train GenRM-CoT on.
   """
 
   def __init__(self) -> None:

@@ -87,7 +87,7 @@ def _check_scores_needed(run: Run, name: str, models: Sequence[str]) -> None:
     start = run.config.verifiers[other].get("init_from", "")
     if start != own.init_from:
       raise UserError(
-        f"{name}.init_from is {own.init_from!r}, but {other}, on whose scores it builds, starts from {start!r}; set the same"
+        f"{name}.init_from is {own.init_from!r}, but its reference, the start of {other}, is {start!r}; set that"
       )
 
 
