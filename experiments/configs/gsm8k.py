@@ -3,7 +3,8 @@
 MODEL       the paper's setting on a TPU, with all its verifiers; MODEL is gemma_2b, gemma_7b or gemma2_9b. Needs
             --config.data_dir, --config.model.checkpoint=GEMMA and --config.tokenizer.path=tokenizer.model
 MODEL_KIND  only one verifier: judge, dpo, orm, genrm or genrm_cot (these two without the solution loss), or unified
-            (genrm and genrm_cot with the solution loss, as in MODEL)
+            (genrm and genrm_cot with the solution loss, as in MODEL); with dpo, its score with the reference, and with
+            genrm_cot, one greedy rationale
 small       the largest Gemma from scratch that is practical on 2 CPU cores, hours; needs --config.data_dir
 tiny        a small Gemma from scratch, about 15 minutes on 2 CPU cores; needs --config.data_dir
 smoke       the same stages on made-up data in a minute, with models that learn nothing; for tests
