@@ -60,7 +60,8 @@ def replay(
     for name in tables:
       accuracy, of_all = by_top(f"{WEIGHTED}/{name}", n), selected(f"{WEIGHTED}/{name}", n)
       weighted[f"{name}/{top or 'all'}"] = metrics.mean(accuracy)
-      weighted[f"{name}/{top or 'all'}/minus all"] = metrics.mean(accuracy - of_all)
+      if top:
+        weighted[f"{name}/{top}/minus all"] = metrics.mean(accuracy - of_all)
   return differences, weighted
 
 
