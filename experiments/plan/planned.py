@@ -21,7 +21,7 @@ from genrm_jax.checkpoints.tensor_map import CheckpointReader
 from genrm_jax.infer import engine
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import get_config
-from genrm_jax.pipeline import trained
+from genrm_jax.pipeline import locate, settings, trained
 from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Candidate, Problem, Rationale
 from genrm_jax.runtime import sharding
@@ -60,6 +60,11 @@ class PlannedRun(Run):
     if c.path and epath.Path(c.path).exists():
       return _StandIn(SentencePieceTokenizer(c.path).vocab_size, self.config.prompts)
     return _StandIn(model.vocab_size if c.path else c.get("vocab_size", model.vocab_size), self.config.prompts)
+
+  @functools.cached_property
+  def checkpoint_path(self) -> str:
+    """The path, or the name of a checkpoint that a plan does not download."""
+    return locate.asset_path(self.config.model.checkpoint)
 
   @functools.cached_property
   def pretrained(self) -> CheckpointReader | None:
@@ -131,8 +136,10 @@ class PlannedRun(Run):
 
 
 def planned(config: ml_collections.ConfigDict, where: Slice) -> PlannedRun:
-  """The run of a config on a slice."""
-  return PlannedRun(ml_collections.FrozenConfigDict(config), epath.Path("."), where)
+  """The run of a config on a slice. Raises UserError for a setting that no run accepts."""
+  frozen = ml_collections.FrozenConfigDict(config)
+  settings.check(frozen.to_dict())
+  return PlannedRun(frozen, epath.Path("."), where)
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

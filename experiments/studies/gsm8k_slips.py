@@ -27,6 +27,8 @@ from genrm_jax.records import Candidate, Problem, Score
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.tasks.gsm8k.arithmetic import false_equations, plant_slip
 
+_META = {"task": str, "variant": str, "seed": int, "config_hash": str, "bank": str, "config": {"verifiers": dict}}
+_RESULTS = {"meta": _META}
 KINDS = ("wrong with a slip", "wrong without")  # of incorrect solutions, as the results spell them
 
 
@@ -101,7 +103,9 @@ def measure(workdir: epath.Path) -> dict[str, Any]:
   """
   if not (workdir / "report" / "results.json").exists():
     raise UserError(f"{workdir}: not a finished run (report/results.json is missing); give the --workdir of one")
-  meta = jsonl.read_json(workdir / "report" / "results.json")["meta"]
+  meta = jsonl.read_object(workdir / "report" / "results.json", _RESULTS)["meta"]
+  if meta["seed"] < 0:
+    raise UserError(f"{workdir}/report/results.json: meta.seed is {meta['seed']}; run the stage report again")
   if meta["task"] != "gsm8k":
     raise UserError(f"{workdir}: a run of {meta['task']}; give the --workdir of a run of experiments.gsm8k")
   problems = jsonl.read_records(workdir / "problems" / "eval.jsonl", Problem)

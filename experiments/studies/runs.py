@@ -298,7 +298,7 @@ def read_run(file: str, results: Any) -> StudyRun:
     _ = [point["k"] for verifier in verifiers for point in verifier["by_votes"]]
     _ = [run.number(TRAIN, name) for name in run.trained()], [run.number(LAMBDA, n) for n in run.trained() if n == COT]
     return run
-  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
     what = f"no {e}" if isinstance(e, KeyError) else str(e)
     raise UserError(f"{file}: not the results.json of a run ({what}); copy it again from the run's report/") from e
 

@@ -70,7 +70,7 @@ def open_folder(folder: epath.Path) -> CheckpointReader:
   where = str(folder)
   if not (folder / _CONFIG).exists():
     raise UserError(f"{where}: *.safetensors, but no {_CONFIG}; copy it from the source of the model")
-  fields = _read_json(folder / _CONFIG)
+  fields = read_json(folder / _CONFIG)
   config = hugging_face_config.from_json(str(folder / _CONFIG), fields, folder.name or where)
   config = tensor_map.check_size(where, config)
   locations: dict[str, _Location] = {}
@@ -90,7 +90,8 @@ def open_folder(folder: epath.Path) -> CheckpointReader:
   named = tensors(config, prefixes[0])
   _check_tensors(where, config, prefixes[0], named, locations)
   _check_head(where, hugging_face_config.is_tied(fields), prefixes[0] + _TABLE, locations)
-  return CheckpointReader(where, config, named, lambda name: safetensors.read_tensor(*locations[name]))
+  tokenizer = tensor_map.tokenizer_in(folder)
+  return CheckpointReader(where, config, named, lambda name: safetensors.read_tensor(*locations[name]), tokenizer)
 
 
 def save(
@@ -152,7 +153,8 @@ def tensors(config: ModelConfig, prefix: str) -> list[Tensor]:
   return [*found, _unchanged(f"{prefix}norm.weight", "final_norm", None, specs["final_norm"].shape)]
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path | pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file. Raises UserError if there is none."""
   try:
     fields = json.loads(path.read_bytes())
   except OSError as e:
@@ -168,7 +170,7 @@ def _shards(folder: epath.Path) -> list[epath.Path]:
   """The safetensors files; UserError if some are missing."""
   found = sorted(folder.glob("*.safetensors"))
   if (folder / _INDEX).exists():
-    names = _read_json(folder / _INDEX).get("weight_map")
+    names = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
       raise UserError(f"{folder / _INDEX}: has no weight_map from tensors to files; copy it again")
     outside = sorted({name for name in names.values() if pathlib.PurePath(name).name != name or name == ".."})

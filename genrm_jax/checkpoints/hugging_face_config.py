@@ -81,7 +81,7 @@ def from_json(where: str, fields: Mapping[str, Any], name: str) -> ModelConfig:
       attn_softcap=None if first else values["attn_logit_softcapping"],
       final_softcap=None if first else values["final_logit_softcapping"],
       window=None if first else values["sliding_window"],
-      pattern=_shortest_pattern(kinds),
+      pattern=shortest_pattern(kinds),
       rope_base_local=base_local,
       rope_base_global=base_global,
       rope_scale_global=scale_global,
@@ -145,7 +145,7 @@ def to_json(
     fields["rope_local_base_freq"] = float(config.rope_base_local)
     # For readers older than layer_types, where this key can express the layers.
     for n in range(1, config.num_layers + 2):
-      if _every(n, config.num_layers) == config.layer_kinds:
+      if every_nth_global(n, config.num_layers) == config.layer_kinds:
         fields["sliding_window_pattern"] = n
   _check_expressible(config, fields)
   return fields
@@ -237,7 +237,7 @@ def _layer_kinds(where: str, family: str, values: Mapping[str, Any]) -> tuple[st
     return ("global",) * num_layers
   types = values.get("layer_types")
   if types is None:
-    return _every(values["sliding_window_pattern"], num_layers)
+    return every_nth_global(values["sliding_window_pattern"], num_layers)
   if not isinstance(types, list):
     raise UserError(f"{where}: layer_types is {shown(types)}, but it must be a list")
   unknown = sorted({str(t) for t in types if not isinstance(t, str) or t not in _KINDS})
@@ -247,12 +247,13 @@ def _layer_kinds(where: str, family: str, values: Mapping[str, Any]) -> tuple[st
   return tuple(_KINDS[t] for t in types)
 
 
-def _every(n: int, num_layers: int) -> tuple[str, ...]:
+def every_nth_global(n: int, num_layers: int) -> tuple[str, ...]:
   """Layer kinds in which every n-th layer is global."""
   return tuple("global" if i % n == 0 else "local" for i in range(1, num_layers + 1))
 
 
-def _shortest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
+def shortest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
+  """The shortest that, repeated, gives the kinds of all layers."""
   lengths = range(1, len(kinds) + 1)
   return next(kinds[:n] for n in lengths if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
 

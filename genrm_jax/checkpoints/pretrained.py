@@ -1,5 +1,6 @@
 """Loads Gemma checkpoints of other projects, in any supported format.
 
+    params, config, tokenizer = genrm_jax.pretrained("gemma3_270m")
     params, config = pretrained.load("gemma-2-9b-it", mesh, param_dtype="bfloat16")
 
 To write them, see `hugging_face.save` and `released.save`.
@@ -7,46 +8,94 @@ To write them, see `hugging_face.save` and `released.save`.
 
 import os
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from etils import epath
+import jax
 from jax.sharding import Mesh
 
-from genrm_jax.checkpoints import hugging_face, released
+from genrm_jax.checkpoints import gguf, hugging_face, names, released
 from genrm_jax.checkpoints.tensor_map import CheckpointReader, place
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
+from genrm_jax.runtime import sharding as shardings
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.sharding import MeshAxes
+from genrm_jax.text.tokenizer import SentencePieceTokenizer, check_vocab
 
 
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-  """Whether a folder looks like a Gemma checkpoint of a supported format, complete or not."""
-  folder = epath.Path(path).expanduser()
-  return hugging_face.is_folder(folder) or released.is_folder(folder)
+class Pretrained(NamedTuple):
+  """A model of another project.
+
+  Attributes:
+    params: on the devices of a mesh.
+    config: their model, whose forward pass is `model.gemma.forward`.
+    tokenizer: from inside or beside the files; None if there is none.
+  """
+
+  params: gemma.Params
+  config: ModelConfig
+  tokenizer: SentencePieceTokenizer | None
 
 
-def open_checkpoint(path: str | os.PathLike[str], config: ModelConfig | None = None) -> CheckpointReader:
+def pretrained(
+  name: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: str = "float32", param_dtype: str = "float32"
+) -> Pretrained:
+  """Loads a Gemma by name or path.
+
+  Args:
+    name: "gemma3_270m", from the extra of that name; "ORG/NAME" on the Hugging Face hub, such as "google/gemma-2-2b"; a
+      .gguf file; or a folder, as for `open_checkpoint`.
+    mesh: the devices; if None, the first one.
+    dtype: of activations.
+    param_dtype: of parameters.
+
+  Raises:
+    UserError: as for `names.resolve`, `open_checkpoint` and `load`, or the tokenizer does not fit the embedding.
+  """
+  reader = open_checkpoint(name)
+  tokenizer = reader.tokenizer() if reader.tokenizer else None
+  if tokenizer:
+    check_vocab(tokenizer, reader.config.vocab_size)
+  mesh = shardings.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+  model = ModelConfig.from_dict(reader.config.to_dict() | {"dtype": dtype, "param_dtype": param_dtype})
+  return Pretrained(place(reader, mesh, model), model, tokenizer)
+
+
+def is_checkpoint(name: str | os.PathLike[str]) -> bool:
+  """Whether a name, file or folder looks like a Gemma checkpoint of a supported format, complete or not."""
+  path = names.resolve(name)
+  return path.suffix == gguf.SUFFIX or hugging_face.is_folder(path) or released.is_folder(path)
+
+
+def open_checkpoint(name: str | os.PathLike[str], config: ModelConfig | None = None) -> CheckpointReader:
   """Reads a checkpoint's index and validates it against the table of sizes, without reading a tensor.
 
   Args:
-    path: a local or gs:// folder: Hugging Face (config.json and *.safetensors) or Orbax as released for Flax.
+    name: as for `names.resolve`. A path is local or gs://: a folder of Hugging Face (config.json and *.safetensors), an
+      Orbax folder as released for Flax, or a .gguf file.
     config: the model, needed for an Orbax checkpoint of a size outside the table, whose files do not say all of it.
 
   Raises:
-    UserError: no such folder, no checkpoint in it, an unknown architecture or size, or a tensor that is missing or of
-      another shape.
+    UserError: no such file or folder, no checkpoint in it, an unknown architecture or size, or a tensor that is missing
+      or of another shape.
   """
-  folder = epath.Path(path).expanduser()
-  if not folder.is_dir():
-    remote = " and your access to the bucket" if "://" in str(folder) else ""
-    raise UserError(f"{folder}: no such folder; check the path{remote}. It must be the folder of a Gemma checkpoint")
-  if hugging_face.is_folder(folder):
-    return hugging_face.open_folder(folder)
-  if released.is_folder(folder):
-    return released.open_folder(folder, config)
+  path = names.resolve(name)
+  if path.suffix == gguf.SUFFIX and path.is_file():
+    return gguf.open_file(path)
+  if not path.is_dir():
+    remote = " and your access to the bucket" if "://" in str(path) else ""
+    raise UserError(
+      f"{path}: no such folder or file; check the path{remote}. It must be a folder or .gguf file of a Gemma, or a "
+      f"name: {names.GEMMA3_270M}, or ORG/NAME on the Hugging Face hub"
+    )
+  if hugging_face.is_folder(path):
+    return hugging_face.open_folder(path)
+  if released.is_folder(path):
+    return released.open_folder(path, config)
+  inside = sorted(file.name for file in path.glob(f"*{gguf.SUFFIX}"))
   raise UserError(
-    f"{folder}: no Gemma checkpoint: neither config.json with *.safetensors (Hugging Face) nor an Orbax checkpoint "
-    "(_METADATA); give the folder that holds these files"
+    f"{path}: no Gemma checkpoint: neither config.json with *.safetensors (Hugging Face) nor an Orbax checkpoint "
+    f"(_METADATA); give {f'the path of {inside[0]} in it' if inside else 'the folder that holds these files'}"
   )
 
 
@@ -62,7 +111,7 @@ def load(
   """Loads parameters onto the mesh in `param_dtype`, with their model, which computes in `dtype`.
 
   Args:
-    path: as for `open_checkpoint`.
+    path: a name or path, as for `open_checkpoint`.
     mesh: the devices.
     dtype: of activations.
     param_dtype: of parameters.

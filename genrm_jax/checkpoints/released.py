@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from genrm_jax.checkpoints.tensor_map import CheckpointReader, Tensor, check_shapes, check_size, unstack
+from genrm_jax.checkpoints.tensor_map import CheckpointReader, Tensor, check_shapes, check_size, tokenizer_in, unstack
 from genrm_jax.model import gemma
 from genrm_jax.model.config import SIZES, ModelConfig
 from genrm_jax.runtime import memory
@@ -88,7 +88,8 @@ def open_folder(folder: epath.Path, config: ModelConfig | None = None) -> Checkp
   def read(name: str) -> np.ndarray:
     return _result(folder, name, stores[name].result().read())
 
-  return CheckpointReader(str(folder), config, named, read)
+  # As released, it is beside the folder.
+  return CheckpointReader(str(folder), config, named, read, tokenizer_in(folder, folder.parent))
 
 
 def save(params: gemma.Params, config: ModelConfig, folder: str | os.PathLike[str], nested: bool = False) -> None:

@@ -13,6 +13,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genrm_jax.model import gemma
@@ -20,6 +21,7 @@ from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, ModelConfig
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress
+from genrm_jax.text.tokenizer import SentencePieceTokenizer
 
 
 class Tensor(NamedTuple):
@@ -48,12 +50,20 @@ class CheckpointReader(NamedTuple):
     config: the model; its vocabulary size is that of the file's embedding.
     tensors: all tensors of the model, in the order of the layers.
     read: returns one tensor by name, on the host, in the dtype of the file. Raises UserError if the file is truncated.
+    tokenizer: opens the tokenizer inside or beside the files; None if there is none.
   """
 
   path: str
   config: ModelConfig
   tensors: Sequence[Tensor]
   read: Callable[[str], np.ndarray]
+  tokenizer: Callable[[], SentencePieceTokenizer] | None = None
+
+
+def tokenizer_in(*folders: epath.Path) -> Callable[[], SentencePieceTokenizer] | None:
+  """Opens the tokenizer.model in the first of some folders that has one."""
+  found = next((path for folder in folders if (path := folder / "tokenizer.model").exists()), None)
+  return None if found is None else functools.partial(SentencePieceTokenizer, found)
 
 
 def place(reader: CheckpointReader, mesh: Mesh, config: ModelConfig) -> gemma.Params:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from genrm_jax.infer import slots
-from genrm_jax.infer.sampling import SampleConfig
+from genrm_jax.infer.sampling import SampleConfig, probs_of
 from genrm_jax.infer.scheduler import Branch, Scheduler
 from genrm_jax.infer.slots import last_hidden, positions_and_segments
 from genrm_jax.model import gemma
@@ -59,7 +59,7 @@ def next_token_probs(params, tokens_BT, length_B, *, config: ModelConfig, token_
   """Probabilities of the token ids after each row, over the full vocabulary: f32[B, W]."""
   x_BTD, _ = gemma.forward(params, config, tokens_BT, *positions_and_segments(tokens_BT, length_B))
   logits_BV = gemma.unembed(params, config, last_hidden(x_BTD, length_B))
-  return jax.nn.softmax(logits_BV, axis=-1)[:, jnp.asarray(token_ids)]
+  return probs_of(logits_BV, jnp.asarray(token_ids))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "token_ids"))
@@ -211,6 +211,7 @@ class Engine:
       max_len=bucket(max(map(len, prompts)) + settings.max_new_tokens, self.max_tokens),
       max_new_tokens=settings.max_new_tokens,
       num_tracked=len(tracked),
+      unstacked=gemma.is_unstacked(self.params),
     )
     scheduler = Scheduler(num_slots, self._num_shards(), keys)
     while True:

@@ -63,6 +63,12 @@ def _fold(key, purpose_2, words_N2, draws_R):
   return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys_N, draws_R)
 
 
+def probs_of(logits_BV: jax.Array, ids_W: jax.Array) -> jax.Array:
+  """Probabilities of some tokens over the full vocabulary, f32[B, W]; no other is computed."""
+  largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+  return jnp.exp(logits_BV[:, ids_W] - largest_B1) / jnp.sum(jnp.exp(logits_BV - largest_B1), axis=-1, keepdims=True)
+
+
 def restrict(logits_BV: jax.Array, config: SampleConfig) -> jax.Array:
   """Applies temperature, then top-k, then top-p: excluded tokens get -inf. The most likely token always stays.
 

@@ -28,7 +28,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genrm_jax.infer.sampling import SampleConfig, sample
+from genrm_jax.infer.sampling import SampleConfig, probs_of, sample
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
@@ -97,7 +97,7 @@ def positions_and_segments(tokens_BT: jax.Array, length_B: jax.Array) -> tuple[j
 @functools.partial(jax.jit, static_argnames="config")
 def prefill(params, tokens_PT, length_P, *, config: ModelConfig) -> Prefilled:
   """Computes the keys and values of prompts that are padded on the right."""
-  cache = kv_cache.init(config, *tokens_PT.shape)
+  cache = kv_cache.init(config, len(tokens_PT), tokens_PT.shape[1], gemma.is_unstacked(params))
   x_PTD, filled = gemma.forward(params, config, tokens_PT, *positions_and_segments(tokens_PT, length_P), cache=cache)
   assert filled is not None
   return Prefilled(filled, last_hidden(x_PTD, length_P))
@@ -105,14 +105,24 @@ def prefill(params, tokens_PT, length_P, *, config: ModelConfig) -> Prefilled:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("num_slots", "num_rollouts", "max_len", "max_new_tokens", "num_tracked", "config"),
+  static_argnames=("num_slots", "num_rollouts", "max_len", "max_new_tokens", "num_tracked", "unstacked", "config"),
 )
 def init(
-  *, num_slots: int, num_rollouts: int, max_len: int, max_new_tokens: int, num_tracked: int, config: ModelConfig
+  *,
+  num_slots: int,
+  num_rollouts: int,
+  max_len: int,
+  max_new_tokens: int,
+  num_tracked: int,
+  unstacked: bool,
+  config: ModelConfig,
 ) -> Slots:
-  """Free slots for up to `num_rollouts` rollouts each; `max_len` counts the prompt and the sampled tokens."""
+  """Free slots for up to `num_rollouts` rollouts each.
+
+  `max_len` counts the prompt and the sampled tokens, `unstacked` is that of the cache.
+  """
   slots = Slots(
-    kv_cache.init(config, num_slots, max_len),
+    kv_cache.init(config, num_slots, max_len, unstacked),
     jnp.zeros((num_slots, config.embed_dim), config.dtype),
     jnp.full(num_slots, -1, jnp.int32),
     Sampled(
@@ -225,7 +235,7 @@ def decode(
     token_B = jnp.where(is_given_B, slots.given_B, token_BR[:, 0])
     follows_BR = (token_BR == token_B[:, None]) | (is_given_B | ~old.live)[:, None]
     diverges_BR = ~follows_BR & (old.diverged_at < 0)
-    probs_BW = jax.nn.softmax(logits_BV, axis=-1)[:, tracked_W]
+    probs_BW = probs_of(logits_BV, tracked_W)
     # Free slots write beyond the end, where the write is dropped.
     place_B = jnp.where(old.live, old.length, settings.max_new_tokens)
     length_B = old.length + old.live

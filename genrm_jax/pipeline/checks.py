@@ -10,7 +10,7 @@ from genrm_jax.pipeline.run import Run
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
-from genrm_jax.text.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, check_vocab
+from genrm_jax.text.tokenizer import CharTokenizer, Tokenizer, check_vocab
 from genrm_jax.training import loop
 from genrm_jax.verifiers.base import make_verifier
 
@@ -71,7 +71,7 @@ def _check_training(run: Run, name: str, models: Sequence[str]) -> None:
       f"{name}: trained parameters must be float32, but model.param_dtype is {run.config.model.param_dtype}; "
       "use model.dtype=bfloat16 with float32 parameters, or train adapters (lora.rank)"
     )
-  frozen_is_saved = c.lora.save_frozen or source or run.checkpoint_path
+  frozen_is_saved = c.lora.save_frozen or source or run.config.model.checkpoint
   if run.adapters(name) and not frozen_is_saved:
     raise UserError(
       f"{name}: lora.save_frozen is false, but its frozen parameters are random and not saved elsewhere; set true"
@@ -103,8 +103,8 @@ def _check_tokenizer(run: Run, found: CheckpointReader | None) -> None:
   c = run.config.tokenizer
   if c.type == "char":
     tokenizer: Tokenizer = CharTokenizer()
-  elif c.path:
-    tokenizer = SentencePieceTokenizer(c.path)
+  elif given := run.given_tokenizer():
+    tokenizer = given
   else:
     return
   prompter = Prompter(tokenizer, make_format(run.config.prompts.to_dict()))

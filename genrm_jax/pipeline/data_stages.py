@@ -1,5 +1,6 @@
 """Stages that prepare data for the verifiers: problems, tokenizer, generator, candidates, rationales, base model."""
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import say
 from genrm_jax.tasks.base import Released, checked_grade, checked_problems, optional_method
 from genrm_jax.tasks.compact import renumber
-from genrm_jax.text.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from genrm_jax.text.tokenizer import train_sentencepiece
 from genrm_jax.training import saved
 from genrm_jax.verifiers.base import sft_loss, solve_example
 
@@ -121,10 +122,10 @@ def _check_bank(run: Run, bank: epath.Path) -> None:
 
 
 def make_tokenizer(run: Run) -> None:
-  """Copies the SentencePiece model that the config names, or trains one on problems, solutions and rationales."""
-  c = run.config.tokenizer
-  if c.path:
-    jsonl.write_bytes(run.path("tokenizer.model"), SentencePieceTokenizer(c.path).file_bytes)
+  """Writes the given SentencePiece model, or trains one on problems, solutions and rationales."""
+  c, given = run.config.tokenizer, run.given_tokenizer()
+  if given:
+    jsonl.write_bytes(run.path("tokenizer.model"), given.file_bytes)
     return
 
   def texts() -> Iterator[str]:
@@ -172,12 +173,24 @@ def make_candidates(run: Run) -> None:
   c, engine = run.config.candidates, run.engine(params)
   for split in run.splits:
     problems = run.problems(split)
-    num = c.num_train if split in ("train", "val") else c.num_eval
+    in_training = split in ("train", "val")
+    num, num_edited = (c.num_train, c.get("num_edited", 0)) if in_training else (c.num_eval, 0)
     pool = sample_solutions(run, engine, source, problems, num, few_shot=not is_trained)
-    if c.add_reference:
-      pool += [_candidate(run, p, num, p.reference, "reference") for p in problems]
-    jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pool)
     say(f"{split}: pass@1 {np.mean([c.correct for c in pool]):.3f} over {len(pool)} solutions")
+    if c.add_reference or num_edited:
+      pool += [_candidate(run, p, num, p.reference, "reference") for p in problems]
+    if num_edited:
+      pool += _edited_solutions(run, problems, num + 1, num_edited)
+    jsonl.write_records(run.path("candidates", f"{split}.jsonl"), pool)
+
+
+def _edited_solutions(run: Run, problems: Sequence[Problem], first: int, num: int) -> list[Candidate]:
+  """`num` incorrect solutions per problem by the task's program, with indices from `first`."""
+  edited, made = method(run, "edited"), list[Candidate]()
+  for p in problems:
+    rng = np.random.default_rng([run.config.seed, zlib.crc32(p.id.encode())])
+    made += [_candidate(run, p, first + i, edited(p, rng), "edited") for i in range(num)]
+  return made
 
 
 def sample_solutions(

@@ -55,7 +55,7 @@ def data_stages_of(run: Run) -> list[Stage]:
     stages.append(_stage(run, data_stages.make_problems, "problems", writes=problems, settings=("task", "seed")))
     sampled = True
   if tokenizer:
-    given = c.tokenizer.path
+    given = run.tokenizer_source
     # A given tokenizer comes first; one trained here needs the training texts.
     stage = _stage(
       run,
@@ -63,7 +63,7 @@ def data_stages_of(run: Run) -> list[Stage]:
       "tokenizer",
       reads=() if given else known,
       writes=tokenizer,
-      sources={"tokenizer.path": given} if given else {},
+      sources=given,
       settings=("tokenizer", "seed", "grader.way"),
     )
     stages.insert(0 if given else len(stages), stage)
@@ -188,8 +188,10 @@ def _check_sources(run: Run) -> None:
   c = run.config
   if "verifiers" not in c:
     raise UserError("the config has no 'verifiers'; see experiments/configs for examples")
-  if c.tokenizer.type == "sentencepiece" and not c.tokenizer.path and "vocab_size" not in c.tokenizer:
-    raise UserError("no model: set --config.model.checkpoint=DIR and --config.tokenizer.path=FILE of a Gemma")
+  if c.tokenizer.type == "sentencepiece" and "vocab_size" not in c.tokenizer and not run.tokenizer_source:
+    if c.model.checkpoint:
+      raise UserError(f"{run.checkpoint_path} comes without a tokenizer; set --config.tokenizer.path=FILE of its Gemma")
+    raise UserError("no model: set --config.model.checkpoint to the name, folder or .gguf file of a Gemma")
   started = [name for name, v in c.verifiers.items() if v.get("init_from") == "generator"]
   if c.get("bank") and started:
     raise UserError(

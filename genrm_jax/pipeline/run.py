@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from etils import epath
 
 import genrm_jax
-from genrm_jax.checkpoints import pretrained, tensor_map
+from genrm_jax.checkpoints import names, pretrained, tensor_map
 from genrm_jax.checkpoints.tensor_map import CheckpointReader
 from genrm_jax.data import jsonl
 from genrm_jax.infer.sampling import SampleConfig
@@ -105,6 +106,22 @@ class Run:
       return CharTokenizer()
     return SentencePieceTokenizer(self.path("tokenizer.model"))
 
+  @property
+  def tokenizer_source(self) -> dict[str, str]:
+    """The setting and the path that a SentencePiece model is taken from; empty if the run trains one, or needs none."""
+    c = self.config.tokenizer
+    if c.type == "char":
+      return {}
+    if c.path:
+      return {"tokenizer.path": c.path}
+    return {"model.checkpoint": self.checkpoint_path} if self.pretrained and self.pretrained.tokenizer else {}
+
+  def given_tokenizer(self) -> SentencePieceTokenizer | None:
+    """Opens the SentencePiece model at `tokenizer_source`."""
+    if "tokenizer.path" in self.tokenizer_source:
+      return SentencePieceTokenizer(self.config.tokenizer.path)
+    return self.pretrained.tokenizer() if self.tokenizer_source else None  # type: ignore[union-attr, misc]
+
   @functools.cached_property
   def prompter(self) -> Prompter:
     return Prompter(self.tokenizer, make_format(self.config.prompts.to_dict()))
@@ -125,11 +142,11 @@ class Run:
 
   # Models.
 
-  @property
+  @functools.cached_property
   def checkpoint_path(self) -> str:
-    """Path of the Gemma checkpoint in the config; "" for a model from scratch."""
+    """Path of the Gemma checkpoint in the config, which may be downloaded; "" for a model from scratch."""
     path = self.config.model.checkpoint
-    return locate.asset_path(path) if path else ""
+    return os.fspath(names.resolve(locate.asset_path(path))) if path else ""
 
   @functools.cached_property
   def pretrained(self) -> CheckpointReader | None:

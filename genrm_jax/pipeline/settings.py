@@ -226,7 +226,8 @@ _CONFIG = Section(
     ),
     generator=Section(_TRAINING | dict(num_eval_examples=SIZE)),
     candidates=Section(
-      _START | dict(num_train=SIZE, num_eval=SIZE, add_reference=FLAG, sample=_SAMPLE), optional=tuple(_START)
+      _START | dict(num_train=SIZE, num_eval=SIZE, num_edited=COUNT, add_reference=FLAG, sample=_SAMPLE),
+      optional=(*_START, "num_edited"),
     ),
     grader=Section(
       _START | dict(way=TEXT, reading=TEXT, drop_leaks=FLAG, max_per_label=SIZE, num_rationales=SIZE, sample=_SAMPLE)

@@ -42,7 +42,7 @@ BUILT_IN = {
   "gsm8k": "genrm_jax.tasks.gsm8k.task:GSM8K",
 }
 REQUIRED_METHODS = ("problems", "grade")
-OPTIONAL_METHODS = ("rationale", "few_shot", "first_solution", "released")
+OPTIONAL_METHODS = ("rationale", "few_shot", "first_solution", "edited", "released")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Task(Protocol):
     few_shot(solve_template) -> str: worked examples that precede the prompt for a base model. `solve_template` is the
       template for a solution, with `{question}` in it.
     first_solution(text) -> str: the solution alone, cut where a base model starts to invent the next question.
+    edited(problem, rng) -> str: an incorrect solution, made from the problem's reference.
     released(seed) -> Released: the data that others released, in place of sampled candidates.
 
   and an attribute `notes`, sentences that open the report.

@@ -20,6 +20,8 @@ The natural style, for a real Gemma, asks and verifies in English; its answer is
 import dataclasses
 import itertools
 import re
+import string
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from genrm_jax.tasks.lists import ListTask
 
 _QUOTED = re.compile(r'"([a-z]+(?: [a-z]+)*)"')
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_LETTERS = string.ascii_lowercase
 _SHOTS = ("paper moon", "lamp basket orange", "quiet river stone window")
 
 
@@ -100,16 +103,32 @@ class LastLetter(ListTask):
         break
     return "".join(steps), verdict
 
+  def edited(self, problem: Problem, rng: np.random.Generator) -> str:
+    """A worked solution in the natural style with one error: a wrong letter of a word, or letters joined wrongly."""
+    words = _quoted_words(problem)
+    letters = [w[-1] for w in words]
+    i, joined = int(rng.integers(len(words))), list(letters)
+    kind = rng.integers(5)
+    if kind < 2:  # of the word, mostly
+      letters[i] = joined[i] = words[i][rng.integers(len(words[i]))] if kind else _LETTERS[rng.integers(26)]
+    elif kind == 2:
+      joined[i] = _LETTERS[rng.integers(26)]
+    elif kind == 3:
+      joined[i : i + 1] = [] if rng.random() < 0.5 and len(joined) > 1 else [joined[i]] * 2
+    else:
+      joined[i : i + 2] = reversed(joined[i : i + 2])
+    answer = "".join(joined)
+    return self.edited(problem, rng) if answer == problem.answer else _natural_solution(words, letters, answer)
+
   def _natural_problem(self, words: list[str], split: str, index: int) -> Problem:
     answer = "".join(w[-1] for w in words)
-    steps = [f'The last letter of "{w}" is "{w[-1]}".' for w in words]
     return Problem(
       id=f"{self.name}/{split}/{index:05d}",
       task=self.name,
       split=split,
       question=f'Take the last letters of each word in "{" ".join(words)}" and concatenate them.',
       answer=answer,
-      reference="\n".join([*steps, f'Together they are "{answer}".', f"The answer is {answer}."]),
+      reference=_natural_solution(words, answer, answer),
     )
 
 
@@ -127,17 +146,26 @@ def _read_letters(final_answer: str | None) -> str | None:
   return "".join(words) if words and (len(words) == 1 or all(len(w) == 1 for w in words)) else None
 
 
+def _natural_solution(words: Sequence[str], letters: Sequence[str], answer: str) -> str:
+  """A worked solution: a line for each word with its letter, and the answer."""
+  steps = [f'The last letter of "{word}" is "{letter}".' for word, letter in zip(words, letters, strict=True)]
+  return "\n".join([*steps, f'Together they are "{answer}".', f"The answer is {answer}."])
+
+
 def _natural_walk(words: list[str], letters: str | None) -> tuple[str, bool]:
-  """The walk in English, one word and letter per line, up to the first error."""
+  """The walk in English, one word and letter per line, up to the first error.
+
+  It spells the answer and each word first: a subword model sees no letters inside a piece.
+  """
   if letters is None:
     return "The solution gives no final answer. Wrong.", False
-  lines: list[str] = []
-  for i, (word, letter) in enumerate(itertools.zip_longest(words, letters)):
+  lines = [f"Answer: {', '.join(f'{i} {letter}' for i, letter in enumerate(letters, 1))}."]
+  for i, (word, letter) in enumerate(itertools.zip_longest(words, letters), 1):
     if word is None:
-      return "\n".join([*lines, f'The words have ended, but the answer goes on with "{letter}". Wrong.']), False
-    has = f'the answer has "{letter}"' if letter else "the answer has ended"
+      return "\n".join([*lines, f"No more words, but answer {i} {letter}. Wrong."]), False
     right = letter == word[-1]
-    lines.append(f'{i + 1}. The last letter of "{word}" is "{word[-1]}"; {has}. {"Right" if right else "Wrong"}.')
+    has = f"Answer {i} {letter}." if letter else "The answer has ended."
+    lines.append(f"{i}. {word}: {' '.join(word)}, so {word[-1]}. {has} {'Right' if right else 'Wrong'}.")
     if not right:
       return "\n".join(lines), False
-  return "\n".join([*lines, "The words have ended, and so has the answer. Right."]), True
+  return "\n".join([*lines, "No more words, and no more letters. Right."]), True

@@ -31,6 +31,7 @@ Why this walk suits models that see at most 4 words in training and are evaluate
 The natural style, for a real Gemma, asks as BIG-Bench Hard does, whose problems `read_bbh` reads.
 """
 
+import bisect
 import dataclasses
 import itertools
 import json
@@ -159,14 +160,29 @@ class WordSorting(ListTask):
         return "".join(steps), False
     return "".join(steps), True
 
+  def edited(self, problem: Problem, rng: np.random.Generator) -> str:
+    """A worked solution in the natural style in which one word is misplaced, forgotten or misspelt."""
+    words, steps, done = listed_words(problem), list[tuple[str, list[str]]](), list[str]()
+    at, kind = rng.integers(len(words)), rng.integers(4)
+    for i, word in enumerate(words):
+      place, put = bisect.bisect(done, word), [word]
+      if i == at and kind < 2:
+        place = int(rng.integers(len(done) + 1))
+      elif i == at:
+        cut = int(rng.integers(1, len(word) + 1))
+        swapped, doubled = (
+          word[: cut - 1] + word[cut : cut + 1] + word[cut - 1] + word[cut + 1 :],
+          word[:cut] + word[cut - 1 :],
+        )
+        put = [] if kind == 2 else [swapped if rng.random() < 0.5 else doubled]
+      done = [*done[:place], *put, *done[place:]]
+      steps.append((word, done))
+    wrong = done and done != sorted(words)
+    return _natural_solution(steps) if wrong else self.edited(problem, rng)
+
   def _natural_problem(self, words: list[str], problem_id: str, split: str) -> Problem:
-    answer = " ".join(sorted(words))
-    done: list[str] = []
-    lines = ["Put in one word at a time."]
-    for word in words:
-      done = sorted([*done, word])
-      lines.append(f"{word}: {' '.join(done)}")
-    reference = "\n".join([*lines, f"The answer is {answer}."])
+    steps = [(word, sorted(words[: i + 1])) for i, word in enumerate(words)]
+    reference, answer = _natural_solution(steps), " ".join(sorted(words))
     return Problem(problem_id, self.name, split, f"{_ASK} {' '.join(words)}", answer, reference)
 
 
@@ -219,6 +235,12 @@ def _read_words(text: str) -> list[str]:
   return [w for w in words if w and not w.isdigit()]
 
 
+def _natural_solution(steps: Sequence[tuple[str, Sequence[str]]]) -> str:
+  """A worked solution: one step per word, as (word, the list so far)."""
+  lines = [f"{word}: {' '.join(done)}" for word, done in steps]
+  return "\n".join(["Put in one word at a time.", *lines, f"The answer is {' '.join(steps[-1][1])}."])
+
+
 def _natural_walk(words: list[str], answer: list[str]) -> tuple[str, bool]:
   """The walk in English, one step per line, up to the first error."""
   if not answer:
@@ -227,32 +249,27 @@ def _natural_walk(words: list[str], answer: list[str]) -> tuple[str, bool]:
   left: list[str | None] = list(answer)  # None where the word has been found
   for word in words:
     if word not in left:
-      return "\n".join([*lines, f'"{word}" is not in the answer{" again" * (word in answer)}. Wrong.']), False
+      return "\n".join([*lines, f"{word}: not in the answer{' again' * (word in answer)}. Wrong."]), False
     place = left.index(word)
     left[place] = None
-    lines.append(f'"{word}" is word {place + 1} of the answer. Right.')
+    lines.append(f"{word}: {f'after {answer[place - 1]}' if place else 'first'}. Right.")
   more = next((w for w in left if w is not None), None)
   if more is not None:
-    return "\n".join([*lines, f'The answer also has "{more}", which is one word too many. Wrong.']), False
-  lines.append("The answer has no other words. Right.")
+    return "\n".join([*lines, f"{more}: one word too many. Wrong."]), False
+  lines.append("No other words. Right.")
   for before, after in itertools.pairwise(answer):
-    lines.append(f'"{before}", "{after}": {_why(before, after)}. {"Right" if before <= after else "Wrong"}.')
+    lines.append(f"{before}, {after}: {_compared(before, after)}. {'Right' if before <= after else 'Wrong'}.")
     if before > after:
       return "\n".join(lines), False
-  return "\n".join([*lines, "All the words are there, in alphabetical order."]), True
+  return "\n".join([*lines, "All words in order. Right."]), True
 
 
-def _why(before: str, after: str) -> str:
-  """What decides the order of two neighbouring words."""
-  if before == after:
-    return "the same word"
+def _compared(before: str, after: str) -> str:
+  """Two neighbouring words letter by letter up to the first difference: a subword model sees no letters in a piece."""
   place = _shared(before, after)
-  if place == len(before):
-    return "the first ends where the second goes on, so it comes first"
-  if place == len(after):
-    return "the second ends where the first goes on, so it should come first"
-  a, b = before[place], after[place]
-  return f'letter {place + 1} is the first that differs, and "{a}" comes {"before" if a < b else "after"} "{b}"'
+  pairs = [f"{a} {b}" for a, b in zip(before[: place + 1], after[: place + 1], strict=False)]
+  ends = [] if place < min(len(before), len(after)) else [f"{before if place == len(before) else after} ends"]
+  return ", ".join([*pairs, *ends])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

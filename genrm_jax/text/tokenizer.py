@@ -32,7 +32,8 @@ VERDICT_PIECES = (" Yes", " No")
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 TURN_MARKERS = (START_OF_TURN, END_OF_TURN)
 
-_BRACKETED = re.compile(r"▁?(?:<[^/<>\s][^<>\s]*>|\[[^\[\]\s]+\])")
+# A user-defined piece in brackets, such as a turn marker; an HTML tag has a closing tag as well.
+CONTROL_PIECE = re.compile(r"▁?(?:<[^/<>\s][^<>\s]*>|\[[^\[\]\s]+\])")
 
 
 def max_padding_rows(num_pieces: int) -> int:
@@ -182,10 +183,14 @@ class SentencePieceTokenizer:
 
   CLS_PIECES = ("<cls>", "<unused0>", "<extra_id_0>", "▁<extra_id_0>")
 
-  def __init__(self, path: PathLike) -> None:
-    """Opens a file. Raises UserError if it is missing, no SentencePiece model, or lacks bos, eos or a piece for cls."""
+  def __init__(self, path: PathLike, file_bytes: bytes | None = None) -> None:
+    """Opens a file, or the model in `file_bytes`, which was found at `path`.
+
+    Raises:
+      UserError: it is missing, no SentencePiece model, or lacks bos, eos or a piece for cls.
+    """
     self._path = os.fspath(path)
-    self.file_bytes = _read_model(self._path)
+    self.file_bytes = _read_model(self._path) if file_bytes is None else file_bytes
     try:
       model = _without_folding(self.file_bytes, self._path)
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
@@ -195,7 +200,9 @@ class SentencePieceTokenizer:
     self.name = f"sentencepiece:{epath.Path(path).name}"
     self.digest = hashlib.sha256(self.file_bytes).hexdigest()
     self.vocab_size = sp.get_piece_size()
-    self.bos_id, self.eos_id = self._require("bos", sp.bos_id()), self._require("eos", sp.eos_id())
+    trainer = model.trainer_spec
+    self.bos_id = self._require("bos", sp.bos_id(), trainer.bos_piece)
+    self.eos_id = self._require("eos", sp.eos_id(), trainer.eos_piece)
     self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else sp.unk_id()
     known = [i for i in map(sp.piece_to_id, self.CLS_PIECES) if i != sp.unk_id()]
     if not known:
@@ -208,7 +215,7 @@ class SentencePieceTokenizer:
     turn_ids = [i for i, ids in marked if i != sp.unk_id() and ids == [i]]
     self._specials = frozenset((self.pad_id, self.bos_id, self.eos_id, self.cls_id, *turn_ids))
     own = {p.piece: i for i, p in enumerate(model.pieces) if p.type == p.USER_DEFINED}
-    own = {piece: i for piece, i in own.items() if _BRACKETED.fullmatch(piece) and f"</{piece[1:]}" not in own}
+    own = {piece: i for piece, i in own.items() if CONTROL_PIECE.fullmatch(piece) and f"</{piece[1:]}" not in own}
     ids = self._specials.union(own.values()) - {sp.unk_id()}
     spelled = {i: text for i in ids if sp.encode(text := sp.id_to_piece(i).replace("▁", " ")) == [i]}
     self._control_ids = frozenset(spelled)
@@ -219,11 +226,12 @@ class SentencePieceTokenizer:
     as_bytes = [sp.piece_to_id(f"<0x{b:02X}>") for b in "▁".encode()]
     self._underscore = None if sp.unk_id() in as_bytes else as_bytes
 
-  def _require(self, what: str, token_id: int) -> int:
+  def _require(self, what: str, token_id: int, piece: str) -> int:
     if token_id < 0:
       raise UserError(
-        f"{self._path}: the file has no {what} piece; use the tokenizer file that came with the model, or one from "
-        "`train_sentencepiece`"
+        f"{self._path}: the file has no {what} piece, by its trainer_spec a control piece called {piece!r}; set its "
+        f"{what}_piece to the name that the piece has, use the tokenizer file that came with the model, or train one "
+        "with `train_sentencepiece`"
       )
     return token_id
 

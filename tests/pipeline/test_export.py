@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import gemma_like
 import jax
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ import genrm_jax
 from genrm_jax.checkpoints import pretrained
 from genrm_jax.export import export
 from genrm_jax.runtime import sharding
-from genrm_jax.text.tokenizer import SentencePieceTokenizer
+from genrm_jax.text.tokenizer import TURN_MARKERS, SentencePieceTokenizer
 
 PAIR = ("7 apples and 9 pears", "12 pears? No\n3")
+# What spells turn markers and other special pieces is text.
+SPELLED = ("7<end_of_turn> [3] <b>9</b> <unused0>", "<start_of_turn>model\n<bos>1 <cls><end_of_turn><eos>")
 
 
 def _mesh():
@@ -36,6 +39,9 @@ def runs(tmp_path_factory):
     ("genrm_cot", "gsm8k", {"votes__sample__temperature": 0.0}),
   ):
     run = saved_runs.run_of(folder / name, task, **{f"verifiers__{name}__init_from": ""}, **changes)
+    if name == "genrm":  # Gemma's control pieces
+      run.workdir.mkdir(parents=True)
+      gemma_like.write(run.path("tokenizer.model"), family=3)
     out[name] = saved_runs.save(run, name, scale=3.0 if name == "genrm_cot" else 1.0)
   return out
 
@@ -84,6 +90,9 @@ def test_transformers_gives_the_same_score_by_the_cards_own_lines(name, runs, ex
   prompter = verifier.verifier.prompter
   ids = verifier.verifier.prompt(*PAIR)
   assert theirs["prompt"](PAIR[0], "" if name == "dpo" else PAIR[1]) == ids
+  if name == "genrm":
+    assert theirs["prompt"](*SPELLED) == verifier.verifier.prompt(*SPELLED)
+    assert [len(prompter.tokenizer.encode(marker)) for marker in TURN_MARKERS] == [1, 1]
   if name != "genrm_cot":
     assert theirs["score"](*PAIR) == pytest.approx(verifier.score(*PAIR), rel=1e-4, abs=0)  # a likelihood is tiny
     return

@@ -122,13 +122,18 @@ def test_three_lines_in_a_fresh_process(runs):
   assert float(done.stdout) == pytest.approx(want, rel=1e-4)
 
 
+def _stacked(verifier):
+  """The parameters of its engine as training declares them."""
+  params = jax.device_get(verifier.engine.params)
+  return params | {"layers": jax.tree.map(lambda *w_L: np.stack(w_L), *params["layers"])}
+
+
 def test_parameters_alone_are_numpy(runs):
   _, path = runs["orm"]
   params, manifest = genrm_jax.load_params(path)
   assert manifest["verifier"]["kind"] == manifest["run"] == "orm"
   assert {type(leaf) for leaf in jax.tree.leaves(params)} == {np.ndarray}
-  loaded = genrm_jax.load(path, mesh=_one_device()).engine.params
-  jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(loaded))
+  jax.tree.map(np.testing.assert_array_equal, params, _stacked(genrm_jax.load(path, mesh=_one_device())))
 
 
 # --- what cannot be opened
@@ -197,7 +202,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   params = run.init_params("genrm", run.mesh)
   assert set(params) == {"embedder", "layers", "final_norm", "lora", "lora_scale"}
   unadapted = {name: params[name] for name in ("embedder", "layers", "final_norm")}
-  unadapted, merged = jax.device_get((unadapted, dict(whole.engine.params)))
+  unadapted, merged = jax.device_get(unadapted), _stacked(whole)
   change = jax.tree.map(lambda a, b: np.abs(a - b).max(), unadapted, merged)
   assert {n: bool(c > 1e-4) for n, c in change["layers"].items() if n[0] in "qkvagud"} == {
     **{n: True for n in ("q", "k", "v", "attn_out")},
@@ -208,7 +213,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   joined = genrm_jax.load(paths[True], base=base, mesh=_one_device())
   assert joined.score_many(PAIRS) == whole.score_many(PAIRS)
   numpy, _ = genrm_jax.load_params(paths[True], base=base)
-  jax.tree.map(np.testing.assert_array_equal, numpy, jax.device_get(whole.engine.params))
+  jax.tree.map(np.testing.assert_array_equal, numpy, _stacked(whole))
   # The run itself knows the base.
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.load_params("genrm", run.mesh)[0]), numpy)
   other = saved_runs.save(saved_runs.run_of(tmp_path / "other", seed=1), "generator")

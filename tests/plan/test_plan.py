@@ -209,6 +209,9 @@ def test_a_mistake_is_one_message(monkeypatch):
     ({"mesh__fsdp": 3}, "fsdp=3.*4 devices"),
     ({"engine__mesh__tensor": 3}, "tensor=3.*4 devices"),
     ({"verifiers__genrm__loop__batch_size": 6}, "genrm: batch_size 6.*4 batch shards"),
+    ({"verifiers__genrm__remat": "zzz"}, "config.verifiers.genrm.remat"),
+    ({"votes__num_votes": 0}, "config.votes.num_votes"),
+    ({"engine__max_tokens": -1}, "config.engine.max_tokens"),
   ):
     with pytest.raises(UserError, match=key_words):
       compiled(small(**changes), "genrm")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from genrm_jax.records import Candidate, Problem
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks import base, natural
+from genrm_jax.tasks import base, natural, word_sorting
 from genrm_jax.tasks.compact import random_word, read_list, renumber, write_list, write_placed
 from genrm_jax.tasks.last_letter import LastLetter
 from genrm_jax.tasks.word_sorting import WordSorting, listed_words
@@ -229,9 +229,45 @@ def test_natural_walk_ends_in_the_verdict_that_the_answer_deserves(make, words, 
   text, verdict = task.rationale(problem, solution)
   assert verdict is task.grade(problem, solution).correct
   assert text.endswith("Wrong.") is not verdict and "Wrong." not in text.removesuffix("Wrong.")
-  # The walk quotes the words of the problem only, and those of the answer.
-  quoted = set(re.findall('"([a-z]+)"', text)) - set("abcdefghijklmnopqrstuvwxyz")
-  assert quoted <= {*words, *(task.extract_answer(solution) or "").split()}
+  # The walk names the words of the problem only, those of the answer, and letters.
+  named = set(re.findall(r"^(?:\d\. )?([a-z]+)[:,]|, ([a-z]+):|after ([a-z]+)\.", text, re.MULTILINE))
+  assert {name for names in named for name in names if name} <= {
+    *words,
+    *(task.extract_answer(solution) or "").split(),
+  }
+  # An edited solution is wrong for as long as its text differs from the reference in one thing.
+  edit = task.edited(problem, np.random.default_rng(data.draw(st.integers(0, 99))))
+  assert not task.grade(problem, edit).correct and not task.rationale(problem, edit)[1]
+
+
+def test_natural_walks_spell_what_they_compare():
+  words = ["moon", "lamp"]
+  for task, answer, walk in (
+    (LastLetter, "np", ["Answer: 1 n, 2 p.", *_SPELLED, "No more words, and no more letters. Right."]),
+    (LastLetter, "npe", ["Answer: 1 n, 2 p, 3 e.", *_SPELLED, "No more words, but answer 3 e. Wrong."]),
+    (LastLetter, "no", ["Answer: 1 n, 2 o.", _SPELLED[0], "2. lamp: l a m p, so p. Answer 2 o. Wrong."]),
+    (LastLetter, "n", ["Answer: 1 n.", _SPELLED[0], "2. lamp: l a m p, so p. The answer has ended. Wrong."]),
+    (
+      WordSorting,
+      "lamp moon",
+      [*_FOUND, "No other words. Right.", "lamp, moon: l m. Right.", "All words in order. Right."],
+    ),
+    (WordSorting, "lamp moon moo", [*_FOUND, "moo: one word too many. Wrong."]),
+    (WordSorting, "lamp mon", ["moon: not in the answer. Wrong."]),
+  ):
+    made = task(style="natural")
+    problem = made._natural_problem(words, *(("train", 0) if task is LastLetter else ("p", "train")))
+    assert made.rationale(problem, f"The answer is {answer}.")[0].split("\n") == walk
+  compared = {
+    "pea pear": "p p, e e, a a, pea ends",
+    "pear peach": "p p, e e, a a, r c",
+    "pea pea": "p p, e e, a a, pea ends",
+  }
+  assert {pair: word_sorting._compared(*pair.split()) for pair in compared} == compared
+
+
+_SPELLED = ["1. moon: m o o n, so n. Answer 1 n. Right.", "2. lamp: l a m p, so p. Answer 2 p. Right."]
+_FOUND = ["moon: after lamp. Right.", "lamp: first. Right."]
 
 
 @pytest.mark.parametrize("make", TASKS)

