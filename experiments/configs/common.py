@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from genrm_jax.model.config import get_config
+from genrm_jax.model.lora import TARGETS
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import make_format
 
@@ -27,6 +28,11 @@ def check_variant(variant: str, known: tuple[str, ...]) -> None:
 def start(init_from: str = "") -> dict[str, Any]:
   """Initialization of a model, and its low-rank adapters (rank 0: none)."""
   return dict(init_from=init_from, lora=dict(rank=0, alpha=16.0, targets=("q", "k", "v", "attn_out"), save_frozen=True))
+
+
+def adapters(rank: int) -> dict[str, Any]:
+  """Low-rank adapters of every matrix of the layers, saved without the weights that they adapt."""
+  return dict(rank=rank, alpha=16.0, targets=tuple(TARGETS), save_frozen=False)
 
 
 def training(
