@@ -195,6 +195,7 @@ def write_report(run: Run, given: Sequence[Given], all_stages: Sequence[Stage]) 
     seed=config.seed,
     meta=meta,
     likelihoods=likelihoods,
+    top_scores=config.report.get("top_scores", 0),
   )
   results["samples"] = report.sample_records(problems, pool, scores, likelihoods=likelihoods)
   entries = browse.pick_entries(problems, pool, scores, likelihoods=likelihoods)

@@ -132,14 +132,37 @@ def verifier(
   )
 
 
+def orm(*, z_loss: float = 1e-4, **settings: Any) -> dict[str, Any]:
+  """How the ORM is trained: as `verifier`, with the paper's z-loss, weighted by `z_loss` (appendix B)."""
+  return dict(z_loss=z_loss, **verifier(**settings))
+
+
+def genrm_cot(*, min_agreement: float = 0.5, **settings: Any) -> dict[str, Any]:
+  """How GenRM-CoT is trained on sampled rationales: as `verifier`, but only on some solutions.
+
+  Of these, more than the share `min_agreement` of the rationales agree with the label (paper, appendix C); 0: on all.
+  """
+  return dict(min_agreement=min_agreement, **verifier(**settings))
+
+
 def dpo(*, max_pairs: int = 8, beta: float = 0.1, **train: Any) -> dict[str, Any]:
   """How the DPO verifier is trained: on up to `max_pairs` pairs of a correct and an incorrect solution per problem."""
   return dict(max_problems=0, max_pairs=max_pairs, beta=beta, **training(**train))
 
 
+def dpo_reference(*, init_from: str = "", beta: float = 0.1, of: str = "dpo") -> dict[str, Any]:
+  """The score of the DPO verifier `of` with its reference, the model that it starts from, beside its likelihood."""
+  return dict(of=of, beta=beta, **start(init_from))
+
+
 def judge(max_new_tokens: int) -> dict[str, Any]:
   """LLM-as-a-Judge: not trained. Untrained models rarely end a rationale, so its length is limited separately."""
   return dict(max_new_tokens=max_new_tokens, **start())
+
+
+def greedy(of: str = "genrm_cot") -> dict[str, Any]:
+  """The trained GenRM-CoT `of` with one greedy rationale per solution, beside its votes (paper, figure 11)."""
+  return start(of)
 
 
 def sampling(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:

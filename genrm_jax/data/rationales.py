@@ -89,6 +89,26 @@ def keep_agreeing(rationales: Sequence[Rationale], candidates: Sequence[Candidat
   return out
 
 
+class Agreement:
+  """How many of a solution's rationales there are, and how many of them have its label as their verdict."""
+
+  def __init__(self, candidates: Sequence[Candidate]) -> None:
+    self._label = _labels(candidates)
+    self._counts: collections.Counter[tuple[str, int]] = collections.Counter()
+    self._agreeing: collections.Counter[tuple[str, int]] = collections.Counter()
+
+  def add(self, r: Rationale) -> None:
+    """Counts a rationale, kept or not; one without a verdict does not agree. Those of other solutions do not count."""
+    solution = r.problem_id, r.candidate_index
+    self._counts[solution] += 1
+    self._agreeing[solution] += r.verdict is not None and r.verdict is self._label.get(solution)
+
+  def exceeds(self, share: float, candidate: Candidate) -> bool:
+    """Whether more than this share of a solution's rationales agree (paper, appendix C: 1/2); 0 is always exceeded."""
+    solution = candidate.problem_id, candidate.index
+    return not share or self._agreeing[solution] > share * self._counts[solution]
+
+
 def released_targets(rationale: str, verdict: bool) -> str:
   """A rationale, the verdict question and the verdict, as in the release's `critiques_*` files."""
   return rationale + RELEASED.render(RELEASED.conclude) + (RELEASED.yes if verdict else RELEASED.no)
@@ -107,14 +127,18 @@ def to_released(
 
 
 class Ledger:
-  """Counts filtered rationales by label: those kept, and those dropped by reason."""
+  """Counts filtered rationales by label: those kept, and those dropped by reason.
+
+  `majority` counts the solutions of which more than half of the rationales agree with the label, and the rationales of
+  these that are kept (paper, appendix C): what `min_agreement` 1/2 leaves to train GenRM-CoT on.
+  """
 
   def __init__(self) -> None:
     self._rows: dict[str, _Row] = {name: _Row() for name in LABELS.values()}
 
   def add(self, rationale: Rationale, correct: bool) -> None:
     """Counts a rationale of a candidate with this label."""
-    self._rows[LABELS[correct]].add(rationale)
+    self._rows[LABELS[correct]].add(rationale, correct)
 
   def table(self) -> dict[str, dict[str, Any]]:
     """By label: counts, distinct problems and solutions, share of all rationales, lengths of the kept texts."""
@@ -124,7 +148,7 @@ class Ledger:
     """How many problems have rationales for correct and for incorrect solutions."""
     right, wrong = self._rows.values()
     return {
-      name: len({p for p, _ in right.solutions[name]} & {p for p, _ in wrong.solutions[name]})
+      name: len({p for p, _ in right.solutions(name)} & {p for p, _ in wrong.solutions(name)})
       for name in ("all", "kept")
     }
 
@@ -134,26 +158,33 @@ class _Row:
 
   def __init__(self) -> None:
     self.counts = collections.Counter({"all": 0, "kept": 0})
-    self.solutions: dict[str, set[tuple[str, int]]] = {"all": set(), "kept": set()}
+    self.of_solution: dict[tuple[str, int], list[int]] = {}  # its rationales: all, kept, agreeing
     self.characters: collections.Counter[int] = collections.Counter()
 
-  def add(self, rationale: Rationale) -> None:
-    solution = (rationale.problem_id, rationale.candidate_index)
+  def solutions(self, name: str) -> list[tuple[str, int]]:
+    """The solutions with a rationale ("all"), or with one that is kept ("kept")."""
+    return [solution for solution, (_, kept, _) in self.of_solution.items() if kept or name == "all"]
+
+  def add(self, rationale: Rationale, correct: bool) -> None:
+    counts = self.of_solution.setdefault((rationale.problem_id, rationale.candidate_index), [0, 0, 0])
+    for at, counted in enumerate((True, rationale.kept, rationale.verdict is correct)):
+      counts[at] += counted
     self.counts["all"] += 1
-    self.solutions["all"].add(solution)
     if rationale.kept:
       self.counts["kept"] += 1
-      self.solutions["kept"].add(solution)
       self.characters[len(rationale.text)] += 1
     else:
       self.counts[f"dropped: {rationale.why_dropped}"] += 1
 
   def table(self, rows: Iterable["_Row"]) -> dict[str, Any]:
     totals = {name: sum(row.counts[name] for row in rows) for name in ("all", "kept")}
+    found = {name: self.solutions(name) for name in ("all", "kept")}
+    majority = [kept for num, kept, agreeing in self.of_solution.values() if 2 * agreeing > num]
     return {
       **dict(sorted(self.counts.items())),
-      "solutions": {name: len(found) for name, found in self.solutions.items()},
-      "problems": {name: len({p for p, _ in found}) for name, found in self.solutions.items()},
+      "solutions": {name: len(solutions) for name, solutions in found.items()},
+      "problems": {name: len({p for p, _ in solutions}) for name, solutions in found.items()},
+      "majority": {"solutions": len(majority), "kept": sum(majority)},
       "share": {name: round(self.counts[name] / n, 4) if n else None for name, n in totals.items()},
       "characters": length_statistics(self.characters),
     }

@@ -258,11 +258,15 @@ def _check_vote(vote: Vote, place: str) -> None:
 
 
 # Ways to reduce votes to one value. The first defines the score; the others show how much depends on that choice.
-RULES = ("ok and forced votes", "ok votes only", "failed votes count 0", "share of Yes verdicts")
+MAJORITY_RULE = "majority verdict"
+RULES = ("ok and forced votes", "ok votes only", "failed votes count 0", "share of Yes verdicts", MAJORITY_RULE)
 
 
 def vote_values(table: ScoreTable, rule: str, votes: slice = slice(None)) -> np.ndarray:
-  """Each candidate's value from (a slice of) its votes by one of `RULES`: `f64[P, C]`, NaN for no value."""
+  """Each candidate's value from (a slice of) its votes by one of `RULES`: `f64[P, C]`, NaN for no value.
+
+  The majority verdict is 1 for Yes, 0 for No and 1/2 for a draw.
+  """
   states, p_yes, says_yes = table.states[..., votes], table.p_yes[..., votes], table.says_yes[..., votes]
   numbered = np.isin(states, _NUMBERED)
   counted = {
@@ -270,9 +274,11 @@ def vote_values(table: ScoreTable, rule: str, votes: slice = slice(None)) -> np.
     "ok votes only": (states == VOTE_STATES.index("ok"), p_yes),
     "failed votes count 0": (states >= 0, np.where(numbered, p_yes, 0.0)),
     "share of Yes verdicts": (numbered, says_yes),
+    MAJORITY_RULE: (numbered, says_yes),
   }
   counts, numbers = counted[rule]
-  return divide(np.where(counts, numbers, 0.0).sum(axis=2), counts.sum(axis=2))
+  values = divide(np.where(counts, numbers, 0.0).sum(axis=2), counts.sum(axis=2))
+  return (1 + np.sign(values - 0.5)) / 2 if rule == MAJORITY_RULE else values
 
 
 def values_of_k_votes(table: ScoreTable, k: int) -> np.ndarray:

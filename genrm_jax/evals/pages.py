@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from genrm_jax.evals.browse import FOOLED, MISSED, BrowseEntry, clip, most_telling
 from genrm_jax.evals.plots import Figure
-from genrm_jax.evals.tables import Table, generation_lines, meta_lines, method_name, result_tables
+from genrm_jax.evals.tables import Table, meta_lines, method_name, result_tables
 
 PAGE_BYTES = 5_000_000
 
@@ -32,7 +32,6 @@ def render(results: Mapping[str, Any], figures: Sequence[Figure], entries: Seque
   context: dict[str, Any] = {
     "results": results,
     "meta": meta_lines(results),
-    "generation": generation_lines(results),
     "tables": result_tables(results),
     "figures": figures,
   }

@@ -15,7 +15,8 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLoca
 from genrm_jax.evals.calibration import likelihoods
 from genrm_jax.evals.costs import totals
 from genrm_jax.evals.lengths import SIDES
-from genrm_jax.evals.tables import SIDE_NAMES, WEIGHTED, length_spans, likelihood_note, method_name
+from genrm_jax.evals.methods import WEIGHTED
+from genrm_jax.evals.tables import SIDE_NAMES, length_spans, likelihood_note, method_name
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; markers repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -63,7 +64,7 @@ def draw(results: Mapping[str, Any]) -> list[Figure]:
     figures.append(
       Figure(
         "weighted_self_consistency.png",
-        "Accuracy of the majority answer with votes weighted by a verifier's scores.",
+        "Accuracy of weighted self-consistency, by the verifier whose scores are the weights.",
         _by_candidates(results, "Weighted self-consistency", weighted),
       )
     )

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from genrm_jax.evals import calibration, lengths, metrics, pages, per_problem, plots, selection
+from genrm_jax.evals import calibration, lengths, methods, metrics, pages, per_problem, plots, selection
 from genrm_jax.evals.browse import FOOLED, MISSED, TYPICAL, BrowseEntry, pick_entries
 from genrm_jax.evals.costs import Costs, align_tokens, cost_results
-from genrm_jax.evals.tables import WEIGHTED
+from genrm_jax.evals.methods import RESERVED, SELF_CONSISTENCY, WEIGHTED, Methods
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Score
 from genrm_jax.runtime import files
 from genrm_jax.runtime.errors import UserError
@@ -25,7 +25,6 @@ SCHEMA_VERSION = 1
 _SAME_VALUE = 1e-4  # tolerance for values averaged in another precision
 _LINE = 100  # most characters of a JSON value that stays on one line of results.json
 _SAMPLES = 12
-RESERVED = ("pass1", "self_consistency", "oracle", WEIGHTED)  # names of methods, which no verifier may have
 
 
 def build_results(
@@ -39,6 +38,7 @@ def build_results(
   meta: Mapping[str, Any],
   likelihoods: frozenset[str] = frozenset(),
   costs: Costs | None = None,
+  top_scores: int = 0,
 ) -> dict[str, Any]:
   """Everything the report shows, as a dict of JSON values. Metrics are shares in [0, 1], None where undefined.
 
@@ -58,6 +58,8 @@ def build_results(
       flat values and flat mappings; nested mappings are only kept.
     likelihoods: the verifiers whose score is a likelihood and no probability of correctness: it has no calibration.
     costs: token counts and model sizes, for accuracy against cost; None if they were not measured.
+    top_scores: how many of an answer's best scores weighted self-consistency sums up (paper: 6 on GSM8K, 4 on MATH); 0:
+      all.
 
   Raises:
     UserError: see `selection.make_bank`, `metrics.align_scores` and `costs.align_tokens`; an n that exceeds every pool;
@@ -71,7 +73,8 @@ def build_results(
   bank = selection.make_bank(problems, candidates)
   ns, largest_n = sorted(set(ns)), max(ns)
   tables = {name: metrics.align_scores(bank, name, of_verifier) for name, of_verifier in scores.items()}
-  curves = _curves(bank, tables, ns, seed)
+  selected = Methods(bank, tables, top_scores=top_scores, seed=seed)
+  curves = {method: {n: selected(method, n) for n in ns} for method in selected.names}
   pass1 = selection.pass_at_1(bank)
   tokens = align_tokens(bank, candidates, list(tables), costs) if costs else None
   lengths_PC, unit = (tokens.solution, "tokens") if tokens else (lengths.characters(bank), "characters")
@@ -117,6 +120,12 @@ def build_results(
   if costs and tokens:
     votes = {name: _vote_counts(table, ks) for name, table in tables.items()}
     results["costs"] = cost_results(bank, tables, tokens, costs, ns, votes, intervals)
+  results["top_scores"] = top_scores
+  weighted = [f"{WEIGHTED}/{name}" for name in tables]
+  results["to_match"] = {
+    key: methods.solutions_to_match(selected, [SELF_CONSISTENCY, *names], ns)
+    for key, names in (("best_of_n", list(tables)), (WEIGHTED, weighted))
+  }
   results["metrics"] = _flat_metrics(results)
   results["per_problem"] = per_problem.per_problem_results(quantities, largest_n)
   return _plain(results)
@@ -128,24 +137,6 @@ _VERIFICATION: dict[str, Callable[[selection.Bank, np.ndarray], metrics.Quantity
   "auc_within_problems": metrics.auc_within,
   "brier": metrics.brier,
 }
-
-
-def _curves(
-  bank: selection.Bank, tables: Mapping[str, metrics.ScoreTable], ns: Sequence[int], seed: int
-) -> dict[str, dict[int, np.ndarray]]:
-  """Accuracy of each problem by method and n: the Oracle, self-consistency, each verifier, votes weighted by each."""
-  weighted = {name: f"{WEIGHTED}/{name}" for name in tables}
-  curves: dict[str, dict[int, np.ndarray]] = {
-    method: {} for method in ("oracle", "self_consistency", *tables, *weighted.values())
-  }
-  for n in ns:
-    subsets = selection.draw_subsets(bank, n, seed=seed)
-    curves["oracle"][n] = selection.oracle(bank, n)
-    curves["self_consistency"][n] = selection.self_consistency(bank, subsets)
-    for name, table in tables.items():
-      curves[name][n] = selection.best_of_n(bank, table.values, n)
-      curves[weighted[name]][n] = selection.self_consistency(bank, subsets, table.values)
-  return curves
 
 
 def _vote_counts(table: metrics.ScoreTable, ks: Sequence[int]) -> list[int]:
@@ -271,17 +262,25 @@ def _plain(value: Any) -> Any:
   return round(float(value), 6) if isinstance(value, float | np.floating) else value
 
 
-def generation_results(problems: Sequence[Problem], candidates: Sequence[Candidate], seed: int) -> dict[str, Any]:
-  """A model's quality as a generator: pass@1 over its own solutions, overall and per problem.
+def generation_results(
+  problems: Sequence[Problem], candidates: Sequence[Candidate], seed: int, ns: Sequence[int] = ()
+) -> dict[str, Any]:
+  """A model's quality as a generator: pass@1 over its own solutions, overall and per problem, and pass@n (figure 10).
+
+  An n beyond every pool is left out.
 
   Raises:
     UserError: see `selection.make_bank`.
   """
   bank = selection.make_bank(problems, candidates)
   pass1 = selection.pass_at_1(bank)
-  interval = dataclasses.asdict(metrics.bootstrap(metrics.mean(pass1), seed=seed))
-  counts = {"num_problems": len(problems), "num_candidates": int(bank.sizes.sum())}
-  return _plain(counts | {"pass1": interval, "per_problem": per_problem.rounded_shares(pass1)})
+  of_n = {n: metrics.mean(selection.oracle(bank, n)) for n in sorted(set(ns)) if n <= bank.mask.shape[1]}
+  points = metrics.intervals({"pass1": metrics.mean(pass1)} | {f"{n}": q for n, q in of_n.items()}, seed=seed)
+  shown = {name: dataclasses.asdict(point) for name, point in points.items()}
+  return _plain(
+    {"num_problems": len(problems), "num_candidates": int(bank.sizes.sum()), "pass1": shown["pass1"]}
+    | {"pass_at_n": [{"n": n, **shown[f"{n}"]} for n in of_n], "per_problem": per_problem.rounded_shares(pass1)}
+  )
 
 
 def sample_records(

@@ -179,8 +179,12 @@ def _subsets_of(size: int, n: int, rng: np.random.Generator, draws: int) -> np.n
   return members
 
 
-def self_consistency(bank: Bank, subsets: Subsets, values_PC: np.ndarray | None = None) -> np.ndarray:
+def self_consistency(
+  bank: Bank, subsets: Subsets, values_PC: np.ndarray | None = None, top_scores: int = 0
+) -> np.ndarray:
   """Chance that the majority answer is correct, `f64[P]`; with scores, the answer with the largest sum of scores.
+
+  With `top_scores`, only that many of an answer's best scores in the subset count (paper, appendix C); 0: all.
 
   Answers are the same if their normalised strings are equal. A candidate without an answer does not vote, one without
   a score votes with weight 0, a subset without any answer counts as incorrect, and ties are broken at random. If
@@ -194,9 +198,18 @@ def self_consistency(bank: Bank, subsets: Subsets, values_PC: np.ndarray | None 
   for rows in np.array_split(np.arange(len(accuracy)), math.ceil(len(accuracy) / 32)):
     members, has = subsets.members[rows].astype(float), has_PCA[rows]
     count_PDA = members @ has
-    total = np.where(count_PDA > 0, members @ (has * weights[rows, :, None]), -np.inf)
+    counted = members
+    if top_scores and values_PC is not None:
+      counted = members * (members @ _before(bank.answers[rows], weights[rows]) < top_scores)
+    total = np.where(count_PDA > 0, counted @ (has * weights[rows, :, None]), -np.inf)
     wins = (count_PDA > 0) & (total >= total.max(axis=2, keepdims=True, initial=-np.inf) - _TIE)
     correct = members @ (has * bank.correct[rows, :, None]) / np.maximum(count_PDA, 1)
     picked = (wins * correct).sum(axis=2) / np.maximum(wins.sum(axis=2), 1)
     accuracy[rows] = (picked * subsets.share[rows]).sum(axis=1)
   return accuracy
+
+
+def _before(answers_PC: np.ndarray, weights_PC: np.ndarray) -> np.ndarray:
+  """Whether a candidate has the answer of another and ranks before it by weight, as `f64[P, C, C]`."""
+  rank = np.argsort(np.argsort(-weights_PC, axis=1, kind="stable"), axis=1)
+  return ((answers_PC[:, :, None] == answers_PC[:, None, :]) & (rank[:, :, None] < rank[:, None, :])).astype(float)

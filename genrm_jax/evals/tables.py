@@ -7,10 +7,10 @@ from typing import Any
 from genrm_jax.evals import costs
 from genrm_jax.evals.calibration import likelihoods
 from genrm_jax.evals.lengths import SIDES
+from genrm_jax.evals.methods import MAJORITY, WEIGHTED
 from genrm_jax.evals.metrics import THRESHOLD
 from genrm_jax.records import VOTE_STATES
 
-WEIGHTED = "weighted_self_consistency"
 SIDE_NAMES = {"right": "correct", "wrong": "incorrect"}
 
 # Labels of methods; any other name is its own label.
@@ -18,7 +18,9 @@ NAMES = {
   "orm": "ORM",
   "genrm": "GenRM",
   "genrm_cot": "GenRM-CoT",
+  "genrm_cot_greedy": "GenRM-CoT, one greedy rationale",
   "dpo": "DPO verifier",
+  "dpo_reference": "DPO verifier, with the reference",
   "judge": "LLM-as-a-Judge",
   "oracle": "Oracle (pass@N)",
   "self_consistency": "Self-consistency",
@@ -28,9 +30,9 @@ NAMES = {
 
 def method_name(method: str) -> str:
   """The label of a method: GenRM-CoT for `genrm_cot`, any unknown name itself."""
-  weighted, _, verifier = method.rpartition("/")
+  how, _, verifier = method.rpartition("/")
   name = NAMES.get(verifier, verifier)
-  return f"votes weighted by {name}" if weighted else name
+  return {WEIGHTED: f"Weighted self-consistency, {name}", MAJORITY: f"{name}, majority verdict"}.get(how, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
   tables = [
     _best_of_n_table(results),
     _difference_table(results),
+    *_to_match_tables(results),
+    _generation_table(results),
     _verification_table(results),
     _votes_table(results),
     _cost_table(results),
@@ -107,8 +111,9 @@ def _best_of_n_table(results: Mapping[str, Any]) -> Table:
   rows += [(method_name(method), *map(percent, points)) for method, points in results["curves"].items()]
   return Table(
     "Accuracy of the selected solution",
-    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score; weighted"
-    " votes are self-consistency with its scores as weights.",
+    "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score; its majority"
+    " verdict calls a solution correct or not, so many tie. Weighted self-consistency picks the answer with the largest"
+    f" sum of {f'its {top} best scores' if (top := results.get('top_scores')) else 'scores'}.",
     ("method", *(f"n = {n}" for n in results["ns"])),
     tuple(rows),
   )
@@ -134,6 +139,48 @@ def _difference_table(results: Mapping[str, Any]) -> Table:
     " If the interval spans 0, no difference is shown.",
     ("verifier", *(f"over {method_name(other)}" for other in others)),
     tuple(rows),
+  )
+
+
+def _to_match_tables(results: Mapping[str, Any]) -> list[Table]:
+  """How many solutions each method needs to match another; none for results without them."""
+  largest, found = results["ns"][-1], results.get("to_match", {})
+
+  def cell(row: Mapping[str, int | None], other: str) -> str:
+    if other not in row:
+      return ""
+    n = row[other]
+    return "–" if n is None else f"{n} ({largest / n:.1f}x fewer)" if n < largest else str(n)
+
+  titles = {"best_of_n": "Best-of-N", WEIGHTED: "weighted self-consistency"}
+  return [
+    Table(
+      f"Solutions to match: {title}",
+      f"How many candidates the method of the row needs to be as accurate as that of the column with {largest}; – if"
+      f" {largest} do not suffice. Read off the curves, without an interval.",
+      ("method", *(f"{method_name(other)}, n = {largest}" for other in found[key])),
+      tuple((method_name(name), *(cell(row, other) for other in found[key])) for name, row in found[key].items()),
+    )
+    for key, title in titles.items()
+    if len(found.get(key, ())) > 1
+  ]
+
+
+def _generation_table(results: Mapping[str, Any]) -> Table:
+  """Verifiers that were also measured as generators, beside the generator of the evaluated solutions."""
+  models = results.get("generation", {})
+  points = {name: {p["n"]: p for p in model.get("pass_at_n", ())} for name, model in models.items()}
+  ns = [n for n in results["ns"] if n > 1 and any(n in of_model for of_model in points.values())]
+  oracle = {point["n"]: point for point in results["curves"]["oracle"]}
+  rows = [("the generator of these solutions", percent(results["pass1"]), *(percent(oracle[n]) for n in ns))]
+  for name, model in models.items():
+    cells = (percent(points[name][n]) if n in points[name] else "–" for n in ns)
+    rows.append((method_name(name), percent(model["pass1"]), *cells))
+  return Table(
+    "Unified training: pass@N",
+    "Percent of problems that N solutions of the model's own solve, with the 95% interval over problems.",
+    ("model", "pass@1", *(f"pass@{n}" for n in ns)),
+    tuple(rows) if models else (),
   )
 
 
@@ -372,11 +419,3 @@ def _in_distribution_table(results: Mapping[str, Any]) -> Table:
     ("method", f"n = {inner['ns'][-1]}" if inner else "", "RM accuracy, %", "AUC within problems"),
     tuple(rows),
   )
-
-
-def generation_lines(results: Mapping[str, Any]) -> list[str]:
-  """One line per verifier that was also measured as a generator."""
-  return [
-    f"{method_name(name)} as a generator: pass@1 {percent(solved['pass1'])} on {solved['num_problems']:,} problems"
-    for name, solved in results.get("generation", {}).items()
-  ]

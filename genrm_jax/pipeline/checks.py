@@ -43,6 +43,8 @@ def check_run(run: Run) -> None:
   models = [n for n in ("base", "generator", "candidates", "grader") if n in c] + run.verifier_names
   for name in models:
     _check_training(run, name, models)
+    if name in run.verifier_names:
+      _check_scores_needed(run, name, models)
   _check_tokenizer(run, found)
   for name in ("grader", "candidates", "votes"):
     if name in c:
@@ -74,6 +76,19 @@ def _check_training(run: Run, name: str, models: Sequence[str]) -> None:
     raise UserError(
       f"{name}: lora.save_frozen is false, but its frozen parameters are random and not saved elsewhere; set true"
     )
+
+
+def _check_scores_needed(run: Run, name: str, models: Sequence[str]) -> None:
+  """Checks that the verifiers whose scores `name` builds on come before it and start from the same model."""
+  own = run.config.verifiers[name]
+  for other in run.verifier_type(name).scores_needed(own):
+    if other not in run.verifier_names or models.index(other) >= models.index(name):
+      raise UserError(f"{name} builds on the scores of {other!r}; config.verifiers must have that before {name}")
+    start = run.config.verifiers[other].get("init_from", "")
+    if start != own.init_from:
+      raise UserError(
+        f"{name}.init_from is {own.init_from!r}, but its reference, the start of {other}, is {start!r}; set that"
+      )
 
 
 def check_training_devices(run: Run, name: str) -> None:

@@ -121,7 +121,9 @@ def verifier_stages_of(run: Run) -> list[Stage]:
       f"verifiers.{name}",
       *(["votes"] if verifier.samples_rationales else []),
     )
-    reads = (*evaluated, *tokenizer, *model)
+    needed = verifier.scores_needed(run.config.verifiers[name])
+    others = tuple(run.scores_file(other, split) for other in needed for split in run.eval_splits)
+    reads = (*evaluated, *tokenizer, *model, *others)
     out.append(
       Stage(
         f"score_{name}", score, reads, scored, sources, decided_by, check=lambda: run.engine_mesh, uses_devices=True

@@ -241,9 +241,10 @@ class Run:
     )
 
   def trained_verifier(self, name: str) -> TrainedVerifier:
-    """The verifier with the parameters of its best step; untrained ones have their initial parameters."""
+    """The verifier with the parameters of its best step; untrained ones have those of `init_from`."""
     verifier, mesh = self.verifier(name), self.engine_mesh
-    params, step = self.load_params(name, mesh) if verifier.is_trained else (self.init_params(name, mesh), 0)
+    source = name if verifier.is_trained else self.training(name).init_from
+    params, step = self.load_params(source, mesh) if source else (self.init_params(name, mesh), 0)
     return TrainedVerifier(verifier, self.engine(params), self.vote_config(name), step, self.manifest(name))
 
   # Manifests of checkpoints.

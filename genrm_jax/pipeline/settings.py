@@ -128,12 +128,23 @@ _TRAINING = _START | dict(
   ),
 )
 _BY_LABEL = dict(max_problems=COUNT, max_per_label=SIZE, balanced=FLAG, max_rationales=COUNT, solve_weight=real())
-_VERIFIER = dict(
-  judge=Section(_START | dict(max_new_tokens=SIZE), optional=("max_new_tokens",)),
-  dpo=Section(_TRAINING | dict(max_problems=COUNT, max_pairs=SIZE, beta=real(above=True)), optional=("max_problems",)),
-)
 _BUILT_IN_VERIFIER = Section(
   _TRAINING | _BY_LABEL | dict(max_new_tokens=SIZE), optional=("max_problems", "solve_weight", "max_new_tokens")
+)
+
+
+def _also(section: Section, **settings: Kind) -> Section:
+  """The section with further settings, which may be absent."""
+  return section._replace(settings={**section.settings, **settings}, optional=(*section.optional, *settings))
+
+
+_VERIFIER = dict(
+  judge=_also(Section(_START), max_new_tokens=SIZE),
+  genrm_cot_greedy=_also(Section(_START), max_new_tokens=SIZE),
+  genrm_cot=_also(_BUILT_IN_VERIFIER, min_agreement=_FRACTION),
+  orm=_also(_BUILT_IN_VERIFIER, z_loss=real()),
+  dpo=Section(_TRAINING | dict(max_problems=COUNT, max_pairs=SIZE, beta=real(above=True)), optional=("max_problems",)),
+  dpo_reference=Section(_START | dict(of=TEXT, beta=real(above=True))),
 )
 _OWN_VERIFIER = Section(
   _TRAINING | _BY_LABEL | dict(max_new_tokens=SIZE), optional=(*_TRAINING, *_BY_LABEL, "max_new_tokens"), more=True
@@ -144,10 +155,8 @@ def _verifier(name: str, settings: Any) -> Section:
   kind = settings.get("kind", name) if isinstance(settings, Mapping) else name
   if kind in VERIFIERS:
     section = _VERIFIER.get(kind, _BUILT_IN_VERIFIER)
-    return section._replace(settings={**section.settings, "kind": TEXT}, optional=(*section.optional, "kind"))
-  return _OWN_VERIFIER._replace(
-    settings={**_OWN_VERIFIER.settings, "kind": TEXT}, optional=(*_OWN_VERIFIER.optional, "kind")
-  )
+    return _also(section, kind=TEXT)
+  return _also(_OWN_VERIFIER, kind=TEXT)
 
 
 _SPLIT = Section(dict(num_problems=SIZE, min_words=SIZE, max_words=SIZE), more=True)
@@ -226,7 +235,7 @@ _CONFIG = Section(
     verifiers=Named(_verifier),
     votes=Section(dict(num_votes=SIZE, sample=_SAMPLE)),
     engine=Section(dict(rows_per_batch=SIZE, max_tokens=SIZE, mesh=_MESH)),
-    report=Section(dict(ns=LADDER, ks=LADDER)),
+    report=Section(dict(ns=LADDER, ks=LADDER, top_scores=COUNT), optional=("top_scores",)),
   ),
   more=True,
 )

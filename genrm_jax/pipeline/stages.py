@@ -229,7 +229,7 @@ class _Book:
 
   def _changes(self, stage: Stage, entry: _Entry, reads: Mapping[str, str]) -> str:
     """What has changed on disk since a stage began; "" for nothing."""
-    changed = [name for name, mark in entry.reads.items() if reads.get(name) != mark]
+    changed = [name for name in {**entry.reads, **reads} if reads.get(name) != entry.reads.get(name)]
     if entry.is_done:
       now = {p: fingerprint(self.workdir / p) if (self.workdir / p).exists() else "gone" for p in stage.writes}
       changed += [p for p in stage.writes if now[p] != entry.writes.get(p)]

@@ -1,6 +1,6 @@
 """Stages that use verifiers: scoring, sampling solutions from a verifier, and the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,23 @@ from genrm_jax.verifiers import scoring
 def score_verifier(run: Run, name: str) -> None:
   """Scores all candidates of the evaluated splits."""
   trained = run.trained_verifier(name)
+  needed = trained.verifier.scores_needed(trained.verifier.settings)
   for split in run.eval_splits:
-    write_scores(run, trained, run.scores_file(name, split), run.problems(split), run.candidates(split))
+    others = {other: run.scores(other, split) for other in needed}
+    write_scores(run, trained, run.scores_file(name, split), run.problems(split), run.candidates(split), others)
 
 
 def write_scores(
-  run: Run, trained: TrainedVerifier, file: str, problems: Sequence[Problem], pool: Sequence[Candidate]
+  run: Run,
+  trained: TrainedVerifier,
+  file: str,
+  problems: Sequence[Problem],
+  pool: Sequence[Candidate],
+  others: Mapping[str, Sequence[Score]] | None = None,
 ) -> None:
   """Scores the candidates of a pool and writes `file`; each process scores a share of the distinct solutions.
+
+  `others` are the scores that `Verifier.combine` needs.
 
   Raises:
     UserError: not a single solution fits into the context.
@@ -46,7 +55,8 @@ def write_scores(
       f"{trained.verifier.name}: no solution fits into the context of {trained.engine.max_tokens} tokens; raise "
       "config.engine.max_tokens, or lower config.votes.sample.max_new_tokens"
     )
-  jsonl.write_records(run.path(file), scoring.for_equal_texts(scores, distinct, pool))
+  of_pool = scoring.for_equal_texts(scores, distinct, pool)
+  jsonl.write_records(run.path(file), trained.verifier.combine(of_pool, others or {}))
 
 
 def solve_again(run: Run, name: str) -> None:
@@ -92,6 +102,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
       meta=meta,
       costs=token_costs(run, problems, pool),
       likelihoods=likelihoods,
+      top_scores=config.report.get("top_scores", 0),
     )
   results = found["eval"]
   if "in_distribution" in found:
@@ -99,7 +110,7 @@ def write_report(run: Run, all_stages: Sequence[Stage], notes: Sequence[str]) ->
   problems, pool, scores = by_split["eval"]
   solved = {n: run.path("candidates", f"by_{n}.jsonl") for n in run.verifier_names}
   results["generation"] = {
-    n: report.generation_results(problems, jsonl.read_records(path, Candidate), config.seed)
+    n: report.generation_results(problems, jsonl.read_records(path, Candidate), config.seed, config.report.ns)
     for n, path in solved.items()
     if path.is_file()
   }

@@ -1,7 +1,7 @@
 """The paper's losses, as sums and counts (axis letters: pytrees.py; M targets per row, P pairs per row).
 
     GenRM, GenRM-CoT   L = L_SFT(verify) + lambda * L_SFT(solve)    (paper, equations 4 and 5)
-    ORM                L = binary cross-entropy of sigmoid(z_cls)   (paper, equation 2)
+    ORM                L = binary cross-entropy of sigmoid(z_cls) + c log^2 Z    (paper, equation 2 and appendix B)
     DPO                L = -log sigmoid(beta * (m - m_ref))         (Rafailov et al. 2023, equation 7)
 
 L_SFT is the mean over target tokens of -log p(target). The margin m of a pair is log p(chosen) - log p(rejected), each
@@ -52,6 +52,15 @@ def binary_cross_entropy(z_BM: jax.Array, labels_BM: jax.Array) -> jax.Array:
   """-log sigmoid(z) where the label is 1, else -log sigmoid(-z); float32[B, M]."""
   z_BM = z_BM.astype(jnp.float32)
   return -jax.nn.log_sigmoid(jnp.where(labels_BM > 0, z_BM, -z_BM))
+
+
+def squared_log_normaliser(z_BM: jax.Array) -> jax.Array:
+  """The z-loss log^2 Z of a classifier that reads one logit, float32[B, M] (paper, appendix B).
+
+  sigmoid(z) is the softmax over the logits (0, z), so Z = 1 + e^z. The paper does not define Z; this reading needs no
+  other logit.
+  """
+  return jax.nn.softplus(z_BM.astype(jnp.float32)) ** 2
 
 
 def mean_by_kind(nll_BM: jax.Array, weights_BM: jax.Array, kind_BM: jax.Array) -> Sums:
@@ -113,9 +122,16 @@ def dpo(
   }
 
 
-def unified(sums: Sums, solve_weight: float, counts: Counts | None = None) -> tuple[jax.Array, Sums]:
-  """L_verify + lambda * L_solve, and the sums to report; a kind without targets in the batch adds nothing."""
+def unified(
+  sums: Sums, solve_weight: float, counts: Counts | None = None, z_loss: float = 0.0
+) -> tuple[jax.Array, Sums]:
+  """L_verify + lambda * L_solve + `z_loss` * the mean of "z_loss" in `sums`, if any, and the sums to report.
+
+  A kind without targets in the batch adds nothing.
+  """
   counts = {name: count for name, (_, count) in sums.items()} if counts is None else counts
-  verify, solve = (sums[name][0] / jnp.maximum(counts[name], 1.0) for name in ("loss_verify", "loss_solve"))
-  loss = verify + solve_weight * solve
+  weights = {"loss_verify": 1.0, "loss_solve": solve_weight, "z_loss": z_loss}
+  loss = sum(
+    (weights[name] * total / jnp.maximum(counts[name], 1.0) for name, (total, _) in sums.items()), jnp.zeros(())
+  )
   return loss, {"loss": (loss, jnp.ones(())), **sums}

@@ -7,6 +7,9 @@
   genrm       solve(x) y verify        " Yes" / " No"                         p(Yes)
   genrm_cot   solve(x) y verify_cot    rationale, question, " Yes" / " No"    mean over K votes of p(Yes)
 
+Two further rows of the paper are scored by models that start or end a training above: `dpo_reference`, the DPO score
+with the reference (dpo.py), and `genrm_cot_greedy`, one greedy rationale of GenRM-CoT (genrm_cot.py).
+
 To add a verifier, subclass Verifier in a module of your own and name it in the config by its import path:
 
     config.verifiers.two_prompts = dict(kind="my_verifiers:TwoPrompts", **common.verifier(...))
@@ -30,7 +33,7 @@ from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.pytrees import KIND_SOLVE, KIND_VERIFY
-from genrm_jax.records import Candidate, Problem, Rationale, Vote
+from genrm_jax.records import Candidate, Problem, Rationale, Score, Vote
 from genrm_jax.runtime import plugins
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter
@@ -40,9 +43,11 @@ from genrm_jax.verifiers import votes as voting
 VERIFIERS: Mapping[str, str] = {
   "judge": "genrm_jax.verifiers.judge:Judge",
   "dpo": "genrm_jax.verifiers.dpo:DPO",
+  "dpo_reference": "genrm_jax.verifiers.dpo:DPOReference",
   "orm": "genrm_jax.verifiers.orm:ORM",
   "genrm": "genrm_jax.verifiers.genrm:GenRM",
   "genrm_cot": "genrm_jax.verifiers.genrm_cot:GenRMCoT",
+  "genrm_cot_greedy": "genrm_jax.verifiers.genrm_cot:GreedyRationale",
 }
 _GATE_SAMPLE = 64  # training items per label that the gate checks
 
@@ -193,6 +198,17 @@ class Verifier(abc.ABC):
   def value(self, votes: Sequence[Vote]) -> float | None:
     """The score in [0, 1]: mean p(Yes) over the votes that have one; None if none has."""
     return voting.mean_p_yes(votes)
+
+  @staticmethod
+  def scores_needed(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The verifiers whose scores of the same candidates `combine` needs, given the entry in `config.verifiers`."""
+    del settings
+    return ()
+
+  def combine(self, scores: Sequence[Score], others: Mapping[str, Sequence[Score]]) -> list[Score]:
+    """The scores to record, from those of this verifier's model and those of `scores_needed`, by name."""
+    del others
+    return list(scores)
 
   def num_votes(self, configured: int) -> int:
     """The number of votes per score, given the configured number."""

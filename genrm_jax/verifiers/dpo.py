@@ -1,6 +1,8 @@
 """DPO verifier, as in V-STaR (Hosseini et al. 2024). The reference is the model that training starts from."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from genrm_jax.infer.engine import Engine
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
 from genrm_jax.pytrees import KIND_VERIFY, PairBatch
-from genrm_jax.records import Candidate, Problem, Vote
+from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress
@@ -35,7 +37,10 @@ class Pair(NamedTuple):
 
 
 class DPO(Verifier):
-  """Score: the likelihood p(y | x). It ranks solutions to one problem; it is not a probability of correctness."""
+  """Score: the likelihood p(y | x). It ranks solutions to one problem; it is not a probability of correctness.
+
+  The paper found it better without the reference than with it (appendix B): see `DPOReference`.
+  """
 
   is_likelihood = True
 
@@ -131,6 +136,36 @@ class DPO(Verifier):
 
   def transformers_code(self, scoring: Mapping[str, Any]) -> tuple[str, str]:
     return "", snippets.LIKELIHOOD.format(end=self.prompter.end_id)
+
+
+class DPOReference(DPO):
+  """DPO's score with the reference: sigmoid(beta (log p(y | x) - log p_ref(y | x))), the implicit reward.
+
+  Its own model is the reference, that is, what the DPO verifier `settings["of"]` was trained from; p(y | x) comes from
+  the recorded scores of that verifier. Where a likelihood underflows to 0, its logarithm counts as -744.4.
+  """
+
+  is_trained = False
+
+  @staticmethod
+  def scores_needed(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    return (settings["of"],)
+
+  def combine(self, scores: Sequence[Score], others: Mapping[str, Sequence[Score]]) -> list[Score]:
+    policy = {(s.problem_id, s.candidate_index): s for s in others[self.settings["of"]]}
+    return [self._relative(s, policy[s.problem_id, s.candidate_index]) for s in scores]
+
+  def _relative(self, reference: Score, policy: Score) -> Score:
+    if reference.value is None or policy.value is None:
+      return dataclasses.replace(reference, step=policy.step, value=None, votes=(Vote("truncated", None, None, 0),))
+    reward = self.settings["beta"] * (_log(policy.value) - _log(reference.value))
+    odds = math.exp(-abs(reward))
+    value = (1.0 if reward > 0 else odds) / (1 + odds)
+    return dataclasses.replace(reference, step=policy.step, value=value, votes=(Vote("ok", value, None, 0),))
+
+
+def _log(p: float) -> float:
+  return math.log(max(p, math.ulp(0.0)))
 
 
 def _supervised_halves(rows: Rows) -> dict[tuple[int, ...], tuple[bool, int]]:

@@ -1,9 +1,11 @@
 """GenRM-CoT: writes a rationale, then the verdict (paper, section 3.2)."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrm_jax.data.packing import Example, sft_example
+from genrm_jax.data.rationales import Agreement
 from genrm_jax.infer.engine import Engine
 from genrm_jax.pytrees import KIND_VERIFY
 from genrm_jax.records import Rationale, Vote
@@ -48,6 +50,20 @@ class CoTVotes(Verifier):
     )
 
 
+class GreedyRationale(CoTVotes):
+  """A trained GenRM-CoT, `settings["init_from"]`, with one greedy rationale in place of K sampled ones (figure 11)."""
+
+  is_trained = False
+
+  def num_votes(self, configured: int) -> int:
+    return 1
+
+  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
+    return super().votes(
+      engine, pairs, VoteConfig(1, how.seed, dataclasses.replace(how.sample, temperature=0.0)), label
+    )
+
+
 class GenRMCoT(CoTVotes):
   """Trained by SFT on rationale, verdict question and verdict."""
 
@@ -55,15 +71,22 @@ class GenRMCoT(CoTVotes):
   compared_as_solver = True
 
   def select(self, data: LabelledData) -> list[Item]:
-    """One item per kept rationale, at most `max_rationales` per solution; 0 trains on solutions only."""
+    """One item per kept rationale, at most `max_rationales` per solution; 0 trains on solutions only.
+
+    If `min_agreement` is set, only solutions count of which more than that share of all rationales, kept or not, agree
+    with the label (paper, appendix C: 1/2).
+    """
     rationales: dict[tuple[str, int], list[Rationale]] = {}
     pool, limit = data.candidates, self.settings["max_rationales"]
     if limit:
+      agreement = Agreement(pool)
       for r in data.rationales:
+        agreement.add(r)
         kept = rationales.setdefault((r.problem_id, r.candidate_index), []) if r.kept else []
         if len(kept) < limit:
           kept.append(r)
-      pool = [c for c in pool if (c.problem_id, c.index) in rationales]
+      least = self.settings.get("min_agreement", 0.0)
+      pool = [c for c in pool if (c.problem_id, c.index) in rationales and agreement.exceeds(least, c)]
     problem_of = {p.id: p for p in data.problems}
     return [
       Item(problem_of[c.problem_id], c, rationale)

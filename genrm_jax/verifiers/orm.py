@@ -34,15 +34,22 @@ class ORM(Verifier):
     return label_example(item.name, prompt, item.candidate.correct)
 
   def loss(self, model: ModelConfig, counts: TargetCounts, remat: gemma.Remat) -> losses.LossFn:
-    """Binary cross-entropy (paper, equation 2)."""
+    """Binary cross-entropy (paper, equation 2) and, weighted by `settings["z_loss"]`, log^2 Z (appendix B).
+
+    The step is chosen by "loss_verify", the cross-entropy alone, unless `best_by` says otherwise.
+    """
     if self.solve_weight:
       raise UserError(f"{self.name} is a classifier: solve_weight must be 0, not {self.solve_weight}")
-    ids = (self.prompter.tokenizer.cls_id,)
+    ids, z_loss = (self.prompter.tokenizer.cls_id,), self.settings.get("z_loss", 0.0)
 
     def loss(params, batch, counts_of_batch=None):
       logits_BM1, at = logits_at_targets(params, model, batch, counts.max_targets, remat, ids)
-      nll_BM = losses.binary_cross_entropy(logits_BM1[..., 0], at.targets)
-      return losses.unified(losses.mean_by_kind(nll_BM, at.weights, at.kind), 0.0, counts_of_batch)
+      z_BM = logits_BM1[..., 0]
+      sums = losses.mean_by_kind(losses.binary_cross_entropy(z_BM, at.targets), at.weights, at.kind)
+      if z_loss:
+        log_z = losses.mean_by_kind(losses.squared_log_normaliser(z_BM), at.weights, at.kind)
+        sums["z_loss"] = log_z["loss_verify"]
+      return losses.unified(sums, 0.0, counts_of_batch, z_loss)
 
     return loss
 

@@ -48,8 +48,10 @@ def test_filter_keeps_what_agrees_and_says_why_not():
   assert right == {
     **{"all": 3, "kept": 1, "dropped: verdict disagrees with the label": 1, "dropped: empty": 1},
     **{"solutions": {"all": 1, "kept": 1}, "problems": {"all": 1, "kept": 1}},
+    "majority": {"solutions": 1, "kept": 1},  # two of three verdicts are Yes, of which one has no text
     **{"share": {"all": 0.375, "kept": 0.5}, "characters": {"median": 4, "p90": 4, "max": 4}},
   }
+  assert wrong["majority"] == {"solutions": 0, "kept": 0}, "two of five"
   assert wrong["dropped: no verdict"] == 1 and wrong["share"] == {"all": 0.625, "kept": 0.5}
   assert rationales.Ledger().table()["correct"]["share"] == {"all": None, "kept": None}
 

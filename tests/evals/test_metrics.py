@@ -105,13 +105,15 @@ def test_rules():
       [vote("forced", 0.3)],
       [vote("ok", 0.2), vote("truncated", 0.9)],  # a failed vote does not count even if it has a number
       [Vote("ok", 0.3, 0.1, 1), Vote("ok", 0.3, 0.6, 1)],  # a verdict depends on both probabilities
+      [vote("ok", 1.0), vote("ok", 0.4), vote("ok", 0.4), vote("missing")],  # the mean says Yes, the majority No
     ]
   )
   wanted = {
-    "ok and forced votes": [0.6, NAN, 0.3, 0.2, 0.3],
-    "ok votes only": [0.8, NAN, NAN, 0.2, 0.3],
-    "failed votes count 0": [0.3, 0.0, 0.3, 0.1, 0.3],
-    "share of Yes verdicts": [0.5, NAN, 0.0, 0.0, 0.5],
+    "ok and forced votes": [0.6, NAN, 0.3, 0.2, 0.3, 0.6],
+    "ok votes only": [0.8, NAN, NAN, 0.2, 0.3, 0.6],
+    "failed votes count 0": [0.3, 0.0, 0.3, 0.1, 0.3, 0.45],
+    "share of Yes verdicts": [0.5, NAN, 0.0, 0.0, 0.5, 1 / 3],
+    "majority verdict": [0.5, NAN, 0.0, 0.0, 0.5, 0.0],
   }
   assert tuple(wanted) == metrics.RULES
   for rule, values in wanted.items():

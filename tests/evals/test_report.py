@@ -57,6 +57,38 @@ def test_flat_metrics(run, results):
   assert minus["low"] <= minus["value"] <= minus["high"]
 
 
+def test_rows_of_the_paper_beside_the_scores(run, results):
+  problems, candidates, scores = run
+  rows = table_of(results, "Accuracy of the selected")
+  assert {"GenRM-CoT, majority verdict", "Weighted self-consistency, GenRM-CoT"} <= rows.keys()
+  assert "ORM, majority verdict" not in rows, "it has one vote"
+  # Only the votes of the majority count, in Best-of-N at every n and in the RM accuracy.
+  hard = [
+    Score(s.problem_id, s.candidate_index, "v", 7, float(sum(v.p_yes > v.p_no for v in s.votes[:3]) >= 2))
+    for s in scores["genrm_cot"]
+  ]
+  alone = results_of((problems, candidates, {"v": hard}))
+  assert results["curves"]["majority_verdict/genrm_cot"] == alone["curves"]["v"]
+  (rule,) = [r for r in results["verifiers"]["genrm_cot"]["by_rule"] if r["rule"] == "majority verdict"]
+  assert rule["accuracy"] | {"n": 4} == alone["curves"]["v"][-1]
+  assert rule["rm_accuracy"] == alone["verifiers"]["v"]["verification"]["rm_accuracy"]
+
+
+def test_a_unified_model_is_measured_by_pass_at_n(run, results):
+  problems, candidates, _ = run
+  made = report.generation_results(problems, candidates, 0, [4, 2, 1, 9])
+  assert [point["n"] for point in made["pass_at_n"]] == [1, 2, 4], "no pool has 9"
+  assert made["pass_at_n"] == results["curves"]["oracle"] and made["pass1"] == results["pass1"]
+  rows = table_of(results | {"generation": {"genrm_cot": made, "genrm": made | {"pass_at_n": []}}}, "Unified training")
+  base, cot, old = rows.values()
+  assert [*cot.values()][1:] == [*base.values()][1:] and [*rows] == [
+    "the generator of these solutions",
+    "GenRM-CoT",
+    "GenRM",
+  ]
+  assert old["pass@1"] == base["pass@1"] and old["pass@2"] == "–", "results without pass@n"
+
+
 @pytest.mark.parametrize("names", [("mine", "other"), ("_mine", "a$^$ b=1|k={2}")])
 def test_verifiers_of_any_name_work_everywhere(run, names, tmp_path, monkeypatch):
   """The same scores under other names give the same numbers, and all of the report can be drawn."""
@@ -145,7 +177,7 @@ def test_report_md_shows_texts_of_users_as_they_are(run, no_png):
 
 def test_old_results_can_be_drawn_and_a_failed_write_leaves_the_old_report(results, tmp_path, monkeypatch, no_png):
   old = json.loads(json.dumps(results))
-  del old["length"], old["likelihoods"]
+  del old["length"], old["likelihoods"], old["to_match"], old["top_scores"]
   for verifier in old["verifiers"].values():
     del verifier["length"], verifier["ties"], verifier["reliability"]
   names = {path.name for path in report.write_report(old, tmp_path)}
@@ -163,7 +195,7 @@ def test_bad_arguments_are_refused(run):
   def build(name="orm", **changes):
     return results_of((problems, candidates, {name: scores["orm"]}), **changes)
 
-  for name in ("oracle", "weighted_self_consistency", "a/b", ""):
+  for name in ("oracle", "weighted_self_consistency", "majority_verdict", "a/b", ""):
     refused((f"'{name}'", build, name))
   for changes, message in (({"ns": []}, "ns"), ({"ks": [0]}, "ks"), ({"ns": [5]}, "n=5")):
     refused((message, partial(build, **changes)))

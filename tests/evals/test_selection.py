@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from genrm_jax.evals import costs, metrics, plots, report, selection, tables
+from genrm_jax.evals import costs, methods, metrics, plots, report, selection, tables
 from genrm_jax.records import Candidate, Problem, Vote
 
 
@@ -25,13 +25,14 @@ def pick_best(pool, values) -> float:
   return float(np.mean([correct for (_, correct), key in zip(pool, keys, strict=True) if key == max(keys)]))
 
 
-def pick_answer(pool, values) -> float:
-  totals: dict[str, float] = {}
+def pick_answer(pool, values, top=None) -> float:
+  weights: dict[str, list[float]] = {}
   labels: dict[str, list[bool]] = {}
   for (answer, correct), value in zip(pool, values, strict=True):
     if answer is not None:
-      totals[answer] = totals.get(answer, 0.0) + (0.0 if np.isnan(value) else value)
+      weights.setdefault(answer, []).append(0.0 if np.isnan(value) else value)
       labels.setdefault(answer, []).append(correct)
+  totals = {answer: sum(sorted(each, reverse=True)[:top]) for answer, each in weights.items()}
   winners = [answer for answer in totals if totals[answer] >= max(totals.values()) - 1e-9]
   return float(np.mean([np.mean(labels[answer]) for answer in winners])) if winners else 0.0
 
@@ -49,18 +50,37 @@ def test_expectations_equal_brute_force(pools):
   values = padded(scores)
   for n in range(1, bank.mask.shape[1] + 1):
     subsets = selection.draw_subsets(bank, n, seed=0)
-    majority, weighted = selection.self_consistency(bank, subsets), selection.self_consistency(bank, subsets, values)
-    found = selection.best_of_n(bank, values, n), majority, weighted, selection.oracle(bank, n)
+    votes = [selection.self_consistency(bank, subsets, *how) for how in ((), (values,), (values, 1), (values, 2))]
+    found = selection.best_of_n(bank, values, n), *votes, selection.oracle(bank, n)
     ones = [[1.0] * len(row) for row in scores]
     for row, pool in enumerate(bank.candidates):
       plain = [(one.answer, one.correct) for one in pool]
       wanted = (
         brute_force(plain, scores[row], n, pick_best),
         brute_force(plain, ones[row], n, pick_answer),
-        brute_force(plain, scores[row], n, pick_answer),
+        *(brute_force(plain, scores[row], n, partial(pick_answer, top=top)) for top in (None, 1, 2)),
         brute_force(plain, ones[row], n, lambda chosen, _: float(any(correct for _, correct in chosen))),
       )
       np.testing.assert_allclose([one[row] for one in found], wanted, atol=1e-12)
+
+
+def test_solutions_to_match_are_the_first_that_reach_the_level():
+  rng = np.random.default_rng(5)
+  labels = rng.random((30, 16)) < 0.3
+  bank = toy_bank(labels.tolist())
+  signal = {"good": 1.0, "fair": 0.5, "bad": -1.0}
+  scores = {name: 1 / (1 + np.exp(-s * labels - rng.normal(size=labels.shape))) for name, s in signal.items()}
+  tables = {
+    name: metrics.align_scores(bank, name, [score_of(r, i, values[r, i]) for r in range(30) for i in range(16)])
+    for name, values in scores.items()
+  }
+  selected = methods.Methods(bank, tables, top_scores=0, seed=0)
+  found = methods.solutions_to_match(selected, ["self_consistency", *scores], [2, 4, 16])
+  for name, row in found.items():
+    for other, fewest in row.items():
+      reached = [n for n in range(1, 17) if selected(name, n).mean() >= selected(other, 16).mean() - 1e-9]
+      assert fewest == (reached[0] if reached else None), (name, other)
+  assert found["bad"]["good"] is None and found["good"]["bad"] == 1 and 1 < found["good"]["fair"] < 16
 
 
 def test_perfect_scores_match_the_oracle_in_large_pools():

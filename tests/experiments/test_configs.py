@@ -128,9 +128,15 @@ def test_the_papers_gemmas_by_their_shapes(name, variant, size):
   config = MODULES[name].get_config(variant)
   for kind in gsm8k.KINDS if name == "gsm8k" else ():
     one = MODULES["gsm8k"].get_config(f"{variant}_{kind}")
-    assert list(one.verifiers) == (["genrm", "genrm_cot"] if kind == "unified" else [kind])
-    weights = {v.get("solve_weight", 0.0) for v in one.verifiers.values()}
+    trained = {name: v for name, v in one.verifiers.items() if "optim" in v or name == "judge"}
+    assert list(trained) == (["genrm", "genrm_cot"] if kind == "unified" else [kind])
+    beside = {"dpo": ["dpo_reference"], "genrm_cot": ["genrm_cot_greedy"], "unified": ["genrm_cot_greedy"]}
+    assert [name for name in one.verifiers if name not in trained] == beside.get(kind, [])
+    weights = {v.get("solve_weight", 0.0) for v in trained.values()}
     assert weights == ({0.25} if kind == "unified" else {0.0}) and one.model == config.model
+  assert config.verifiers.orm.z_loss == 1e-4 and config.verifiers.genrm_cot.get("min_agreement") == (
+    0.5 if name == "gsm8k" else None
+  )
   model = get_config(config.model.size, dtype=config.model.dtype, param_dtype=config.model.param_dtype)
   params = jax.eval_shape(lambda key: gemma.init(model, key), jax.random.key(0))
   assert model.name == size and sum(p.size for p in jax.tree.leaves(params)) == sum(gemma.num_params(model))
@@ -206,6 +212,8 @@ REFUSED = {
   "verifiers.dpo.beta": (0, math.inf),
   "verifiers.dpo.row_length": (0, -512),
   "verifiers.orm.optim.learning_rate": (0.0, -1.0, math.nan, math.inf),
+  "verifiers.orm.z_loss": (-1e-4, math.nan, math.inf),
+  "report.top_scores": (-1, 0.5, None),
   "verifiers.orm.loop.best_by": ("accuracy?",),
   "tokenizer.type": ("hf", None),
   "model.size": ("gemma_3b", 2),
@@ -250,6 +258,8 @@ def test_every_setting_is_checked_by_kind_and_range(task, tmp_path):
     for value in REFUSED.get(key, ()):
       assert attempt(functools.partial(_set, key, value), key), (key, value)
   assert attempt(lambda c: c["votes"].update(num_vote=3), "num_vote")
+  for share in (1.0, -0.1, math.nan, "half"):
+    assert attempt(lambda c, share=share: c["verifiers"]["genrm_cot"].update(min_agreement=share), "min_agreement")
   assert outcomes["refused"] > 500 and not (tmp_path / "work").exists(), outcomes
 
 

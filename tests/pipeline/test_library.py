@@ -1,15 +1,19 @@
 """The four functions do what the commands do, in the tour too, and `load` scores as the run did."""
 
+import copy
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import processes
 import pytest
 import saved_runs
+from refusals import refused
 
 import genrm_jax
+from experiments.configs import common
 from genrm_jax.data import jsonl
 from genrm_jax.pipeline import api
 from genrm_jax.records import Candidate, Problem, Score
@@ -111,6 +115,51 @@ def test_a_run_is_its_content_wherever_that_lies(tour, tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()} == before
   finally:
     moved.rename(folder)
+
+
+def test_further_rows_are_scored_in_a_finished_run(smoke_run, tmp_path):
+  """The DPO score with its reference and a greedy rationale, from the models as they are; only the report is redone."""
+  folder, config = shutil.copytree(smoke_run, tmp_path / "work"), genrm_jax.get_config("last_letter:smoke")
+  with config.unlocked():
+    config.verifiers.dpo_reference = common.dpo_reference(init_from="generator", beta=0.3)
+    config.verifiers.genrm_cot_greedy = common.greedy()
+  for change, message in (
+    (dict(of="nobody"), "builds on the scores of 'nobody'"),
+    (dict(of="genrm_cot"), "builds on the scores of 'genrm_cot'; config.verifiers must have that before"),
+    (dict(init_from=""), "init_from is '', but its reference, the start of dpo, is 'generator'"),
+  ):
+    wrong = copy.deepcopy(config)
+    wrong.verifiers.dpo_reference.update(change)
+    refused((message, api.open_run, wrong, folder))
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "report" not in str(p)}
+  results = genrm_jax.evaluate(config, folder, rerun=True)
+  assert {p: p.stat().st_mtime_ns for p in before if p.name != "config.json"}.items() <= before.items()
+  assert list(results["verifiers"]) == [
+    "judge",
+    "dpo",
+    "dpo_reference",
+    "orm",
+    "genrm",
+    "genrm_cot",
+    "genrm_cot_greedy",
+  ]
+  assert results["likelihoods"] == ["dpo", "dpo_reference"]
+
+  run = api.open_run(config, folder)
+  problems, pool = run.problems("eval"), run.candidates("eval")
+  cot, dpo = run.trained_verifier("genrm_cot"), run.trained_verifier("dpo")
+  how = dataclasses.replace(cot.how, num_votes=1, sample=dataclasses.replace(cot.how.sample, temperature=0.0))
+  wanted = dataclasses.replace(cot, how=how).score_candidates(problems, pool)
+  greedy = run.scores("genrm_cot_greedy", "eval")
+  assert [(s.step, s.votes[0].text, s.votes[0].state) for s in greedy] == [
+    (s.step, s.votes[0].text, s.votes[0].state) for s in wanted
+  ]
+  params, _ = run.load_params("generator", run.engine_mesh)
+  of_reference = dataclasses.replace(dpo, engine=run.engine(params)).score_candidates(problems, pool)
+  gains = [np.log(a.value / b.value) for a, b in zip(run.scores("dpo", "eval"), of_reference, strict=True)]
+  found = run.scores("dpo_reference", "eval")
+  np.testing.assert_allclose([s.value for s in found], 1 / (1 + np.exp(-0.3 * np.array(gains))), rtol=1e-4)
+  assert len(set(np.round(gains, 4))) > len(pool) / 4 and {s.step for s in found} == {dpo.step}
 
 
 def test_what_cannot_be_used_is_one_message(tour, tmp_path):

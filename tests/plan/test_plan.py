@@ -66,8 +66,10 @@ def test_a_run_needs_neither_checkpoint_nor_tokenizer(tmp_path):
 def test_the_engine_is_called_as_the_verifier_scores(monkeypatch):
   run, sampling = paper(), ["init", "prefill", "insert", "decode", "fork", "resume", "decode", "next_token_probs"]
   found = {name: [call.function.__name__ for call in run.calls(name, 317)] for name in run.verifier_names}
-  direct = {"orm": ["next_token_logits"], "genrm": ["next_token_probs"], "dpo": ["log_probs_from"]}
-  assert found == {**direct, "genrm_cot": sampling, "judge": sampling}
+  direct = {"orm": ["next_token_logits"], "genrm": ["next_token_probs"]}
+  direct |= {name: ["log_probs_from"] for name in ("dpo", "dpo_reference")}
+  greedy = [name for name in sampling if name not in ("fork", "resume")]
+  assert found == {**direct, "genrm_cot": sampling, "judge": sampling, "genrm_cot_greedy": greedy}
   calls = run.calls("genrm_cot", 317)
   assert [calls[i].prompts[1] for i in (1, 2, -1)] == [384, 384, 1536], "a forced verdict is read after the rationale"
   assert calls[3].options["settings"].max_new_tokens == 768 and calls[3].args[2].shape[:2] == (256, 32)

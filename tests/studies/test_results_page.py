@@ -86,7 +86,7 @@ def test_rows(page):
     ((COT,), "Table 1", {1: "70.8 [", 2: "75.0 / 66.7", 4: "75.0"}),
     (("ORM",), "Table 1", {2: "50.0 / 50.0"}),
     (("mine",), "Table 1", {4: "58.3"}),
-    (("Self-consistency, votes weighted by GenRM-CoT",), "", {2: "75.0 / 66.7"}),
+    (("Weighted self-consistency, GenRM-CoT",), "", {2: "75.0 / 66.7"}),
     (("GenRM-CoT, percent of the Oracle's accuracy",), "", {1: "94.4 [", 2: "100.0 / 88.9"}),
     (("GenRM-CoT minus ORM",), "", {1: "+20.8 [+", 2: "+25.0 / +16.7", 3: "+8.3 [+0.0, +25.0]", 4: "+8.3"}),
     # One solution per problem is called correct: 9 correctly, 3 not; a problem not solved makes two more errors.

@@ -15,6 +15,7 @@ from genrm_jax.data import packing, row_file
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import lora
 from genrm_jax.pytrees import PairBatch
+from genrm_jax.records import Score, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.training import loop, losses, optim, step
 from genrm_jax.verifiers import scoring
@@ -68,6 +69,26 @@ def test_the_reference_is_log_p_of_every_target(batch_size, in_file, tmp_path):
       np.testing.assert_allclose(got.reference[r, at], want[text], rtol=1e-4)
   if not in_file:
     assert added.digest == rows.digest, "the reference is no part of the data's identity"
+
+
+def test_the_score_with_the_reference_is_the_implicit_reward():
+  """Of recorded likelihoods, in any order; exact where the two are far apart, and bounded where they underflow."""
+  likelihoods = [(0.2, 0.1), (1e-40, 1e-30), (1e-300, 1e-3), (0.0, 1e-3), (0.0, 0.0), (None, 0.5), (0.5, None)]
+
+  def scores(step, name, column):
+    values = [pair[column] for pair in likelihoods]
+    return [Score("p0", i, name, step, p, (Vote("ok", p, None, 0),)) for i, p in enumerate(values)]
+
+  policy, reference = scores(40, "dpo", 0), scores(0, "dpo_reference", 1)
+  relative = verifier("dpo_reference", of="dpo", beta=BETA)
+  assert relative.scores_needed(relative.settings) == ("dpo",)
+  got = relative.combine(reference, {"dpo": policy[::-1]})
+  logs = [[-744.44007 if p == 0 else np.log(p) for p in pair] for pair in likelihoods[:5]]
+  want = [1 / (1 + np.exp(-BETA * (ours - theirs))) for ours, theirs in logs]
+  np.testing.assert_allclose([s.value for s in got[:5]], want, rtol=1e-6)
+  assert got[0].value == pytest.approx(2**BETA / (1 + 2**BETA)) and got[3].value > 0
+  assert [(s.value, s.votes[0].state) for s in got[5:]] == [(None, "truncated")] * 2
+  assert {(s.verifier, s.step, s.votes[0].p_yes == s.value) for s in got} == {("dpo_reference", 40, True)}
 
 
 def _loss(rows, params, beta=BETA, counts=None):

@@ -91,22 +91,29 @@ def _loss(v, rows, max_targets=None):
   return float(loss), {name: (float(total), float(count)) for name, (total, count) in sums.items()}
 
 
-@pytest.mark.parametrize(("name", "weight"), [("orm", 0.0), ("genrm", 0.0), ("genrm", 0.3), ("genrm_cot", 0.3)])
-def test_loss_is_that_worked_out_by_hand(name, weight):
-  v = verifier(name, solve_weight=weight)
-  items, verify = v.select(DATA), []
+@pytest.mark.parametrize(
+  ("name", "weight", "z_loss"),
+  [("orm", 0.0, 0.0), ("orm", 0.0, 0.5), ("genrm", 0.0, 0.0), ("genrm", 0.3, 0.0), ("genrm_cot", 0.3, 0.0)],
+)
+def test_loss_is_that_worked_out_by_hand(name, weight, z_loss):
+  v = verifier(name, solve_weight=weight, z_loss=z_loss)
+  items, verify, squares = v.select(DATA), [], []
   assert sum(i.candidate.correct for i in items) * 2 == len(items) == 6, "balanced"
   for item in items:
     prompt, target = _target(name, item)
     if name == "orm":
-      r = 1 / (1 + np.exp(-logits(prompt)[-1, CHAR.cls_id]))
+      z = logits(prompt)[-1, CHAR.cls_id]
+      r = 1 / (1 + np.exp(-z))
+      squares.append(np.log(np.exp(0.0) + np.exp(z)) ** 2)
       verify.append(-np.log(r if item.candidate.correct else 1 - r))
     else:
       verify += (-log_probs(prompt, target)).tolist()
   solve = np.concatenate([-log_probs(PROMPTER.solve(p.question), PROMPTER.solution(p.reference)) for p in PROBLEMS])
   rows = _rows(v)
   loss, sums = _loss(v, rows)
-  np.testing.assert_allclose(loss, np.mean(verify) + weight * np.mean(solve), rtol=1e-4)
+  want = np.mean(verify) + weight * np.mean(solve) + (z_loss * np.mean(squares) if z_loss else 0.0)
+  np.testing.assert_allclose(loss, want, rtol=1e-4)
+  assert sums.get("z_loss") == (pytest.approx((np.sum(squares), len(squares)), rel=1e-4) if z_loss else None)
   np.testing.assert_allclose(sums["loss_verify"], (np.sum(verify), len(verify)), rtol=1e-4)
   assert sums["loss_solve"] == pytest.approx((solve.sum(), len(solve)) if weight else (0, 0), rel=1e-4)
   np.testing.assert_allclose(loss, _loss(v, rows, WIDTH)[0], rtol=1e-6, err_msg="logits at targets alone suffice")
@@ -133,6 +140,29 @@ def test_training_lowers_every_part_of_the_loss(name, weight):
       losses.append({part: float(total) / max(float(count), 1) for part, (total, count) in sums.items()})
   for part in ("loss", "loss_verify", "loss_solve")[: 3 if weight else 2]:
     assert losses[-1][part] < 0.5 * losses[0][part], part
+
+
+def test_only_solutions_with_a_majority_for_their_label_are_trained_on():
+  """Of a solution's rationales, kept or not, more than the given share must have the label as their verdict."""
+  yes, no, none = True, False, None
+  verdicts = {
+    **{("p0", 0): [yes, yes, no], ("p0", 1): [no, yes, none, no], ("p1", 0): [yes, none, none], ("p1", 1): [no]},
+    **{("p2", 0): [yes, yes, yes, no, no, no], ("p2", 1): [no, no, no, yes]},
+  }
+  label = {(c.problem_id, c.index): c.correct for c in CANDIDATES}
+  rationales = [
+    base.Rationale(*solution, i, f"{i}", verdict, "hand", kept=verdict is label[solution])
+    for i in range(6)
+    for solution, each in verdicts.items()
+    for verdict in each[i : i + 1]
+  ]
+  half = {("p0", 0), ("p1", 1), ("p2", 1)}
+  for share, wanted in ((0.0, set(verdicts)), (0.3, set(verdicts)), (0.34, {*verdicts} - {("p1", 0)}), (0.5, half)):
+    v = verifier("genrm_cot", min_agreement=share, balanced=False, max_rationales=2)
+    items = v.select(DATA._replace(rationales=iter(rationales)))
+    found = [(i.problem.id, i.candidate.index) for i in items]
+    assert set(found) == wanted and all(i.rationale.kept for i in items)
+    assert {s: found.count(s) for s in wanted} == {s: min(2, verdicts[s].count(label[s])) for s in wanted}
 
 
 def _score(name, candidates=CANDIDATES, *, num_votes=3, rows_per_batch=8, max_tokens=WIDTH):
@@ -162,6 +192,13 @@ def test_votes_are_a_function_of_the_texts():
   assert some == {key: want[key] for key in some} and len(some) == 3
   assert _read(_score("genrm_cot", pool, num_votes=2)) == {key: votes[:2] for key, votes in want.items()}
   assert _read(_score("judge", pool)) == want, "the judge asks and votes like GenRM-CoT"
+  greedy = _read(_score("genrm_cot_greedy", pool))
+  for c in CANDIDATES:
+    ((state, text, num_tokens, _),) = greedy[c.problem_id, c.index]
+    ids = PROMPTER.cot(QUESTION[c.problem_id], c.text)
+    for _ in range(num_tokens):
+      ids.append(int(logits(ids)[-1].argmax()))
+    assert CHAR.decode(ids[-num_tokens:]) == text and state in ("ok", "forced", "missing", "malformed")
 
 
 def test_equal_texts_are_scored_once(monkeypatch):
@@ -213,7 +250,8 @@ def test_votes_and_examples_of_another_type_or_number_are_refused(monkeypatch):
 
 
 def test_verifiers_are_found_by_name_and_by_import_path_and_have_their_settings_checked(tmp_path, monkeypatch):
-  assert [verifier_class(kind).__name__ for kind in VERIFIERS] == ["Judge", "DPO", "ORM", "GenRM", "GenRMCoT"]
+  names = ["Judge", "DPO", "DPOReference", "ORM", "GenRM", "GenRMCoT", "GreedyRationale"]
+  assert [verifier_class(kind).__name__ for kind in VERIFIERS] == names
   monkeypatch.syspath_prepend(tmp_path)
   (tmp_path / "own_verifiers.py").write_text(
     "from genrm_jax.verifiers.genrm import GenRM\nfrom genrm_jax.verifiers.base import Verifier\n"
@@ -223,7 +261,7 @@ def test_verifiers_are_found_by_name_and_by_import_path_and_have_their_settings_
   mine = make_verifier("mine", PROMPTER, {"kind": "own_verifiers:Mine"})
   assert (mine.name, mine.is_trained) == ("mine", True)
   for kind, message in (
-    ("prm", r"unknown verifier 'prm'; there are: judge, dpo, orm, genrm, genrm_cot, or the import path"),
+    ("prm", r"unknown verifier 'prm'; there are: judge, dpo, .*, genrm_cot, .*, or the import path"),
     ("own_verifiers:Nobody", r"own_verifiers.py has no class Nobody"),
     ("own_verifiers:Other", r"Other is not a subclass of .*Verifier"),
     ("own_verifiers:Half", r"Half lacks votes, example"),
