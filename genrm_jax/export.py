@@ -5,7 +5,7 @@
 hugging_face   safetensors, config.json, the tokenizer's files, a card: transformers and what is built on it load it
 released       the Orbax layout of the released Gemma checkpoints, with the tokenizer's file and the card beside it
 
-Adapters are merged into the weights.
+Adapters are merged into the weights. What is made from a Gemma carries the notice that its terms of use ask for.
 """
 
 import json
@@ -17,12 +17,15 @@ from etils import epath
 
 from genrm_jax.checkpoints import hugging_face, released
 from genrm_jax.checkpoints.hf_tokenizer import export_tokenizer
+from genrm_jax.checkpoints.names import TERMS
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
+from genrm_jax.model.config import PUBLISHED_COUNTS
 from genrm_jax.pipeline.trained import LoadedStep, open_step, verifier_of
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.text.tokenizer import CONTROL_PIECE, END_OF_TURN, TURN_MARKERS, SentencePieceTokenizer
 
+NOTICE = f"Gemma is provided under and subject to the Gemma Terms of Use found at {TERMS}"  # the words of the terms
 LAYOUTS = ("hugging_face", "released")
 
 
@@ -62,6 +65,8 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
     if isinstance(tokenizer, SentencePieceTokenizer):
       jsonl.write_bytes(target / "tokenizer.model", tokenizer.file_bytes)
   jsonl.write_bytes(target / "README.md", card(loaded, layout).encode())
+  if loaded.config.name in PUBLISHED_COUNTS:
+    jsonl.write_bytes(target / "NOTICE", f"{NOTICE}\n".encode())
 
 
 def card(loaded: LoadedStep, layout: str) -> str:
@@ -92,6 +97,8 @@ def card(loaded: LoadedStep, layout: str) -> str:
     lines += ["```json", json.dumps(content, indent=2), "```"]
   if about is not None and layout == "hugging_face" and (snippet := _snippet(loaded)):
     lines += ["", "With transformers:", "", "```python", snippet, "```"]
+  if loaded.config.name in PUBLISHED_COUNTS:
+    lines += ["", f"Made from Google's Gemma. {NOTICE}"]
   lines += ["", "No figure of its accuracy travels with the weights: see the report of the run that made it.", ""]
   return "\n".join(lines)
 

@@ -124,5 +124,15 @@ def test_the_command_writes_a_folder_and_nothing_is_written_over_one(runs, tmp_p
   assert done.returncode == 0 and "written" in done.stderr, done.stderr
   before = sorted(p.name for p in out.iterdir())
   assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
+  assert not {"NOTICE"} & set(before), "made from scratch"
   refused((f"{out} is there and not empty", export, runs["orm"], out))
   assert sorted(p.name for p in out.iterdir()) == before
+
+
+def test_what_is_made_from_a_gemma_carries_its_notice(tmp_path):
+  small = {"num_layers": 1, "embed_dim": 8, "ffw_dim": 8}
+  changes = {f"model__overrides__{field}": size for field, size in small.items()}
+  run = saved_runs.run_of(tmp_path / "run", "gsm8k", verifiers__orm__init_from="", model__size="gemma3_270m", **changes)
+  export(saved_runs.save(run, "orm"), tmp_path / "out", "released")
+  for name in ("NOTICE", "README.md"):
+    assert "subject to the Gemma Terms of Use" in (tmp_path / "out" / name).read_text()
