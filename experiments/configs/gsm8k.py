@@ -220,9 +220,9 @@ def _small() -> dict[str, Any]:
 def _gemma3_270m() -> dict[str, Any]:
   """Adapters of a pretrained model, on all released training data; evaluated on the problems of `small`."""
 
-  def verifier(num_steps: int, row_length: int, **more: Any) -> dict[str, Any]:
-    settings = common.verifier(
-      num_steps=num_steps,
+  def verifier(row_length: int, make: Callable[..., dict[str, Any]] = common.verifier, **more: Any) -> dict[str, Any]:
+    settings = make(
+      num_steps=600,
       learning_rate=5e-4,
       batch_size=16,
       row_length=row_length,
@@ -244,7 +244,9 @@ def _gemma3_270m() -> dict[str, Any]:
     model=common.model(size="gemma3_270m", checkpoint="gemma3_270m"),
     cpu_devices=1,
     mesh=dict(data=-1, fsdp=1, tensor=1),
-    verifiers=dict(orm=verifier(600, 768), genrm=verifier(600, 768), genrm_cot=verifier(600, 1024, max_rationales=4)),
+    verifiers=dict(
+      orm=verifier(768, common.orm), genrm=verifier(768), genrm_cot=verifier(1024, common.genrm_cot, max_rationales=4)
+    ),
     votes=dict(num_votes=4, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=32, max_tokens=2048),
     report=dict(ns=(1, 2, 4, 8, 16), ks=(1, 2, 4), top_scores=_TOP_SCORES),

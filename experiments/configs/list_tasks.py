@@ -20,6 +20,7 @@ no_gaps      no gaps in the positions of training rows
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -165,8 +166,8 @@ def _gemma3_270m(task: Numbers) -> dict[str, Any]:
       max_eval_rows=16,
     )
 
-  def verifier(num_steps: int) -> dict[str, Any]:
-    return common.verifier(max_rationales=1, **training(num_steps)) | adapters
+  def verifier(num_steps: int, make: Callable[..., dict[str, Any]] = common.verifier) -> dict[str, Any]:
+    return make(max_rationales=1, **training(num_steps)) | adapters
 
   adapters = dict(lora=common.adapters(rank=8))
   train, val, evaluated = 1200, 24, 48
@@ -196,7 +197,7 @@ def _gemma3_270m(task: Numbers) -> dict[str, Any]:
       add_reference=False,
       sample=common.sampling(max_new_tokens=144, temperature=1.0),
     ),
-    verifiers=dict(orm=verifier(80), genrm=verifier(80), genrm_cot=verifier(400)),
+    verifiers=dict(orm=verifier(80, common.orm), genrm=verifier(80), genrm_cot=verifier(400)),
     votes=dict(num_votes=4, sample=common.sampling(max_new_tokens=208, temperature=0.7)),
     engine=common.engine(rows_per_batch=32, max_tokens=512),
     report=dict(ns=(1, 2, 4, 8), ks=(1, 2, 4)),

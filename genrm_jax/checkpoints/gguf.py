@@ -18,8 +18,6 @@ from genrm_jax.model.config import MAX_LAYERS, PUBLISHED_COUNTS, SIZES, ModelCon
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
 
-SUFFIX = ".gguf"
-
 _FAMILIES = ("gemma", "gemma2", "gemma3")
 # Names of parameters in the files.
 _NAMES = {

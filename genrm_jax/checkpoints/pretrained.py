@@ -64,7 +64,7 @@ def pretrained(
 def is_checkpoint(name: str | os.PathLike[str]) -> bool:
   """Whether a name, file or folder looks like a Gemma checkpoint of a supported format, complete or not."""
   path = names.resolve(name)
-  return path.suffix == gguf.SUFFIX or hugging_face.is_folder(path) or released.is_folder(path)
+  return path.is_file() or hugging_face.is_folder(path) or released.is_folder(path)
 
 
 def open_checkpoint(name: str | os.PathLike[str], config: ModelConfig | None = None) -> CheckpointReader:
@@ -80,7 +80,7 @@ def open_checkpoint(name: str | os.PathLike[str], config: ModelConfig | None = N
       or of another shape.
   """
   path = names.resolve(name)
-  if path.suffix == gguf.SUFFIX and path.is_file():
+  if path.is_file():
     return gguf.open_file(path)
   if not path.is_dir():
     remote = " and your access to the bucket" if "://" in str(path) else ""
@@ -92,7 +92,7 @@ def open_checkpoint(name: str | os.PathLike[str], config: ModelConfig | None = N
     return hugging_face.open_folder(path)
   if released.is_folder(path):
     return released.open_folder(path, config)
-  inside = sorted(file.name for file in path.glob(f"*{gguf.SUFFIX}"))
+  inside = sorted(file.name for file in path.glob("*.gguf"))
   raise UserError(
     f"{path}: no Gemma checkpoint: neither config.json with *.safetensors (Hugging Face) nor an Orbax checkpoint "
     f"(_METADATA); give {f'the path of {inside[0]} in it' if inside else 'the folder that holds these files'}"

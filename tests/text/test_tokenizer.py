@@ -156,8 +156,13 @@ def test_damaged_files(trained, tmp_path):
     path.write_bytes(flipped)
     with contextlib.suppress(UserError):
       SentencePieceTokenizer(path)
-  remedy = ".*; use the tokenizer file that came with the model, or one from `train_sentencepiece`"
-  for piece, message in (("<cls>", "none of <cls>"), ("<s>", "no bos"), ("</s>", "no eos"), ("<pad>", "")):
+  remedy = "use the tokenizer file that came with the model, or .*`train_sentencepiece`"
+  for piece, message in (
+    ("<cls>", "none of <cls>.*; "),
+    ("<s>", "no bos piece, .* called '<s>'; set its bos_piece .*, "),
+    ("</s>", "no eos piece, .* called '</s>'; set its eos_piece .*, "),
+    ("<pad>", ""),
+  ):
     model = sentencepiece_model_pb2.ModelProto.FromString(trained.file_bytes)
     for spec in (p for p in model.pieces if p.piece == piece):
       spec.piece = "<other>"
