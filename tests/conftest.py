@@ -19,21 +19,28 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import fcntl
+import functools
 import pathlib
 
+import gemma_like
 import processes
 import pytest
+
+from genrm_jax.text import tokenizer as tokenizers
 
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
-  *("docs", "dpo", "easy_to_hard", "export", "extending", "gcs", "gguf", "install", "library", "names"),
-  *("parity", "pretrained", "smoke", "two_hosts", "two_processes", "verifiers"),
+  *("dpo", "easy_to_hard", "export", "extending", "gcs", "gguf", "install", "library", "names"),
+  *("parity", "smoke", "two_processes", "verifiers"),
 }
 
 
 # Files that take longest, the longest first: begun last, one of them would keep one core waiting.
-_LONGEST = ("two_processes", "smoke", "gcs", "device_splits", "library", "install", "extending", "distributed")
+_LONGEST = (
+  *("two_processes", "smoke", "gcs", "device_splits", "plan", "library", "trained", "distributed", "engine", "export"),
+  *("stages", "install", "extending", "configs", "loop", "sweep", "easy_to_hard", "step"),
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -58,6 +65,36 @@ def smoke_run() -> pathlib.Path:
       assert (done.returncode, done.stdout) == (0, ""), done.stderr
       log.write_text(done.stderr)
   return workdir
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(tmp_path_factory):
+
+  @functools.cache
+  def make(name):
+    path = tmp_path_factory.mktemp(name) / f"{name}.model"
+    if name == "char":
+      return tokenizers.CharTokenizer()
+    if name == "trained":
+      return tokenizers.train_sentencepiece(gemma_like.TEXTS, path, vocab_size=500)
+    return gemma_like.write(path, family=int(name[-1]))
+
+  return make
+
+
+@pytest.fixture(scope="session", params=["char", "trained", "gemma2", "gemma3"])
+def tokenizer(request, make_tokenizer):
+  return make_tokenizer(request.param)
+
+
+@pytest.fixture(scope="session")
+def trained(make_tokenizer):
+  return make_tokenizer("trained")
+
+
+@pytest.fixture(scope="session")
+def gemma(make_tokenizer):
+  return make_tokenizer("gemma3")
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ import sys
 
 import processes
 import pytest
+from refusals import refused
 
 import genrm_jax
 from genrm_jax.data import jsonl
 from genrm_jax.records import Score
-from genrm_jax.runtime.errors import UserError
 
 PAGE = processes.ROOT / "docs" / "extending.md"
 
@@ -29,7 +29,7 @@ def user(tmp_path_factory):
   return folder
 
 
-def test_the_users_task_and_verifier_stand_in_the_report(user):
+def test_the_users_task_and_verifier_stand_in_the_report_and_are_loaded_by_path(user, monkeypatch):
   work = user / "runs/sums"
   results = json.loads((work / "report/results.json").read_text())
   assert results["meta"]["task"] == "sums" and list(results["verifiers"]) == ["orm", "genrm_cot", "two_prompts"]
@@ -37,9 +37,6 @@ def test_the_users_task_and_verifier_stand_in_the_report(user):
   scores = jsonl.read_records(work / "scores/two_prompts.jsonl", Score)
   assert all(len(s.votes) == 2 and s.value == pytest.approx(sum(v.p_yes for v in s.votes) / 2) for s in scores)
   assert any(r["kept"] for r in map(json.loads, (work / "rationales/train.jsonl").read_text().splitlines()))
-
-
-def test_the_users_verifier_is_loaded_by_its_path(user, monkeypatch):
   path = user / "runs/sums/checkpoints/two_prompts"
   monkeypatch.syspath_prepend(user)
   scores = jsonl.read_records(user / "runs/sums/scores/two_prompts.jsonl", Score)
@@ -49,9 +46,6 @@ def test_the_users_verifier_is_loaded_by_its_path(user, monkeypatch):
   verifier = genrm_jax.load(path)
   assert type(verifier.verifier).__name__ == "TwoPrompts"
   assert verifier.score_many(pairs) == pytest.approx([s.value for s in scores], rel=1e-4)
-
-
-def test_a_verifier_whose_module_is_gone_is_one_message(user):
+  monkeypatch.undo()
   sys.modules.pop("my_verifier", None)
-  with pytest.raises(UserError, match="module my_verifier does not import"):
-    genrm_jax.load(user / "runs/sums/checkpoints/two_prompts")
+  refused(("module my_verifier does not import", genrm_jax.load, user / "runs/sums/checkpoints/two_prompts"))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from refusals import refused
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -30,7 +31,6 @@ from genrm_jax.pipeline import cli
 from genrm_jax.pipeline import stages as staging
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.training import metrics, saved
 
 TESTS = pathlib.Path(__file__).parent
@@ -68,8 +68,7 @@ def check_checkpoints():
   export(path, "gs://bucket/out")
   assert_equal(pretrained.load("gs://bucket/out", work.mesh)[0], params)
   assert epath.Path("gs://bucket/out/tokenizer.model").read_bytes() == work.path("tokenizer.model").read_bytes()
-  with pytest.raises(UserError, match="not empty"):
-    export(path, "gs://bucket/out")
+  refused(("not empty", export, path, "gs://bucket/out"))
 
   # Through a file system without a cache, like another process.
   gcsfs.GCSFileSystem(skip_instance_cache=True).copy(f"{path}/4", f"{path}/9", recursive=True)
@@ -81,21 +80,17 @@ def check_checkpoints():
 def check_closed_buckets():
   params, config = pretrained.load(GEMMA, sharding.make_mesh(data=-1))
   for save, bucket in ((hugging_face.save, "readonly"), (hugging_face.save, "none"), (released.save, "readonly")):
-    with pytest.raises(UserError, match=f"gs://{bucket}/a"):
-      save(params, config, f"gs://{bucket}/a")
-  with pytest.raises(UserError, match="gs://private/c"):
-    genrm_jax.load("gs://private/c")
+    refused((f"gs://{bucket}/a", save, params, config, f"gs://{bucket}/a"))
+  refused(("gs://private/c", genrm_jax.load, "gs://private/c"))
   for bucket in ("none", "readonly", "private", "closed"):
-    with pytest.raises(UserError, match=f"^gs://{bucket}/work[^\n]*$"):
-      staging.run_stages(epath.Path(f"gs://{bucket}/work"), {}, [], [], print)
+    refused((f"^gs://{bucket}/work[^\n]*$", staging.run_stages, epath.Path(f"gs://{bucket}/work"), {}, [], [], print))
 
 
 def check_workdirs():
   marked, new = epath.Path("gs://bucket/marked"), epath.Path("gs://bucket/new/work")
   gcsfs.GCSFileSystem().touch(f"{marked}/")  # a folder created in the browser
   (marked.parent / "notes/thesis").write_text("")
-  with pytest.raises(UserError, match="gs://bucket/notes is not empty"):
-    staging.run_stages(marked.parent / "notes", {}, [], [], print)
+  refused(("gs://bucket/notes is not empty", staging.run_stages, marked.parent / "notes", {}, [], [], print))
   source, said = pathlib.Path("source"), []
   source.write_text("on a local disk")
   copy, writes = (lambda: (new / "to/copy").write_text(source.read_text())), ("to", "to/copy")
@@ -105,11 +100,9 @@ def check_workdirs():
   for _ in range(2):
     staging.run_stages(new, {"seed": 1}, [stage], [], said.append)
   assert sum("copy: starts" in line for line in said) == 1
-  with pytest.raises(UserError, match=r"copy .*seed has changed"):
-    staging.run_stages(new, {"seed": 2}, [stage], [], said.append)
+  refused((r"copy .*seed has changed", staging.run_stages, new, {"seed": 2}, [stage], [], said.append))
   (new / "to/more").write_text("")
-  with pytest.raises(UserError, match=r"stage copy .*to has changed"):
-    staging.run_stages(new, {"seed": 1}, [stage], [], said.append)
+  refused((r"stage copy .*to has changed", staging.run_stages, new, {"seed": 1}, [stage], [], said.append))
   staging.run_stages(new, {"seed": 2}, [stage], [], said.append, rerun=True)
   assert not (new / "to/more").exists() and said.count("copy: starts") == 2
 
@@ -190,7 +183,6 @@ def call(function, emulator, folder, *args, code=0):
 
 
 def names_in(folder):
-  """All files below a folder, local or on gs://."""
   files, root = fsspec.core.url_to_fs(str(folder))
   return {name.removeprefix(f"{root}/") for name in files.find(root)}
 

@@ -32,6 +32,7 @@ PARTS = (b"one", b"two", b"three")
 @pytest.fixture
 def package(tmp_path, monkeypatch):
   """A package of three small parts in place of the real one; the folder of its parts."""
+  pytest.importorskip("gguf")
   folder = tmp_path / "site" / "tiny_parts"
   folder.mkdir(parents=True)
   for i, part in enumerate(PARTS):

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
+from refusals import refused
 
 from genrm_jax.checkpoints import safetensors
 from genrm_jax.runtime.errors import UserError
@@ -79,47 +80,19 @@ def test_the_safetensors_library_reads_and_writes_the_same(tmp_path):
   _assert_same(_read(epath.Path(tmp_path / "theirs")), _tensors())
 
 
-def _file(tmp_path, header, data=b""):
-  path = epath.Path(tmp_path / "model.safetensors")
-  header = header if isinstance(header, bytes) else json.dumps(header).encode()
-  path.write_bytes(len(header).to_bytes(8, "little") + header + data)
-  return path
-
-
-def _entry(begin, end, shape, dtype="F32"):
-  return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-@pytest.mark.parametrize(
-  ("header", "data_bytes", "message"),
-  [
-    (b'{"a": ', 0, "malformed"),
-    ({"a": {"dtype": "F32", "shape": [2]}}, 8, "malformed .*data_offsets"),
-    ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, 12, "tensor b"),
-    ({"a": _entry(0, 8, [2], "BF16")}, 8, "tensor a"),
-    ({"a": _entry(0, 8, [2])}, 9, "malformed"),
-    ({"a": _entry(0, 8, [2])}, 7, "truncated"),
-    (b" " * 200, -150, "truncated"),
-    (b"", -3, "not a safetensors file"),
-  ],
-)
-def test_malformed_and_truncated_files_are_refused(tmp_path, header, data_bytes, message):
-  path = _file(tmp_path, header, bytes(max(data_bytes, 0)))
-  if data_bytes < 0:
-    path.write_bytes(path.read_bytes()[:data_bytes])
-  with pytest.raises(UserError, match=rf"(?s){path}: .*{message}"):
-    safetensors.read_index(path)
-
-
 def test_tensors_of_other_dtypes_and_truncated_ones_are_listed_and_not_read(tmp_path):
-  path = _file(tmp_path, {"packed": _entry(0, 6, [3, 2], "U8"), "w": _entry(6, 14, [2])}, bytes(14))
-  index = safetensors.read_index(path)
+  entries = {"packed": ("U8", [3, 2], [0, 6]), "w": ("F32", [2], [6, 14])}
+  named = {name: dict(zip(("dtype", "shape", "data_offsets"), e, strict=True)) for name, e in entries.items()}
+  header, path = json.dumps(named).encode(), epath.Path(tmp_path / "model.safetensors")
+  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(14))
+  index, whole = safetensors.read_index(path), path.read_bytes()
   assert index["packed"].shape == (3, 2)
-  with pytest.raises(UserError, match=r"U8.*BF16"):
-    safetensors.read_tensor(path, index["packed"])
+  path.write_bytes(whole + b"x")
+  refused(("malformed", safetensors.read_index, path))
+  path.write_bytes(whole)
+  refused((r"U8.*BF16", safetensors.read_tensor, path, index["packed"]))
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(UserError, match="truncated since"):
-    safetensors.read_tensor(path, index["w"])
+  refused(("truncated since", safetensors.read_tensor, path, index["w"]))
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ import pathlib
 import re
 
 import pytest
-import saved_runs
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.data import jsonl
-from genrm_jax.pipeline import verifier_stages
 from genrm_jax.records import VOTE_STATES, Candidate, Problem, Rationale, Score, Vote
 from genrm_jax.runtime.errors import UserError
 
@@ -61,13 +60,17 @@ def test_lines_have_a_schema_and_may_omit_defaults(tmp_path):
   scores = jsonl.iter_records(path, Score)
   score = next(scores)  # the second line is not read yet
   assert score.value == 1.0 and type(score.value) is float and score.votes == ()
-  with pytest.raises(UserError, match=":2: not JSON"):
-    next(scores)
+  refused((":2: not JSON", next, scores))
+  path, scores = tmp_path / "orm.jsonl", [Score("p", i, "orm", 1, 0.5) for i in range(2)]
+  jsonl.write_records(path, scores)
+  assert jsonl.read_scores(path, "orm") == scores
+  jsonl.write_records(path, [scores[0], dataclasses.replace(scores[1], verifier="genrm")])
+  refused((r"orm\.jsonl:2: a score of verifier 'genrm' in the file of 'orm'", jsonl.read_scores, path, "orm"))
 
 
-@pytest.mark.parametrize(
-  ("cls", "line", "message"),
-  [
+def test_a_broken_line_is_named(tmp_path):
+  path = tmp_path / "p.jsonl"
+  for cls, line, message in (
     *((Problem, line, "not JSON") for line in ("{'a': 1}", '{"schema": 1', "1" * 5000, "[" * 100_000, "[" * 10**6)),
     (Problem, b'{"schema": \xff}', "not JSON: byte 12 is not UTF-8 (invalid start byte); save the file as UTF-8"),
     *(
@@ -93,16 +96,13 @@ def test_lines_have_a_schema_and_may_omit_defaults(tmp_path):
     (Score, {"votes": [A_VOTE | {"p": 1}]}, 'field "votes[0].p"'),
     (Score, {"votes": [{}]}, 'field "votes[0].state"'),
     (Score, {"votes": [A_VOTE | {"p_yes": "x"}]}, 'field "votes[0].p_yes" is'),
-  ],
-)
-def test_a_broken_line_is_named(cls, line, message, tmp_path):
-  path, valid = tmp_path / "p.jsonl", {Problem: VALID, Score: SCORE}[cls]
-  if isinstance(line, dict):  # changes of a valid line
-    line = json.dumps({k: v for k, v in (valid | line).items() if v is not ...})
-  line = line if isinstance(line, bytes) else line.encode()
-  path.write_bytes(b"%s\n  \n%s\n" % (json.dumps(valid).encode(), line))  # blank lines are skipped, and counted
-  with pytest.raises(UserError, match=re.escape(f"{path}:3: ") + ".*" + re.escape(message)):
-    jsonl.read_records(path, cls)
+  ):
+    valid = {Problem: VALID, Score: SCORE}[cls]
+    if isinstance(line, dict):  # changes of a valid line
+      line = json.dumps({k: v for k, v in (valid | line).items() if v is not ...})
+    line = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b"%s\n  \n%s\n" % (json.dumps(valid).encode(), line))  # blank lines are skipped, and counted
+    refused((re.escape(f"{path}:3: ") + ".*" + re.escape(message), jsonl.read_records, path, cls))
 
 
 @settings(max_examples=80, deadline=None)
@@ -150,56 +150,30 @@ def test_a_failed_write_leaves_the_old_file(when, tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ["p.jsonl"]
 
 
-def test_places_that_cannot_be_read_or_written(tmp_path):
+def test_places_that_cannot_be_used_and_json_of_another_shape_are_named(tmp_path):
   for read in (lambda p: jsonl.read_records(p, Problem), jsonl.read_json, jsonl.file_digest):
-    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
-      read(tmp_path / "nowhere.jsonl")
-    for path in (tmp_path, f"{tmp_path}/a\0b", "\ud83d"):
-      with pytest.raises(UserError, match="could not be read"):
-        read(path)
+    refused((r"nowhere\.jsonl: no such file", read, tmp_path / "nowhere.jsonl"))
+    refused(*(("could not be read", read, path) for path in (tmp_path, f"{tmp_path}/a\0b", "\ud83d")))
   (tmp_path / "file").write_text("")
   (tmp_path / "folder" / "inner").mkdir(parents=True)
   for path in (tmp_path / "file" / "p.jsonl", tmp_path / "folder", f"{tmp_path}/a\0b"):
-    with pytest.raises(UserError, match="could not be written"):
-      jsonl.write_json(path, {})
+    refused(("could not be written", jsonl.write_json, path, {}))
   assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
+  path, shape = tmp_path / "o.json", {"train": {"rows": int, "of": float}}
+  jsonl.write_json(path, {"train": {"rows": 3, "of": 1.5, "more": None}})
+  assert jsonl.read_object(path, shape) == jsonl.read_json(path)
+  for changes, message in (
     ({"train": [1]}, r':2: field "train" is a list, expected an object'),
     ({"train": {"rows": "3", "of": 1.5}}, r':3: field "train.rows" is the string "3", expected a whole number'),
     ({"train": {"rows": True, "of": 1.5}}, r':3: field "train.rows" is true, expected a whole number'),
     ({"train": {"of": 1.5}}, r': no field "train.rows"'),
     ([1], r":1: the content is a list, expected an object"),
-  ],
-)
-def test_a_json_file_of_another_shape_is_named(changes, message, tmp_path):
-  path, shape = tmp_path / "o.json", {"train": {"rows": int, "of": float}}
-  jsonl.write_json(path, {"train": {"rows": 3, "of": 1.5, "more": None}})
-  assert jsonl.read_object(path, shape) == jsonl.read_json(path)
-  jsonl.write_json(path, changes)
-  with pytest.raises(UserError, match=re.escape(str(path)) + message + ".*; correct it, or remove the file and rerun"):
-    jsonl.read_object(path, shape)
+  ):
+    jsonl.write_json(path, changes)
+    message = re.escape(str(path)) + message + ".*; correct it, or remove the file and rerun"
+    refused((message, jsonl.read_object, path, shape))
   path.write_text('{\n"train": }')
-  with pytest.raises(UserError, match=r"o\.json:2: not JSON: .* at character 10"):
-    jsonl.read_object(path, shape)
-
-
-def test_scores_are_those_of_the_verifier(tmp_path):
-  """Scores copied under another verifier's name are refused, by the report too."""
-  path, scores = tmp_path / "orm.jsonl", [Score("p", i, "orm", 1, 0.5) for i in range(2)]
-  jsonl.write_records(path, scores)
-  assert jsonl.read_scores(path, "orm") == scores
-  jsonl.write_records(path, [scores[0], dataclasses.replace(scores[1], verifier="genrm")])
-  with pytest.raises(UserError, match=r"orm\.jsonl:2: a score of verifier 'genrm' in the file of 'orm'"):
-    jsonl.read_scores(path, "orm")
-  run = saved_runs.run_of(tmp_path, "last_letter")
-  for name in run.verifier_names:
-    jsonl.write_records(run.path(run.scores_file(name, "eval")), scores)
-  with pytest.raises(UserError, match="a score of verifier 'orm' in the file of 'judge'"):
-    verifier_stages.write_report(run, [], [])
+  refused((r"o\.json:2: not JSON: .* at character 10", jsonl.read_object, path, shape))
 
 
 @settings(max_examples=40, deadline=None)
@@ -212,8 +186,7 @@ def test_json_files_and_digests(tmp_path_factory, obj):
   assert jsonl.read_json(path) == obj
   assert jsonl.digest_of(obj) == jsonl.digest_of(dict(reversed(obj.items()))) != jsonl.digest_of({"more": obj})
   path.write_text('{"a": ')
-  with pytest.raises(UserError, match=r"o\.json: not JSON"):
-    jsonl.read_json(path)
+  refused((r"o\.json: not JSON", jsonl.read_json, path))
   path.write_bytes(b"abc")
   assert jsonl.file_digest(path).startswith("ba7816bf8f01cfea414140de5dae2223")
   assert jsonl.digest_of([]).startswith("4f53cda18c2baa0c0354bb5f9a3ecbe5")

@@ -4,14 +4,10 @@ import dataclasses
 import gzip
 import itertools
 import json
-import math
 import time
-from collections import Counter
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from refusals import refused
 
 from genrm_jax.data import grading, rationales
@@ -54,18 +50,6 @@ def test_filter_keeps_what_agrees_and_says_why_not():
   assert wrong["majority"] == {"solutions": 0, "kept": 0}, "two of five"
   assert wrong["dropped: no verdict"] == 1 and wrong["share"] == {"all": 0.625, "kept": 0.5}
   assert rationales.Ledger().table()["correct"]["share"] == {"all": None, "kept": None}
-
-
-def test_a_program_writes_one_rationale_per_candidate():
-  walk = LastLetter().rationale
-  got = rationales.by_program([PROBLEM], CANDIDATES, walk)
-  found = [(r.candidate_index, r.index, r.text, r.verdict, r.kept, r.source) for r in got]
-  assert found == [(c.index, 0, *walk(PROBLEM, c.text), True, "program") for c in CANDIDATES]
-  lies = rationales.by_program([PROBLEM], CANDIDATES, lambda problem, solution: ("all is well", True))
-  assert [r.why_dropped for r in lies] == ["", "verdict disagrees with the label"]
-
-
-def test_leaks_can_be_dropped():
   keeps, drops = rationales.Filter(), rationales.Filter(drop_leaks=True)
   leaks = (
     *("This matches the Expected Answer.", "as the expected\nanswer says", "Expected: 12", "the expected steps"),
@@ -78,12 +62,21 @@ def test_leaks_can_be_dropped():
     assert drops(raw, False).why_dropped == "verdict disagrees with the label"
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 50), min_size=1))
-def test_length_statistics_match_sorted_lengths(lengths):
-  got, ordered = rationales.length_statistics(Counter(lengths)), sorted(lengths)
-  at = {name: ordered[math.ceil(part * len(ordered) / 100) - 1] for name, part in (("median", 50), ("p90", 90))}
-  assert got == {**at, "max": ordered[-1]}
+def test_rationales_of_a_program_and_of_sampled_texts():
+  walk = LastLetter().rationale
+  got = rationales.by_program([PROBLEM], CANDIDATES, walk)
+  found = [(r.candidate_index, r.index, r.text, r.verdict, r.kept, r.source) for r in got]
+  assert found == [(c.index, 0, *walk(PROBLEM, c.text), True, "program") for c in CANDIDATES]
+  lies = rationales.by_program([PROBLEM], CANDIDATES, lambda problem, solution: ("all is well", True))
+  assert [r.why_dropped for r in lies] == ["", "verdict disagrees with the label"]
+  graded, ask = [POOL[0], POOL[4], POOL[0]], RELEASED.render(RELEASED.conclude)
+  texts = [f"fine{ask} Yes", f"wrong{ask} No", "breaks off"]
+  got = rationales.from_graders(grading.as_rationales(graded, texts, "run/400", "reference"), POOL)
+  assert [(r.candidate_index, r.index, r.text, r.why_dropped, r.source) for r in got] == [
+    (index, at, text, why, "run/400/reference")
+    for index, at, text, why in ((0, 0, "fine", ""), (4, 0, "wrong", ""), (0, 1, "breaks off", "no verdict"))
+  ]
+  refused(("way of grading 'both'", grading.as_rationales, graded, ["", "", ""], "run/400", "both"))
 
 
 def test_rows_match_the_released_cot_set(data_dir):
@@ -121,17 +114,6 @@ def test_references_are_other_correct_solutions_or_the_problems_own():
   alone = [_candidate(0, "a"), _candidate(1, "a"), _candidate(2, "no", False)]
   assert grading.choose_references(alone, "own", seed=0) == ["own", "own", "a"]
   refused(("no reference solution for candidate 0 of p", partial(grading.choose_references, alone, "", seed=0)))
-
-
-def test_sampled_texts_become_records_for_a_filter():
-  graded, ask = [POOL[0], POOL[4], POOL[0]], RELEASED.render(RELEASED.conclude)
-  texts = [f"fine{ask} Yes", f"wrong{ask} No", "breaks off"]
-  got = rationales.from_graders(grading.as_rationales(graded, texts, "run/400", "reference"), POOL)
-  assert [(r.candidate_index, r.index, r.text, r.why_dropped, r.source) for r in got] == [
-    (index, at, text, why, "run/400/reference")
-    for index, at, text, why in ((0, 0, "fine", ""), (4, 0, "wrong", ""), (0, 1, "breaks off", "no verdict"))
-  ]
-  refused(("way of grading 'both'", grading.as_rationales, graded, ["", "", ""], "run/400", "both"))
 
 
 BODY = "2 + 2 is 4."
@@ -196,9 +178,6 @@ def test_the_opening_heading_is_cut_where_it_stands_alone():
     assert read(f"{other}\n\n{ASK} Yes").text == other
   for last in ("**Correct.**", "<b>Correct</b>", "**Expected Answer:** 12", "(Correct)"):
     assert read(f"{last}\n\n**{ASK} Yes**").text == last
-
-
-def test_the_verdict_of_a_step_is_not_the_answers():
   read, old = READERS["lenient-2"], READERS["lenient-1"]  # the old version takes the first
   steps = f"Step 1: 2 + 2 = 4\n**{ASK} Yes**\n\nStep 2: 4 + 4 = 9\n**{ASK} No**\n\nStep 3: so 9"
   text = f"{steps}\n\n**Final Grade:** {ASK} No"
@@ -214,13 +193,6 @@ def test_the_verdict_of_a_step_is_not_the_answers():
   # Verdicts that contradict each other.
   text = f"Step 1: 9\n\n{ASK} No\n\nCorrected solution:\nStep 1: 8\n\n{ASK} Yes"
   assert read(text) == (text, None, CONTRADICTION) and old(text).verdict is False
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(READERS)), st.text(max_size=30), st.booleans())
-def test_text_before_the_verdict_stays(name, body, verdict):
-  got = READERS[name](f"{body}.\n\n{ASK} {'Yes' if verdict else 'No'}")
-  assert got == (f"{body}.".strip(), verdict, "")
 
 
 @pytest.mark.parametrize("name", READERS)

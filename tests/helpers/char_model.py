@@ -66,6 +66,5 @@ def logits(ids, key: int = 1) -> np.ndarray:
 
 
 def log_probs(prompt, target, key: int = 1) -> np.ndarray:
-  """log p of each target token after the prompt and the targets before it."""
   z = logits([*prompt, *target], key)[len(prompt) - 1 : -1]
   return z[np.arange(len(target)), target] - np.log(np.exp(z).sum(-1))

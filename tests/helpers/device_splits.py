@@ -119,7 +119,6 @@ def differences(model: str, split: tuple[int, int, int]) -> dict[str, float]:
 
 
 def too_far(found: dict[str, float]) -> dict[str, float]:
-  """The differences beyond the limits of rounding."""
   return {name: d for name, d in found.items() if not d <= LIMITS[name]}
 
 

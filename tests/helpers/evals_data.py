@@ -11,7 +11,6 @@ NAN = float("nan")
 
 
 def bank_of(pools: Sequence[Sequence[tuple[str | None, bool]]]) -> selection.Bank:
-  """A bank from (answer, correct) per candidate."""
   problems = [Problem(f"p{row}", "toy", "eval", "?", "1") for row in range(len(pools))]
   candidates = [
     Candidate(f"p{row}", index, "", answer, correct, "test")
@@ -22,7 +21,6 @@ def bank_of(pools: Sequence[Sequence[tuple[str | None, bool]]]) -> selection.Ban
 
 
 def toy_bank(labels: Sequence[Sequence[int]]) -> selection.Bank:
-  """A bank from the labels of each problem's candidates."""
   return bank_of([[("1" if label else "0", bool(label)) for label in pool] for pool in labels])
 
 
@@ -33,12 +31,10 @@ def padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def vote(state: str, p_yes: float | None = None, text: str = "") -> Vote:
-  """A vote of ten tokens."""
   return Vote(state, p_yes, None if p_yes is None else 1 - p_yes, 10, text)
 
 
 def score_of(row: int, index: int, value: float | None, votes: Sequence[Vote] = ()) -> Score:
-  """A score at step 1."""
   return Score(f"p{row}", index, "v", 1, value, tuple(votes))
 
 

@@ -9,7 +9,6 @@ import jax
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-  """All equations, including those inside scans and calls."""
   for equation in jaxpr.eqns:
     yield equation
     for value in equation.params.values():
@@ -20,7 +19,6 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def products(jaxpr: Any) -> list[Any]:
-  """All matrix products."""
   return [equation for equation in equations(jaxpr) if equation.primitive.name == "dot_general"]
 
 

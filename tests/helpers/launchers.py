@@ -38,7 +38,6 @@ class Bench:
     self.stub(*stubs)
 
   def stub(self, *programs: str, code: int = 0) -> None:
-    """Replaces programs by stubs that record the call and exit with `code`."""
     for program in programs:
       self.program(program, _RECORD.format(python=sys.executable, calls=str(self.folder / "calls"), code=code))
 
@@ -49,7 +48,6 @@ class Bench:
     path.chmod(0o755)
 
   def run(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs bash on a launcher by name, or with other arguments."""
     first = [str(LAUNCH / words[0])] if (LAUNCH / words[0]).exists() else [words[0]]
     return run(["bash", *first, *words[1:]], self.folder, env={**self._environ, **settings})
 
@@ -75,7 +73,6 @@ class Bench:
 
 
 def heredoc(printed: str) -> str:
-  """The stdin of the last command that --dry-run printed."""
   end, _, text = printed.partition(" <<'")[2].partition("'\n")
   assert text.endswith(f"\n{end}\n") and text.count(f"\n{end}\n") == 1
   return text.removesuffix(f"\n{end}\n")

@@ -1,6 +1,5 @@
 """Made-up results of runs with known answers, as files in a folder of results."""
 
-import copy
 import json
 
 from genrm_jax.evals import report
@@ -38,27 +37,17 @@ def results_of(task, seed, solved, *, votes=2):
   return results | {"samples": report.sample_records(problems, pool, scores)}
 
 
-def generation_of(seed, num_correct):
-  """A generator with one solution per problem, correct in the first `num_correct` problems."""
-  problems = [Problem(f"p{row}", "t", "eval", "?", "a") for row in range(PROBLEMS)]
-  pool = [Candidate(f"p{row}", 0, "", "a", row < num_correct, "test") for row in range(PROBLEMS)]
-  return {"genrm_cot": report.generation_results(problems, pool, seed)}
-
-
-def place(folder, results, variant, seed, *, config=None, settings=None, meta=None, **parts):
-  """Writes a run into a folder of results, with the meta of a finished run; returns the path.
-
-  `settings` are of every verifier's config; `parts` are further parts of the results.
-  """
-  task = results["meta"]["task"]
-  whole = copy.deepcopy(CONFIG) | {"variant": variant, "seed": seed, "bank": f"runs/{seed}"} | (config or {})
-  whole["verifiers"] = {name: whole["verifiers"][name] | (settings or {}) for name in results["verifiers"]}
+def place(folder, results, variant, seed):
+  """Writes a run into a folder of results, with the meta of a finished run; returns the path."""
+  task, names = results["meta"]["task"], results["verifiers"]
+  verifiers = {name: CONFIG["verifiers"][name] for name in names}
   meta = {
-    **{"task": task, "variant": variant, "seed": seed, "config": whole, "config_hash": f"{variant}-hash"},
+    **{"task": task, "variant": variant, "seed": seed, "config_hash": f"{variant}-hash"},
+    "config": CONFIG | {"variant": variant, "seed": seed, "bank": f"runs/{seed}", "verifiers": verifiers},
     **{"num_params": 570_000, "bank": f"bank of {task} {seed}", "commit": "c0ffee"},
     **{"finished": f"2026-11-2{seed}T10:00:00Z", "wall_seconds": {"base": 100.0 + seed, "score": 10.0}},
-  } | (meta or {})
+  }
   path = folder / task / f"{variant}-seed{seed}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({**results, **parts, "meta": meta}))
+  path.write_text(json.dumps({**results, "meta": meta}))
   return path

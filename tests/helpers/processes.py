@@ -37,7 +37,6 @@ def start(commands: Sequence[Sequence[object]], cwd: pathlib.Path = ROOT, **env:
 
 
 def run(*command: object, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-  """Runs one Python to its end."""
   ((code, stdout, stderr),) = finish(start([command], cwd, **env))
   return subprocess.CompletedProcess(list(command), code, stdout, stderr)
 

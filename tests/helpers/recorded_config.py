@@ -1,5 +1,6 @@
 """A config that remembers which settings were read, to compare with those that a stage names."""
 
+import collections.abc
 import dataclasses
 import functools
 
@@ -9,7 +10,7 @@ from genrm_jax.pipeline import stages as staging
 from genrm_jax.pipeline.experiment import make_stages
 
 
-class RecordedConfig:
+class RecordedConfig(collections.abc.Mapping):
   """Stands for a ConfigDict; adds the dotted key of each value that is read to `seen`."""
 
   def __init__(self, config, seen, key=""):
@@ -28,26 +29,17 @@ class RecordedConfig:
     except KeyError as e:
       raise AttributeError(str(e)) from e
 
-  def get(self, name, default=None):
-    return self[name] if name in self._config else default
-
-  def to_dict(self):
-    return {name: value.to_dict() if isinstance(value, RecordedConfig) else value for name, value in self.items()}
-
-  def items(self):
-    return [(name, self[name]) for name in self._config]
-
-  def values(self):
-    return [self[name] for name in self._config]
-
-  def keys(self):
-    return self._config.keys()
-
   def __iter__(self):
     return iter(self._config)
 
+  def __len__(self):
+    return len(self._config)
+
   def __contains__(self, name):
     return name in self._config
+
+  def to_dict(self):
+    return {name: value.to_dict() if isinstance(value, RecordedConfig) else value for name, value in self.items()}
 
 
 def undeclared_reads(run, selected):

@@ -45,7 +45,6 @@ def engine(vocab_size: int = 32, *, end_id: int = -1, rows_per_batch: int = 8, m
 
 @functools.partial(jax.jit, static_argnums=1)
 def forward(weights, model, tokens):
-  """Logits of rows without padding."""
   ones = jnp.ones_like(tokens)
   x, _ = gemma.forward(weights, model, tokens, jnp.cumsum(ones, 1) - 1, ones)
   return gemma.unembed(weights, model, x)
@@ -64,5 +63,4 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 def prompts(lengths, vocab_size: int = 32) -> list[list[int]]:
-  """Random tokens; a prompt depends on its index and length only."""
   return [np.random.default_rng([i, n]).integers(vocab_size, size=n).tolist() for i, n in enumerate(lengths)]

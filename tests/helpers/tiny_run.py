@@ -17,7 +17,6 @@ MANIFEST = {"model": {"vocab": VOCAB}, "data": "abc"}
 
 
 def rows(seed: int, num_examples: int = 22) -> Rows:
-  """Sequences that count up, in rows of 8."""
   rng = np.random.default_rng(seed)
   examples = []
   for i in range(num_examples):

@@ -1,15 +1,16 @@
 """Which tokens can be sampled, how often, and what a sample's key depends on."""
 
-import functools
 import itertools
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refused
 
 from genrm_jax.infer.sampling import SampleConfig, restrict, sample, sample_keys
-from genrm_jax.runtime.errors import UserError
 
 # Ties at the top, in the middle and at the bottom of the first row; none in the second; only ties in the third.
 LOGITS = np.array(
@@ -35,7 +36,7 @@ def _kept(logits, temperature, top_k, top_p):
   return np.array(kept)
 
 
-@pytest.mark.parametrize("top_p", [1e-30, 0.2, 0.55, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("top_p", [1e-30, 0.2, 0.55, 0.9, 0.979, 0.999, 1.0])
 @pytest.mark.parametrize(("top_k", "temperature"), [(0, 0.5), (0, 1.7), (1, 1.7), (4, 0.5), (100, 1.7)])
 def test_top_k_and_top_p_keep_the_most_likely_tokens(top_k, temperature, top_p):
   got = np.asarray(restrict(jnp.asarray(LOGITS), SampleConfig(1, temperature, top_k, top_p)))
@@ -45,31 +46,14 @@ def test_top_k_and_top_p_keep_the_most_likely_tokens(top_k, temperature, top_p):
   assert kept[np.arange(3), LOGITS.argmax(1)].all()
 
 
-def test_top_p_counts_the_mass_that_top_k_leaves():
-  logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-  # Of the two that top-k keeps, the first has 4/7 of the mass: enough for 0.5, not for 0.6.
-  for top_p, kept in ((0.5, [True, False, False, False]), (0.6, [True, True, False, False])):
-    got = restrict(logits, SampleConfig(1, top_k=2, top_p=top_p))
-    np.testing.assert_array_equal(np.isfinite(got[0]), kept)
-
-
-def test_temperature_0_is_greedy_for_every_key():
-  for seed in range(3):
-    keys = jax.random.split(jax.random.key(seed), (3, 2))
-    got = sample(jnp.asarray(LOGITS), keys, SampleConfig(1, temperature=0, top_k=3, top_p=0.5))
-    np.testing.assert_array_equal(got, np.stack([LOGITS.argmax(1)] * 2, axis=1))
-    assert got.dtype == jnp.int32
-
-
 def _drawn(logits, config, num, seed=7):
   """Samples of one distribution, as many rows as make the work for large vocabularies small."""
   keys = jax.random.split(jax.random.key(seed), (num // 2000, 2000))
-  draw = jax.jit(functools.partial(sample, config=config))
+  draw = jax.jit(partial(sample, config=config))
   return np.concatenate([np.ravel(draw(jnp.asarray(logits)[None], key[None])) for key in keys])
 
 
 def _hard(size):
-  """Logits with ties, a heavy tail, excluded tokens everywhere and a padded end."""
   logits = np.round(np.random.default_rng(size).normal(0, 2.5, size), 2).astype(np.float32)
   logits[1::2] = logits[-size // 8 :] = -np.inf
   return logits
@@ -82,10 +66,8 @@ def _hard(size):
     (8, {"top_k": 5, "top_p": 0.9}),
     (2048, {"top_k": 300}),
     (2048, {"top_p": 0.9}),
-    (32_000, {}),
     (32_000, {"top_k": 900, "top_p": 0.7}),
     (256_128, {}),
-    (256_128, {"top_k": 300}),
     (256_128, {"top_p": 0.9}),
   ],
 )
@@ -132,7 +114,7 @@ def test_where_only_the_best_tokens_can_be_sampled(size):
     ({"temperature": 0.5}, 2),
     ({"temperature": 0.5, "top_k": 4, "top_p": 0.999}, 2),
   ):
-    drawn = np.asarray(sample(jnp.asarray(rows), keys, SampleConfig(1, **settings)))[first:]
+    drawn = np.asarray(jax.jit(partial(sample, config=SampleConfig(1, **settings)))(rows, keys))[first:]
     best = rows[first:] == rows[first:].max(axis=1, keepdims=True)
     assert np.take_along_axis(best, drawn, axis=1).all(), settings
 
@@ -145,14 +127,15 @@ def test_draws_from_small_vocabularies_are_those_of_one_cumulative_sum():
     cdf = np.asarray(jnp.cumsum(jax.nn.softmax(logits / 0.7, axis=-1), axis=-1))
     uniform = np.asarray(jax.vmap(jax.vmap(jax.random.uniform))(keys)) * cdf[:, -1:]
     want = [np.searchsorted(row, numbers, side="right") for row, numbers in zip(cdf, uniform, strict=True)]
-    np.testing.assert_array_equal(sample(logits, keys, SampleConfig(1, temperature=0.7)), want)
+    draw = jax.jit(partial(sample, config=SampleConfig(1, temperature=0.7)))
+    np.testing.assert_array_equal(draw(logits, keys), want)
 
 
 @pytest.mark.parametrize("size", [8, 5000])
 def test_each_sample_depends_on_its_own_key_only(size):
   keys = jax.random.split(jax.random.key(0), (16, 4))
   logits = jax.random.normal(jax.random.key(1), (16, size)) * 2
-  draw = jax.jit(functools.partial(sample, config=SampleConfig(1, top_k=6, top_p=0.9)))
+  draw = jax.jit(partial(sample, config=SampleConfig(1, top_k=6, top_p=0.9)))
   drawn = np.asarray(draw(logits, keys))
   assert len(set(drawn.ravel().tolist())) > 3
   order = np.random.default_rng(0).permutation(16)[:10]
@@ -167,23 +150,20 @@ def test_tokens_of_probability_0_are_never_sampled(copies):
   with pytest.MonkeyPatch.context() as patch:
     for number in (0.0, 0.3, 1 - 2**-23):
       patch.setattr(jax.random, "uniform", lambda key, shape=(), number=number: jnp.full(shape, number, jnp.float32))
-      drawn.append(int(sample(logits, jax.random.split(jax.random.key(0), (1, 1)), SampleConfig(1))[0, 0]))
+      draw = jax.jit(partial(sample, config=SampleConfig(1)))
+      drawn.append(int(draw(logits, jax.random.split(jax.random.key(0), (1, 1)))[0, 0]))
   assert drawn[0] == 1 and drawn[1] % 6 == 1 and drawn[2] == 6 * copies - 2
 
 
 def _key_data(*args):
-  """Keys as nested tuples, [n][num_samples]."""
   return [[tuple(key) for key in keys] for keys in np.asarray(jax.random.key_data(sample_keys(*args))).tolist()]
 
 
-def test_keys_differ_by_seed_purpose_name_and_draw():
+def test_keys_differ_by_seed_purpose_name_and_draw_and_not_by_batch():
   names = ["gsm8k/train/1", "gsm8k/train/2", "gsm8k/train/1/0", "", "plumless", "buckeroo"]  # the last two: one CRC-32
   settings = itertools.product((0, 1), ("generator", "grader", "vote"))
   keys = [key for seed, purpose in settings for of_name in _key_data(seed, purpose, names, 7) for key in of_name]
   assert len(set(keys)) == len(keys) == 2 * 3 * 6 * 7
-
-
-def test_keys_do_not_depend_on_the_batch():
   names = [f"p{i}" for i in range(12)]
   keys = dict(zip(names, _key_data(5, "vote", names, 4), strict=True))
   assert _key_data(5, "vote", names[::-1], 4) == [keys[name] for name in names[::-1]]
@@ -192,27 +172,8 @@ def test_keys_do_not_depend_on_the_batch():
   assert sample_keys(5, "vote", [], 4).shape == (0, 4)
 
 
-def test_streams_of_different_purposes_are_unrelated():
-  """A solution and its first rationale are sampled with different numbers, even under one name."""
-  names = [f"p{i}" for i in range(500)]
-  purposes = ("generator", "grader", "vote")
-  uniforms = [np.ravel(jax.vmap(jax.vmap(jax.random.uniform))(sample_keys(0, p, names, 4))) for p in purposes]
-  correlations = np.corrcoef(uniforms)[np.triu_indices(3, 1)]
-  assert np.abs(correlations).max() < 4 / np.sqrt(2000)
-
-
-@pytest.mark.parametrize(
-  "settings",
-  [
-    {"max_new_tokens": 0},
-    {"temperature": -0.1},
-    {"top_k": -1},
-    {"top_p": 0.0},
-    {"top_p": 1.01},
-    {"temperature": float("nan")},
-    {"top_p": float("nan")},
-  ],
-)
-def test_bad_settings(settings):
-  with pytest.raises(UserError, match="bad sampling settings"):
-    SampleConfig(**{"max_new_tokens": 1} | settings)
+def test_bad_settings():
+  bad = {"max_new_tokens": (0,), "temperature": (-0.1, math.nan), "top_k": (-1,), "top_p": (0.0, 1.01, math.nan)}
+  for name, values in bad.items():
+    for value in values:
+      refused(("bad sampling settings", partial(SampleConfig, **{"max_new_tokens": 1, name: value})))

@@ -1,6 +1,9 @@
-"""What the launchers run, what --dry-run prints, and what they refuse."""
+"""What launchers run, print with --dry-run and refuse; the commands of docs/pods.md run in order, against stubs."""
 
+import functools
+import importlib.util
 import json
+import operator
 import os
 import re
 import shlex
@@ -10,6 +13,11 @@ import sys
 import launchers
 import pytest
 import yaml
+from absl import flags
+
+from experiments.configs import gsm8k
+from genrm_jax import export  # noqa: F401
+from genrm_jax.pipeline import cli  # noqa: F401
 
 COMMAND = "-- python -m experiments.gsm8k --config=c.py:gemma_2b '--workdir=/shared/a b'"
 ODD = f"-- {shlex.join(launchers.ODD_WORDS)}"
@@ -93,7 +101,6 @@ def test_shellcheck():
 
 
 def manifest_of(bench, *options, **settings):
-  """The JobSet, the specs of its job and pod, and the pod's container."""
   jobset = yaml.safe_load(launchers.heredoc(bench.dry_run("gke.sh", "run", "on", *options, "--", "true", **settings)))
   job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
   return jobset, job, job["template"]["spec"], job["template"]["spec"]["containers"][0]
@@ -133,7 +140,7 @@ def script_of(bench, *options, command=("python", "-m", "a b")):
   return launchers.heredoc(bench.dry_run("slurm.sh", "run", "r", *options, "--", *command))
 
 
-def test_command_arrives_unchanged(bench):
+def test_the_command_arrives_unchanged_in_the_script(bench):
   printed = bench.dry_run("gke.sh", "run", "r", *shlex.split(ODD))
   words, same = (load(re.search(" command: (.*)", printed)[1]) for load in (json.loads, yaml.safe_load))
   assert words == same and "$(" not in "".join(words).replace("$$", "")
@@ -143,9 +150,6 @@ def test_command_arrives_unchanged(bench):
   bench.program("srun", '#!/bin/sh\nshift\nexec "$@"\n')
   done = bench.run("-euc", script_of(bench, command=[sys.executable, "-c", code, *launchers.ODD_WORDS]))
   assert json.loads(done.stdout) == [*launchers.ODD_WORDS, "--distributed=auto"]
-
-
-def test_script(bench):
   assert "--distributed=auto" not in script_of(bench, command=("true", "--distributed=off"))
   plain, given = script_of(bench), script_of(bench, "--cpus=12", "--grace=60")
   # jax.distributed assigns GPU i of a node to task i, so that each task must see all of them.
@@ -173,3 +177,65 @@ def test_install_sends_the_commit_to_all_workers(bench):
   assert send[4:8] == ["scp", f"{folder}/genrm-jax.tar.gz", "verifier:genrm-jax.tar.gz", "--worker=all"]
   assert "--worker=all" in unpack and bench.run("-nc", command.removeprefix("--command=")).returncode == 0
   assert "tar -xzf genrm-jax.tar.gz" in command and command.endswith("worker.sh install")
+
+
+PAGE = (launchers.ROOT / "docs" / "pods.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+STUBS = "gcloud worker git pip hf ssh-add docker kubectl sbatch scontrol scancel mkdir rm python3.12"
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("page")
+  bench = launchers.Bench(folder, *STUBS.split())
+  (folder / "launch").symlink_to(launchers.LAUNCH)
+  (folder / ".venv").mkdir()
+  (folder / ".venv" / "bin").symlink_to(folder / "bin")
+  done = bench.run("-euc", "\n".join(BLOCKS).replace("bash launch/worker.sh", "worker"))
+  assert done.returncode == 0, done.stderr
+  return bench.calls()
+
+
+def commands_of(calls):
+  """What the launchers run on TPUs and GPUs: module and flags."""
+  for words, text in calls:
+    remote = next((word.removeprefix("--command=") for word in words if word.startswith("--command=")), "")
+    if words[0] == "kubectl" and text:
+      words = yaml.safe_load(re.search("command: (.*)", text)[1])
+    elif words[0] == "sbatch":
+      words = shlex.split(text[text.index("\nsrun ") :].partition(" || ")[0])
+    elif " start " in remote or " exec " in remote:
+      words = shlex.split(remote)
+    if "python" in words:
+      _, _, module, *options = words[words.index("python") :]
+      yield module, dict(option.removeprefix("--").split("=", 1) for option in options)
+
+
+def test_commands_name_what_exists(calls):
+  assert set(STUBS.split()) <= {words[0] for words, _ in calls} | {"rm"}
+  commands = list(commands_of(calls))
+  (exporting,) = (options for module, options in commands if module == "genrm_jax.export")
+  runs = [options for module, options in commands if module == "experiments.gsm8k"]
+  assert len(runs) == 5 and set(exporting) <= set(flags.FLAGS)
+  assert all(importlib.util.find_spec(module) for module, _ in commands)
+  for options in runs:
+    path, _, variant = options.pop("config").partition(":")
+    assert (launchers.ROOT / path).is_file()
+    config = gsm8k.get_config(variant)
+    given = {name.removeprefix("config."): options.pop(name) for name in list(options) if name.startswith("config.")}
+    types = {key: type(functools.reduce(operator.getitem, key.split("."), config)) for key in given}
+    config.update_from_flattened_dict({key: types[key](value) for key, value in given.items()})
+    assert set(options) <= set(flags.FLAGS)
+    assert {"data_dir", "model.checkpoint", "tokenizer.path"} <= set(given)
+    shards = 64 // config.mesh.tensor if config.mesh.tensor > 1 else 16
+    assert all(v.loop.batch_size % shards == 0 for v in config.verifiers.values() if "loop" in v)
+
+
+def test_gcloud_accepts_every_flag(calls, tmp_path):
+  gcloud = shutil.which("gcloud") or pytest.skip("gcloud is not installed")
+  commands = [shlex.join(words) for words, _ in calls if words[0] == "gcloud"]
+  commands.append(commands[0].replace("--project=", "--projekt="))  # the one that must be refused
+  (tmp_path / "c.json").write_text(json.dumps([{"command_string": command} for command in commands]))
+  environ = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false"}
+  done = launchers.run([gcloud, "meta", "lint-gcloud-commands", "--commands-file=c.json"], tmp_path, env=environ)
+  assert [entry["command_string"] for entry in json.loads(done.stdout) if not entry["success"]] == commands[-1:]

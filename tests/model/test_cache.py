@@ -87,7 +87,7 @@ def _count_up(cache):
   return jax.tree.map(lambda a: jnp.arange(a.size, dtype=a.dtype).reshape(a.shape), cache)
 
 
-def test_rows_are_replaced_in_place_by_shorter_ones():
+def test_the_cache_is_updated_in_place_and_copied_without_communication():
   config = get_config("tiny_gemma2")
   cache = jax.tree.map(lambda a: a - 1, kv_cache.init(config, 4, 64))
   prefixes = _count_up(kv_cache.init(config, 3, 48))
@@ -101,9 +101,6 @@ def test_rows_are_replaced_in_place_by_shorter_ones():
   memory, cache_bytes = replace.memory_analysis(), cache.k.nbytes + cache.v.nbytes
   assert memory.alias_size_in_bytes >= cache_bytes and memory.temp_size_in_bytes < cache_bytes / 16
   jax.tree.map(np.testing.assert_array_equal, replace(cache, prefixes, source), want)
-
-
-def test_copies_within_a_shard_need_no_communication():
   mesh, config = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4]), get_config("tiny_gemma2")
   with jax.set_mesh(mesh):
     cache = kv_cache.pin(_count_up(kv_cache.init(config, 8, 48)), config.rules)
@@ -115,9 +112,6 @@ def test_copies_within_a_shard_need_no_communication():
   for name, axis in AXES.items():
     got, old = np.asarray(getattr(new, name)), np.asarray(getattr(cache, name))
     np.testing.assert_array_equal(got, np.take(old, np.asarray(source), axis=axis))
-
-
-def test_decode_updates_the_cache_in_place():
   config = get_config("tiny_gemma2", num_layers=8)
   params = _params(config)
 
@@ -137,11 +131,22 @@ def test_decode_updates_the_cache_in_place():
 KB, KT, KH = 2, 256, 128
 
 
-def test_a_query_without_keys_has_a_finite_result_and_gradient():
+def test_attention_without_keys_is_finite_and_only_long_rows_of_wide_heads_on_tpus_use_the_kernel():
   q = k = v = jnp.ones((1, 3, 1, 4))
   mask = jnp.zeros((1, 3, 3), bool)
   value, grads = jax.value_and_grad(lambda *a: layers.attention(*a, mask, 2.0).sum(), argnums=(0, 1, 2))(q, k, v)
   assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
+  config = get_config("tiny_gemma2", head_dim=128)
+
+  def lowered(num_tokens, platform):
+    params = jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
+    rows = [jax.ShapeDtypeStruct((1, num_tokens), jnp.int32)] * 3
+    forward = jax.jit(jax.grad(lambda p, *rows: gemma.forward(p, config, *rows, remat="dots")[0].sum()))
+    return forward.trace(params, *rows).lower(lowering_platforms=(platform,)).as_text()
+
+  assert "tpu_custom_call" in lowered(1024, "tpu")
+  assert "tpu_custom_call" not in lowered(512, "tpu")
+  assert "tpu_custom_call" not in lowered(1024, "cpu")
 
 
 def _inputs(num_kv_heads):
@@ -191,17 +196,3 @@ def test_kernel_on_a_mesh(num_kv_heads, heads, batch):
   np.testing.assert_allclose(
     np.asarray(got)[segments > 0], np.asarray(_plain(segments)(q, k, v))[segments > 0], atol=2e-5
   )
-
-
-def test_only_long_rows_of_wide_heads_on_tpus_use_the_kernel():
-  config = get_config("tiny_gemma2", head_dim=128)
-
-  def lowered(num_tokens, platform):
-    params = jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
-    rows = [jax.ShapeDtypeStruct((1, num_tokens), jnp.int32)] * 3
-    forward = jax.jit(jax.grad(lambda p, *rows: gemma.forward(p, config, *rows, remat="dots")[0].sum()))
-    return forward.trace(params, *rows).lower(lowering_platforms=(platform,)).as_text()
-
-  assert "tpu_custom_call" in lowered(1024, "tpu")
-  assert "tpu_custom_call" not in lowered(512, "tpu")
-  assert "tpu_custom_call" not in lowered(1024, "cpu")

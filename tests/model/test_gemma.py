@@ -1,21 +1,24 @@
-"""What a token can see, proved by gradients; logits, remat, sharding, the declaration of parameters, and adapters."""
+"""What a token can see, proved by gradients; logits, remat, sharding, parameters, adapters; sizes and their counts."""
 
+import dataclasses
 import functools
+import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxprs import equations
 from random_params import random_params
 from refusals import refused
 
 from genrm_jax.model import cache as kv_cache
 from genrm_jax.model import gemma, lora
-from genrm_jax.model.config import get_config
+from genrm_jax.model.config import PUBLISHED_COUNTS, SIZES, ModelConfig, get_config
 from genrm_jax.model.lora import LoraConfig
 from genrm_jax.runtime import sharding
+from genrm_jax.runtime.sharding import DEFAULT_RULES
 
 T = 20
 TINY = ("tiny_gemma1", "tiny_gemma2", "tiny_gemma3")
@@ -67,18 +70,6 @@ def test_local_layers_reach_exactly_as_far_as_their_windows():
   assert (got[10:, :10] == 0).all(), "a gap in positions counts in full"
   got = _influence(get_config("tiny_gemma3"), tokens, positions[:, ::-1].copy(), segments)
   np.testing.assert_array_equal(got > 0, back >= 0, "causality does not depend on positions")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_of_given_tokens_match_those_of_the_whole_vocabulary(dtype):
-  config, ids = get_config("tiny_gemma2", vocab_size=999, final_softcap=0.5, dtype=dtype), (998, 0, 17, 17)
-  params, x = random_params(config), 10 * jax.random.normal(jax.random.key(0), (2, 3, 64))
-  logits = np.asarray(gemma.unembed(params, config, x))
-  assert 0.4 < np.abs(logits).max() <= 0.5, "capped"
-  np.testing.assert_allclose(gemma.unembed(params, config, x[1, 2], jnp.asarray(ids)), logits[1, 2, ids], atol=1e-6)
-  traced = jax.make_jaxpr(lambda params: gemma.unembed(params, config, x, ids))(params)
-  shapes = [out.aval.shape for equation in equations(traced.jaxpr) for out in equation.outvars]
-  assert (2, 3, 4) in shapes and not any(999 in shape for shape in shapes), "never computes the others"
 
 
 def test_remat_changes_memory_and_not_gradients():
@@ -202,7 +193,64 @@ def test_new_adapters_are_random_float32_and_do_not_change_the_model():
   assert fewer["lora_scale"] == 0.25 and list(fewer["lora"]) == ["down"]
 
 
-def test_bad_settings_are_refused():
+# The image encoder of Gemma 3 4B and above (SigLIP So400m/14 at 896 pixels), and the width of its output.
+IMAGE_ENCODER_PARAMS, IMAGE_WIDTH = 416_866_032, 1152
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if not name.startswith("tiny_")])
+def test_full_sizes_trace_and_have_the_published_counts(name):
+  config, published = get_config(name, dtype="bfloat16", param_dtype="bfloat16"), PUBLISHED_COUNTS[name]
+  params = jax.eval_shape(lambda key: gemma.init(config, key), jax.random.key(0))
+  embedding = math.prod(params["embedder"]["input_embedding"].shape)
+  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  assert gemma.num_params(config) == (embedding, total - embedding)
+
+  has_images = published.hub_vocab > config.vocab_size
+  projection = IMAGE_WIDTH * config.embed_dim + IMAGE_WIDTH if has_images else 0
+  if published.rounded_to == 1:
+    assert (embedding, total - embedding) == (published.embedding, published.non_embedding)
+  else:
+    assert abs(embedding + projection - published.embedding) < published.rounded_to
+    assert round((total - embedding) / published.rounded_to) * published.rounded_to == published.non_embedding
+  text_total = total + (published.hub_vocab - config.vocab_size) * config.embed_dim
+  assert text_total + (IMAGE_ENCODER_PARAMS + projection if has_images else 0) == published.hub_total
+
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+  row = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+  x, _ = jax.eval_shape(lambda p, t: gemma.forward(p, config, t, t, t), params, row)
+  logits = jax.eval_shape(lambda p, x: gemma.unembed(p, config, x), params, x)
+  assert (x.shape, x.dtype) == ((2, 16, config.embed_dim), jnp.bfloat16)
+  assert (logits.shape, logits.dtype) == ((2, 16, config.vocab_size), jnp.float32)
+
+
+def test_json_holds_the_model_and_bad_fields_are_refused():
+  fields = json.loads(json.dumps(get_config("tiny_gemma3").to_dict()))
+  plain = ModelConfig.from_dict(fields)
+  assert plain == get_config("tiny_gemma3") and hash(plain) == hash(get_config("tiny_gemma3"))
+  rules = json.loads(json.dumps({"ffw": ["fsdp", "tensor"], "embed": None, "vocab": "data"}))
+  config = ModelConfig.from_dict(fields | {"sharding": rules})
+  assert config.rules == {**DEFAULT_RULES, "ffw": ("fsdp", "tensor"), "embed": None, "vocab": "data"}
+  assert config.to_dict() == plain.to_dict()
+  assert config == get_config("tiny_gemma3", sharding=dict(reversed(rules.items())))
+  assert config != plain, "a program compiled for other rules is another program"
+  # A single kv head cannot be sharded, whatever the config was derived from.
+  single = dataclasses.replace(config, num_kv_heads=1).rules
+  changed = {axis for axis in single if single[axis] != config.rules[axis]}
+  assert changed == {"kv_heads", "activation_kv_heads", "cache_kv_heads"}
+  fields, build = get_config("tiny_gemma1").to_dict(), partial(get_config, "tiny_gemma2")
+  refused(
+    (r"num_layer\b.*num_layers", ModelConfig.from_dict, fields | {"num_layer": 3}),
+    ("head_dim", ModelConfig.from_dict, {key: value for key, value in fields.items() if key != "head_dim"}),
+    (r"gemma_3b.*tiny_gemma3", get_config, "gemma_3b"),
+    *(("num_kv_heads", partial(build, num_heads=3)), ("num_layers", partial(build, num_layers=0))),
+    *(("embed_dim", partial(build, embed_dim="64")), ("head_dim", partial(build, head_dim=15))),
+    *(("window", partial(build, window=None)), ("pattern", partial(build, pattern=("sliding",)))),
+    ("rope_scale_global", partial(build, rope_scale_global=float("inf"))),
+    ("qk_norm", partial(build, qk_norm=1)),
+    ("embde.*activation_batch", partial(build, sharding={"embde": "fsdp"})),
+    ("embed.*model.*tensor", partial(build, sharding={"embed": ["fsdp", "model"]})),
+    ("sharding", partial(build, sharding="fsdp")),
+  )
   good = {"rank": 4, "alpha": 8.0, "targets": ("q",)}
   bad = {"rank": (0, 4.0), "alpha": (0.0, float("nan")), "targets": ((), ("q", "o"))}
   for name, values in bad.items():

@@ -15,20 +15,12 @@ T = 24
 
 
 class Case(NamedTuple):
-  """A model and the form of its checkpoint.
-
-  Attributes:
-    config: the model.
-    flat: whether the checkpoint has the flat keys of the releases instead of nested ones.
-    transposed: whether gate and up weights are F D.
-    images: whether the checkpoint includes an image encoder.
-    query_norm: the package's name for the scale of queries.
-  """
+  """A model and the form of its checkpoint: flat keys, as released, or nested; gate and up weights F D or D F."""
 
   config: ModelConfig
   flat: bool
   transposed: bool = False
-  images: bool = False
+  images: bool = False  # with an image encoder
   query_norm: str = "BY_ONE_OVER_SQRT_HEAD_DIM"
 
 

@@ -62,14 +62,12 @@ def model(case: str, seed: int = 0) -> Any:
 
 
 def tokens() -> np.ndarray:
-  """i32[B, T], padded on the right with 0."""
   rng = np.random.default_rng(0)
   padded_BT = rng.integers(1, _TINY["vocab_size"], (len(LENGTHS), max(LENGTHS)))
   return (padded_BT * (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None])).astype(np.int32)
 
 
 def logits(made: Any, tokens_BT: np.ndarray) -> np.ndarray:
-  """Logits, f32[B, T, V]; meaningless at padding."""
   import torch
 
   given = {"input_ids": torch.tensor(tokens_BT).long(), "attention_mask": torch.tensor(tokens_BT > 0).long()}

@@ -44,7 +44,6 @@ def our_logits(params, config: ModelConfig, tokens_BT, mesh=None) -> np.ndarray:
 
 
 def open_golden(case: str, config: ModelConfig | None = None, mesh=None):
-  """The arrays of a golden, and our parameters and config of its files."""
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   params, config = pretrained.load(GOLDENS / case / "checkpoint", mesh, config=config)
   return np.load(GOLDENS / case / "logits.npz"), params, config

@@ -1,6 +1,5 @@
 """Problems, solutions and rationales of every task, what verifiers are trained on, and runs on another run's bank."""
 
-import dataclasses
 import gzip
 import json
 import re
@@ -64,7 +63,6 @@ def _letters(prompt, i):
 
 @pytest.fixture
 def bank(tmp_path, monkeypatch):
-  """A run with problems and solutions, half of them correct."""
   run = _run(tmp_path / "bank", candidates__add_reference=False)
   _use(monkeypatch, Scripted(_letters))
   data_stages.make_problems(run)
@@ -105,14 +103,6 @@ def test_a_problem_of_an_earlier_split_is_left_out(tmp_path, monkeypatch, capsys
   assert "left out 3 problems" in capsys.readouterr().err
 
 
-def test_solutions_are_graded_and_name_their_source(bank):
-  for split in SPLITS:
-    pool = bank.candidates(split)
-    assert [(c.problem_id, c.index) for c in pool] == [(p.id, i) for p in bank.problems(split) for i in range(4)]
-    assert [c.correct for c in pool] == [True, False] * (len(pool) // 2)
-    assert {c.source for c in pool} == {"generator/4"}
-
-
 def test_a_pretrained_model_is_prompted_with_worked_examples(tmp_path):
   answer = "The last letters are e, h. The answer is eh."
   run = _run(tmp_path, task__style="natural")
@@ -125,17 +115,11 @@ def test_a_pretrained_model_is_prompted_with_worked_examples(tmp_path):
   assert engine.prompts == [alone, run.task.few_shot("S{question}=") + alone]
 
 
-def test_solutions_without_an_answer_are_counted(tmp_path, monkeypatch, capsys):
-  run = _run(tmp_path, "gsm8k")
-  released = run.task.released(0)
-  first, *others = released.candidates["eval"]
-  pools = {**released.candidates, "eval": [dataclasses.replace(first, answer=None), *others]}
-  monkeypatch.setattr(run.task, "released", lambda seed: dataclasses.replace(released, candidates=pools))
-  data_stages.read_release(run)
-  assert re.findall(r"(\w+): .* correct, 1 without an answer\n", capsys.readouterr().err) == ["eval"]
-
-
-def test_without_a_shift_training_lists_count_from_0_and_keep_their_labels(bank):
+def test_solutions_are_graded_and_without_a_shift_training_lists_count_from_0(bank):
+  for split in SPLITS:
+    pool = bank.candidates(split)
+    assert [(c.problem_id, c.index) for c in pool] == [(p.id, i) for p in bank.problems(split) for i in range(4)]
+    assert [c.correct for c in pool] == [True, False] * (len(pool) // 2) and {c.source for c in pool} == {"generator/4"}
   run = _study(bank, "no_shift")
   _do(run, "bank", "rationales")
   for split in ("train", "val"):

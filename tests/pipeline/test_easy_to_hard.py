@@ -1,15 +1,11 @@
 """Trained verifiers are evaluated on someone's problems and solutions, and what is wrong is said in one message."""
 
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import ml_collections
+import processes
 import pytest
-import quick_compiles
 import saved_runs
 from refusals import refused
 
@@ -22,7 +18,6 @@ from genrm_jax.records import Score
 
 pytest.importorskip("math_verify")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROBLEMS = [
   {"problem": "Halve $1$.", "answer": r"\frac{1}{2}", "solution": r"\boxed{\frac{1}{2}}", "unique_id": "test/a.json"},
   {"problem": "Factor $x² - 1$.", "answer": "(x-1)(x+1)", "level": 2, "unique_id": "test/b.json"},
@@ -120,17 +115,6 @@ def test_verifiers_of_one_name_are_numbered(checkpoints, tmp_path):
   saved_runs.check_order(stages)
   assert not any(tmp_path.iterdir())
 
-
-@pytest.mark.parametrize("variant", ["paper", "tiny", "smoke"])
-def test_a_config_is_plain_and_asks_for_no_more_than_there_is(variant, tmp_path):
-  config = configs.get_config(variant)
-  assert config.variant == variant and config.is_locked
-  run = _run(tmp_path, variant)
-  assert run.sample_config("votes").max_new_tokens < config.engine.max_tokens and run.engine_mesh.shape
-  assert max(config.report.ns) <= config.task.num_candidates and max(config.report.ks) == config.votes.num_votes
-
-
-def test_what_is_missing_is_said_before_anything_runs(checkpoints, tmp_path):
   def make(key, value):
     run = _with_files(tmp_path, **{"verifier": str(checkpoints["orm"]), key: str(value)})
     assert not run.workdir.exists()
@@ -145,6 +129,15 @@ def test_what_is_missing_is_said_before_anything_runs(checkpoints, tmp_path):
     (r"/gone: no such file; check --config\.problems", make, "solutions", tmp_path / "gone"),
   )
   assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("variant", ["paper", "tiny", "smoke"])
+def test_a_config_is_plain_and_asks_for_no_more_than_there_is(variant, tmp_path):
+  config = configs.get_config(variant)
+  assert config.variant == variant and config.is_locked
+  run = _run(tmp_path, variant)
+  assert run.sample_config("votes").max_new_tokens < config.engine.max_tokens and run.engine_mesh.shape
+  assert max(config.report.ns) <= config.task.num_candidates and max(config.report.ks) == config.votes.num_votes
 
 
 def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, tmp_path):
@@ -163,10 +156,8 @@ def test_a_verifier_of_other_texts_and_too_few_solutions_are_told(checkpoints, t
 
 
 def test_the_command_line(checkpoints, tmp_path):
-  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_compiles.XLA_FLAGS}
-  command = [sys.executable, "-m", "experiments.math500", "--config=experiments/configs/math500.py:smoke"]
-  command += [f"--workdir={tmp_path / 'work'}", f"--config.verifier={checkpoints['genrm_cot']}"]
-  done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+  flags = (f"--workdir={tmp_path / 'work'}", f"--config.verifier={checkpoints['genrm_cot']}")
+  done = processes.run("-m", "experiments.math500", "--config=experiments/configs/math500.py:smoke", *flags)
   assert done.returncode == 0, done.stderr
   assert "pass@1 0.500 over 8 solutions" in done.stderr
   page = (tmp_path / "work/report/report.md").read_text()

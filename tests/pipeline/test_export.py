@@ -1,6 +1,7 @@
-"""A verifier leaves with everything that is needed to score elsewhere, and scores there as here."""
+"""A verifier leaves with all that scores elsewhere, as here; docs/checkpoints.md runs; imports stay light."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -29,7 +30,6 @@ def _mesh():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """A run's checkpoint for each kind of verifier, and of each kind of tokenizer; one with adapters."""
   folder = tmp_path_factory.mktemp("runs")
   out = {}
   for name, task, changes in (
@@ -136,3 +136,26 @@ def test_what_is_made_from_a_gemma_carries_its_notice(tmp_path):
   export(saved_runs.save(run, "orm"), tmp_path / "out", "released")
   for name in ("NOTICE", "README.md"):
     assert "subject to the Gemma Terms of Use" in (tmp_path / "out" / name).read_text()
+
+
+HEAVY = ("tensorflow", "torch", "transformers", "tensorflow_datasets", "gemma")
+MODULES = ("genrm_jax", "genrm_jax.verifiers", "experiments.gsm8k", "experiments.studies.reproduce")
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "checkpoints.md"
+
+
+def test_checkpoints_page(tmp_path, monkeypatch, capsys):
+  run = saved_runs.run_of(tmp_path / "runs" / "last_letter")
+  export(saved_runs.save(run, "genrm_cot"), tmp_path / "gemma")
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+    exec(block, names)
+  assert len(names["scores"]) == 2 and names["params"]["layers"]["q"].dtype == "bfloat16"
+  assert (tmp_path / "exported" / "README.md").exists()
+  assert "genrm_cot 4" in capsys.readouterr().out
+
+
+def test_imports_stay_light():
+  code = f"import sys, {', '.join(MODULES)}; print([name for name in {HEAVY!r} if name in sys.modules])"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout.split("\n")[-2] == "[]"

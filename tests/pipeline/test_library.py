@@ -18,7 +18,6 @@ from genrm_jax.data import jsonl
 from genrm_jax.pipeline import api
 from genrm_jax.records import Candidate, Problem, Score
 from genrm_jax.runtime import sharding
-from genrm_jax.runtime.errors import UserError
 
 VERIFIERS = ("judge", "dpo", "orm", "genrm", "genrm_cot")
 
@@ -61,9 +60,11 @@ def test_each_function_does_what_it_needs_and_no_more(tour):
   assert list(results["verifiers"]) == list(VERIFIERS)
   assert results == json.loads((folder / "report/results.json").read_text())
   assert set(results["meta"]["best_by"].values()) == {"loss_verify"}
-  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-  assert genrm_jax.evaluate("last_letter:smoke", folder) == results
-  assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+  moved = folder.rename(folder.with_name("moved"))  # a run is its content, wherever that lies
+  before = {p: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()}
+  assert genrm_jax.evaluate("last_letter:smoke", moved) == results
+  assert {p: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()} == before
+  moved.rename(folder)
 
 
 def test_the_command_leaves_the_same_files(tour, smoke_run):
@@ -95,26 +96,6 @@ def test_what_is_loaded_scores_as_the_run_did(name, tour):
     assert [(v.state, v.text, v.num_tokens) for v in a.votes] == [(v.state, v.text, v.num_tokens) for v in b.votes]
     p_a, p_b = ([v.p_yes for v in s.votes if v.p_yes is not None] for s in (a, b))
     np.testing.assert_allclose(p_a, p_b, rtol=2e-5)
-
-
-def test_an_over_long_solution_is_truncated_and_not_an_error(tour):
-  folder, *_ = tour
-  verifier = genrm_jax.load(folder / "checkpoints/genrm_cot")
-  good, long = verifier.score_many([("1ab2cd;", "BbCd;"), ("1ab2cd;", "B" * 500)])
-  assert good == verifier.score("1ab2cd;", "BbCd;") and long is None
-  assert {v.state for v in verifier.rationales("1ab2cd;", "B" * 500)} == {"truncated"}
-
-
-def test_a_run_is_its_content_wherever_that_lies(tour, tmp_path):
-  folder, *_ = tour
-  moved = tmp_path / "moved"
-  folder.rename(moved)
-  try:
-    before = {p.name: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()}
-    genrm_jax.evaluate("last_letter:smoke", moved)
-    assert {p.name: p.stat().st_mtime_ns for p in moved.rglob("*") if p.is_file()} == before
-  finally:
-    moved.rename(folder)
 
 
 def test_further_rows_are_scored_in_a_finished_run(smoke_run, tmp_path):
@@ -162,22 +143,12 @@ def test_further_rows_are_scored_in_a_finished_run(smoke_run, tmp_path):
   assert len(set(np.round(gains, 4))) > len(pool) / 4 and {s.step for s in found} == {dpo.step}
 
 
-def test_what_cannot_be_used_is_one_message(tour, tmp_path):
+def test_what_cannot_be_used_is_one_message(tour, tmp_path, monkeypatch):
   folder, *_ = tour
   config = genrm_jax.get_config("last_letter:smoke")
-  with pytest.raises(UserError, match="the config has no verifier prm; it has: judge"):
-    genrm_jax.train(config, folder, ["prm"])
+  refused(("the config has no verifier prm; it has: judge", genrm_jax.train, config, folder, ["prm"]))
   config.seed = 1
-  with pytest.raises(UserError, match="stage problems was begun or done, but seed has changed"):
-    genrm_jax.score(config, folder)
-  (tmp_path / "empty.py").write_text("x = 1\n")
-  with pytest.raises(UserError, match=r"empty\.py has no function get_config"):
-    genrm_jax.get_config(f"{tmp_path / 'empty.py'}:smoke")
-  with pytest.raises(AttributeError, match="no attribute 'nope'"):
-    _ = genrm_jax.nope
-
-
-def test_stages_that_are_not_needed_are_not_run(tmp_path, monkeypatch):
+  refused(("stage problems was begun or done, but seed has changed", genrm_jax.score, config, folder))
   ran = []
   monkeypatch.setattr(api.stages, "run_stages", lambda workdir, config, every, chosen, *_: ran.append(chosen))
   run = saved_runs.run_of(tmp_path)

@@ -1,15 +1,24 @@
-"""Finished work is skipped; whatever it depends on and has changed is named, and redone on request."""
+"""Finished work is skipped; what has changed is named, and redone on request; damage to any file is one message."""
 
+import collections
+import dataclasses
+import functools
 import json
 import os
 import pathlib
+import shutil
 
 import pytest
+import saved_runs
 from etils import epath
+from refusals import refused
 
+from genrm_jax.data import jsonl
 from genrm_jax.pipeline import fingerprints
 from genrm_jax.pipeline import stages as staging
+from genrm_jax.pipeline.experiment import make_stages
 from genrm_jax.pipeline.stages import Stage
+from genrm_jax.records import Score, Vote
 from genrm_jax.runtime.errors import UserError
 
 CONFIG = {"seed": 0, "data_dir": "/a", "tail": {"mark": "!", "ks": (1, 2)}, "mesh": {"fsdp": 1}, "note": ""}
@@ -62,8 +71,7 @@ class Work:
   def refuses(self, message, *selected, **changes):
     """The start is refused, and nothing is run or written."""
     before = self.files()
-    with pytest.raises(UserError, match=message):
-      self.run(*selected, **changes)
+    refused((message, functools.partial(self.run, *selected, **changes)))
     assert self.ran == [] and self.files() == before
 
 
@@ -80,8 +88,7 @@ def done(work):
 
 def test_stages_run_in_order_and_finished_ones_are_skipped(work):
   work.fails = "double"
-  with pytest.raises(UserError, match="no luck"):
-    work.run()
+  refused(("no luck", work.run))
   work.fails = None
   assert work.run("double", "numbers") == ["double"], "what failed is run again"
   assert work.run() == ["folder"]
@@ -95,15 +102,11 @@ def test_stages_run_in_order_and_finished_ones_are_skipped(work):
 def test_an_unknown_stage_and_a_missing_input_are_named(work):
   work.path.mkdir()
   work.refuses(r"no stage nope; there are: numbers, double, folder", "numbers", "nope")
-  for selected, message in (("folder", "needs numbers.txt, double.txt; run stage numbers, double first"),):
-    with pytest.raises(UserError, match=message):
-      work.run(selected)
+  refused((r"needs numbers\.txt, double\.txt; run stage numbers, double first", work.run, "folder"))
   (work.path / "numbers.txt").write_text("by hand")
-  with pytest.raises(UserError, match=r"stage double needs numbers\.txt; run stage numbers first"):
-    work.run("double")
+  refused((r"stage double needs numbers\.txt; run stage numbers first", work.run, "double"))
   work.source.unlink()
-  with pytest.raises(UserError, match=rf"stage numbers needs data_dir = {work.source}: no such file"):
-    work.run("numbers")
+  refused((rf"stage numbers needs data_dir = {work.source}: no such file", work.run, "numbers"))
   assert work.ran == []
 
 
@@ -141,8 +144,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(done):
 
 def test_an_unfinished_stage_does_not_go_on_with_other_inputs(work):
   work.fails = "double"
-  with pytest.raises(UserError, match="no luck"):
-    work.run()
+  refused(("no luck", work.run))
   work.fails = ""
   work.source.write_text("1 2 4")
   work.refuses("stage numbers was begun or done, but data_dir has changed")
@@ -158,25 +160,19 @@ def test_a_source_may_move_but_not_change(done, tmp_path):
   assert done.run() == []
   moved.write_text("1 2 4")
   done.refuses("stage numbers was begun or done, but data_dir has changed")
-  # A stage that begins now must read what an earlier stage read.
   for name in ("double.json", "folder.json"):
     (done.path / "stages" / name).unlink()
-  with pytest.raises(UserError, match="data_dir is not what stage numbers read"):
-    done.run("double")
+  refused(("data_dir is not what stage numbers read", done.run, "double"))
 
 
 def test_records_that_contradict_each_other_are_noticed(done):
   record = done.path / "stages/numbers.json"
   fields = json.loads(record.read_text())
   (done.path / "numbers.txt").write_text("7 8")
-  record.write_text(
-    json.dumps({**fields, "writes": {"numbers.txt": fingerprints.fingerprint(done.path / "numbers.txt")}})
-  )
+  writes = {"numbers.txt": fingerprints.fingerprint(done.path / "numbers.txt")}
+  record.write_text(json.dumps(fields | {"writes": writes}))
   done.refuses("it read another numbers.txt than stage numbers wrote", "folder")
   assert done.run(rerun=True) == ["double", "folder"]
-  for broken in ("[]", '{"seconds": 1}', '{"settings": 1, "reads": {}, "writes": {}}', "{"):
-    record.write_text(broken)
-    done.refuses(r"numbers\.json")
 
 
 def test_a_folder_is_known_by_what_is_in_it(tmp_path):
@@ -208,17 +204,97 @@ def test_what_cannot_be_a_workdir_is_refused_and_untouched(tmp_path):
     staging.run_stages(epath.Path(path), CONFIG, [], [], print)
 
   (tmp_path / "thesis.tex").write_text("years of work")
-  with pytest.raises(UserError, match=f"{tmp_path} is not empty but has no config.json"):
-    start(tmp_path)
-  for inside in ("", "work"):
-    with pytest.raises(UserError, match="cannot be the workdir"):
-      start(tmp_path / "thesis.tex" / inside)
+  refused(
+    (f"{tmp_path} is not empty but has no config.json", start, tmp_path),
+    *(("cannot be the workdir", start, tmp_path / "thesis.tex" / inside) for inside in ("", "work")),
+  )
   assert (tmp_path / "thesis.tex").read_text() == "years of work"
-  (tmp_path / "broken").mkdir()
-  (tmp_path / "broken/config.json").write_text("{")
-  with pytest.raises(UserError, match=r"broken/config\.json: not JSON"):
-    start(tmp_path / "broken")
   (tmp_path / "killed").mkdir()
   (tmp_path / "killed/.config.json.0123.tmp").write_text("{")  # left by a kill
   start(tmp_path / "killed")
   assert json.loads((tmp_path / "killed/config.json").read_text())["config"]["seed"] == 0
+
+
+def _stages(run):
+  """The stages of a run; checkpoints are untrained, and scores are a formula."""
+
+  def score(name):
+    votes = tuple(Vote("ok", 0.25, 0.75, 1) for _ in range(2 if name in ("genrm_cot", "judge") else 1))
+    scores = [Score(c.problem_id, c.index, name, step=4, value=0.25, votes=votes) for c in run.candidates("eval")]
+    jsonl.write_records(run.path(run.scores_file(name, "eval")), scores)
+
+  def made(stage):
+    kind, _, name = stage.name.partition("_")
+    work = {
+      "train": lambda: run.path("checkpoints", name).exists() or saved_runs.save(run, name),
+      "score": lambda: score(name),
+    }.get(kind)
+    return dataclasses.replace(stage, run=work) if work else stage
+
+  return [made(stage) for stage in make_stages(run) if not stage.name.startswith("solve")]
+
+
+def _run(workdir):
+  return saved_runs.run_of(
+    workdir, "gsm8k", **{f"verifiers__{v}__init_from": "" for v in ("orm", "genrm", "genrm_cot")}
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  run = _run(tmp_path_factory.mktemp("whole") / "work")
+  staging.run_stages(run.workdir, run.config.to_dict(), _stages(run), [], lambda line: None)
+  return pathlib.Path(run.workdir)
+
+
+def _tree(folder):
+  return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+DAMAGE = {
+  "deleted": lambda path: path.unlink(),
+  "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+  "flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+  "longer": lambda path: path.write_bytes(path.read_bytes() + b"{}\n"),
+  "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+SHAPES = (
+  "",
+  "null",
+  "[]",
+  "{}",
+  "3",
+  '"x"',
+  '{"config": 3}',
+  '{"settings": [], "reads": {}, "writes": {}}',
+  "[" * 9999,
+)
+
+
+def test_damage_is_named_and_nothing_is_written(whole):
+  run = _run(whole)
+  stages, outcomes = _stages(run), collections.Counter()
+  files = [p for p in _tree(whole) if p.stat().st_size > 1 and ("checkpoints" not in p.parts or "orm" in p.parts)]
+  records = [p for p in files if p.parent == whole or p.parent.name == "stages"]
+  cases = [(path, kind, do) for path in files for kind, do in DAMAGE.items()]
+  cases += [(path, shape, lambda path, shape=shape: path.write_text(shape)) for path in records for shape in SHAPES]
+  for path, kind, damage in cases:
+    original, before = path.read_bytes(), _tree(whole)
+    damage(path)
+    damaged = _tree(whole)
+    folder = path.relative_to(whole).parts[0]
+    try:
+      staging.run_stages(run.workdir, run.config.to_dict(), stages, [], lambda line: None)
+    except UserError as e:
+      assert "\n" not in str(e) and (path.stem.partition(".")[0] in str(e) or folder in str(e)), (path, kind, str(e))
+      assert _tree(whole) == damaged, (path, kind)
+      outcomes[folder, "refused"] += 1
+    else:
+      outcomes[folder, "accepted"] += 1
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.write_bytes(original)
+    assert _tree(whole).keys() == before.keys(), (path, kind)
+  assert outcomes.keys() >= {
+    (kind, "refused") for kind in ("problems", "candidates", "scores", "checkpoints", "report")
+  }
+  assert {kind for kind, outcome in outcomes if outcome == "accepted"} <= {"config.json", "metrics", "stages", "report"}

@@ -1,21 +1,25 @@
-"""A run is opened with its path alone, on any devices, and gives the scores that the model gives."""
+"""A run is opened with its path alone, on any devices; one starts from a Gemma checkpoint, with adapters too."""
 
-import json
 import pathlib
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+import recorded_config
 import saved_runs
+from refusals import refused
 
 import genrm_jax
-from genrm_jax.model import gemma
+from genrm_jax.data import jsonl
+from genrm_jax.export import export
 from genrm_jax.pipeline import checks
+from genrm_jax.pipeline import stages as staging
+from genrm_jax.pipeline.experiment import make_stages
+from genrm_jax.records import Score
 from genrm_jax.runtime import memory, sharding
-from genrm_jax.runtime.errors import UserError
+from genrm_jax.text.tokenizer import SentencePieceTokenizer
 from genrm_jax.training import saved
 
 PAIRS = [("mike dan", "ee+n"), ("mike dan", "en"), ("a bc def", "xyz" * 9)]
@@ -23,16 +27,15 @@ PAIRS = [("mike dan", "ee+n"), ("mike dan", "en"), ("a bc def", "xyz" * 9)]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """A checkpoint of each verifier, moved away from its workdir, and the run that it is of."""
   folder = tmp_path_factory.mktemp("runs")
   (folder / "moved").mkdir()
   out = {}
-  for task, name in (("last_letter", "genrm"), ("gsm8k", "orm"), ("gsm8k", "genrm_cot")):
+  for task, name in (("last_letter", "genrm"), ("gsm8k", "genrm_cot")):
     run = saved_runs.run_of(folder / name, task, **{f"verifiers__{name}__init_from": ""})
     path = saved_runs.save(run, name)
     shutil.move(path / "4", folder / "moved" / name)
     shutil.rmtree(run.workdir)
-    out[name] = run, folder / "moved" / name
+    out[name] = folder / "moved" / name
   return out
 
 
@@ -40,26 +43,8 @@ def _one_device():
   return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", ["genrm", "orm"])
-def test_a_direct_score_is_what_the_model_says_after_the_prompt(name, runs):
-  _, path = runs[name]
-  verifier = genrm_jax.load(path, mesh=_one_device())
-  config, prompter = verifier.engine.config, verifier.verifier.prompter
-  for question, solution in PAIRS[:2]:
-    ids = np.array([prompter.direct(question, solution)])
-    ones = np.ones_like(ids)
-    x, _ = gemma.forward(verifier.engine.params, config, ids, np.cumsum(ones, 1) - 1, ones)
-    logits = np.asarray(gemma.unembed(verifier.engine.params, config, x))[0, -1].astype(np.float64)
-    yes = np.exp(logits[prompter.yes_id]) / np.exp(logits).sum()
-    want = 1 / (1 + np.exp(-logits[prompter.tokenizer.cls_id])) if name == "orm" else yes
-    assert verifier.score(question, solution) == pytest.approx(want, rel=1e-4)
-  with pytest.raises(UserError, match=f"{name} writes no rationales"):
-    verifier.rationales(*PAIRS[0])
-
-
 def test_a_score_by_votes_is_their_mean_and_depends_on_its_texts_alone(runs):
-  _, path = runs["genrm_cot"]
-  verifier = genrm_jax.load(path, mesh=_one_device())
+  verifier = genrm_jax.load(runs["genrm_cot"], mesh=_one_device())
   assert (verifier.how.num_votes, verifier.how.sample.max_new_tokens) == (2, 8) and verifier.step == 4
   scores = verifier.score_many(PAIRS)
   assert scores == verifier.score_many(PAIRS[::-1])[::-1], "not on the order"
@@ -70,56 +55,7 @@ def test_a_score_by_votes_is_their_mean_and_depends_on_its_texts_alone(runs):
   more = verifier.rationales(*PAIRS[1], num_votes=3)
   assert [v.text for v in more[:2]] == [v.text for v in votes] and more[2].text != more[1].text
   assert [v.text for v in verifier.rationales(*PAIRS[1], seed=1)] != [v.text for v in votes]
-  with pytest.raises(UserError, match="num_votes must be 1 or more, not 0"):
-    verifier.score(*PAIRS[0], num_votes=0)
-
-
-def test_a_dpo_verifier_scores_by_itself_without_its_reference(runs, tmp_path):
-  path = tmp_path / "dpo"
-  shutil.copytree(runs["genrm"][1], path)
-  file = path / "manifest" / "metadata"
-  manifest = json.loads(file.read_text()) | {"verifier": {"name": "dpo", "kind": "dpo", "settings": {}}}
-  file.write_text(json.dumps({**manifest, "digest": saved.manifest_digest(manifest)}))
-  verifier = genrm_jax.load(path, mesh=_one_device())
-  prompter, scores = verifier.verifier.prompter, verifier.score_many(PAIRS)
-  for (question, solution), score in zip(PAIRS, scores, strict=True):
-    prompt, target = prompter.solve(question), [*prompter.tokenizer.encode(solution), prompter.end_id]
-    ids = np.array([[*prompt, *target]])
-    ones = np.ones_like(ids)
-    x, _ = gemma.forward(verifier.engine.params, verifier.engine.config, ids, np.cumsum(ones, 1) - 1, ones)
-    z = np.asarray(gemma.unembed(verifier.engine.params, verifier.engine.config, x))[0].astype(np.float64)
-    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
-    assert score == pytest.approx(p[range(len(prompt) - 1, ids.size - 1), target].prod(), rel=1e-3)
-  assert 0 < scores[2] < scores[0] < 1
-  with pytest.raises(UserError, match="dpo writes no rationales"):
-    verifier.rationales(*PAIRS[0])
-
-
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_any_number_of_devices_gives_the_same_score(sizes, runs):
-  _, path = runs["genrm"]
-  want = genrm_jax.load(path, mesh=_one_device()).score_many(PAIRS)
-  verifier = genrm_jax.load(path, mesh=sharding.make_mesh(**sizes))
-  assert verifier.score_many(PAIRS) == pytest.approx(want, rel=1e-4)
-  assert len(verifier.engine.params["final_norm"].sharding.device_set) == 8
-
-
-def test_bfloat16_by_choice(runs):
-  _, path = runs["genrm"]
-  exact, coarse = genrm_jax.load(path, mesh=_one_device()), genrm_jax.load(path, mesh=_one_device(), dtype="bfloat16")
-  assert {p.dtype.name for p in jax.tree.leaves(coarse.engine.params)} == {"bfloat16"}
-  assert coarse.engine.config.dtype == "bfloat16"
-  got, want = coarse.score(*PAIRS[0]), exact.score(*PAIRS[0])
-  assert got != want and got == pytest.approx(want, rel=0.1)
-
-
-def test_three_lines_in_a_fresh_process(runs):
-  code = (
-    f"import genrm_jax\nverifier = genrm_jax.load({str(runs['genrm'][1])!r})\nprint(verifier.score(*{PAIRS[0]!r}))\n"
-  )
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  want = genrm_jax.load(runs["genrm"][1], mesh=_one_device()).score(*PAIRS[0])
-  assert float(done.stdout) == pytest.approx(want, rel=1e-4)
+  refused(("num_votes must be 1 or more, not 0", partial(verifier.score, *PAIRS[0], num_votes=0)))
 
 
 def _stacked(verifier):
@@ -128,34 +64,22 @@ def _stacked(verifier):
   return params | {"layers": jax.tree.map(lambda *w_L: np.stack(w_L), *params["layers"])}
 
 
-def test_parameters_alone_are_numpy(runs):
-  _, path = runs["orm"]
-  params, manifest = genrm_jax.load_params(path)
-  assert manifest["verifier"]["kind"] == manifest["run"] == "orm"
-  assert {type(leaf) for leaf in jax.tree.leaves(params)} == {np.ndarray}
-  jax.tree.map(np.testing.assert_array_equal, params, _stacked(genrm_jax.load(path, mesh=_one_device())))
-
-
-# --- what cannot be opened
-
-
-def test_a_base_is_no_verifier(tmp_path):
-  run = saved_runs.run_of(tmp_path)
-  path = saved_runs.save(run, "generator")
-  with pytest.raises(UserError, match=rf"{path}/4 is a run's generator, not a verifier"):
-    genrm_jax.load(path)
-  assert genrm_jax.load_params(path)[1]["run"] == "generator"
-
-
-def test_memory_is_asked_for_before_it_is_taken(runs, monkeypatch):
-  _, path = runs["genrm"]
+def test_any_devices_and_bfloat16_by_choice_and_memory_is_asked_for_first(runs, monkeypatch):
+  path = runs["genrm"]
+  exact, coarse = genrm_jax.load(path, mesh=_one_device()), genrm_jax.load(path, mesh=_one_device(), dtype="bfloat16")
+  split = genrm_jax.load(path, mesh=sharding.make_mesh(data=2, fsdp=2, tensor=2))
+  assert split.score_many(PAIRS) == pytest.approx(exact.score_many(PAIRS), rel=1e-4)
+  assert len(split.engine.params["final_norm"].sharding.device_set) == 8
+  refused(("genrm writes no rationales", exact.rationales, *PAIRS[0]))
+  assert {p.dtype.name for p in jax.tree.leaves(coarse.engine.params)} == {"bfloat16"}
+  assert coarse.engine.config.dtype == "bfloat16"
+  got, want = coarse.score(*PAIRS[0]), exact.score(*PAIRS[0])
+  assert got != want and got == pytest.approx(want, rel=0.1)
+  path = runs["genrm"]
   monkeypatch.setattr(memory, "available_host_bytes", lambda: 5000)
   monkeypatch.setattr(saved.ocp, "PyTreeCheckpointer", lambda: pytest.fail("the arrays were read"))
   message = rf"the arrays of checkpoint {path} take 0\.0 GiB on the host, which has 0\.0 GiB free"
-  with pytest.raises(UserError, match=message):
-    genrm_jax.load(path)
-  with pytest.raises(UserError, match=message):
-    genrm_jax.load_params(path)
+  refused((message, genrm_jax.load, path), (message, genrm_jax.load_params, path))
 
 
 def test_a_damaged_tokenizer_is_damage_of_its_step(tmp_path, capsys):
@@ -170,20 +94,7 @@ def test_a_damaged_tokenizer_is_damage_of_its_step(tmp_path, capsys):
   assert genrm_jax.load(path, mesh=_one_device()).step == 4
   assert f"checkpoint {path}/2 is damaged" in capsys.readouterr().err
   (path / "4" / "files" / "tokenizer.model").unlink()
-  with pytest.raises(UserError, match=rf"checkpoint {path}/4 is damaged: no tokenizer file at .*no other whole step"):
-    genrm_jax.load(path, mesh=_one_device())
-
-
-def test_a_vocabulary_that_is_not_the_embeddings_is_refused(tmp_path):
-  path = saved_runs.save(saved_runs.run_of(tmp_path), "generator") / "4" / "manifest" / "metadata"
-  manifest = json.loads(path.read_text())
-  manifest["model"]["vocab_size"] = 20
-  path.write_text(json.dumps({**manifest, "digest": saved.manifest_digest(manifest)}))
-  with pytest.raises(UserError, match="tokenizer char has 102 pieces, but the model's embedding 20 rows"):
-    genrm_jax.load_params(tmp_path / "checkpoints" / "generator")
-
-
-# --- adapters
+  refused((rf"checkpoint {path}/4 is damaged: no tokenizer file at .*no other whole step", genrm_jax.load, path))
 
 
 ADAPTERS = {"verifiers__genrm__lora__rank": 2, "verifiers__genrm__init_from": "generator"}
@@ -195,6 +106,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
     run = saved_runs.run_of(tmp_path / str(alone), verifiers__genrm__lora__save_frozen=not alone, **ADAPTERS)
     base = saved_runs.save(run, "generator")
     paths[alone] = saved_runs.save(run, "genrm")
+  refused((f"{base}/4 is a run's generator, not a verifier", genrm_jax.load, base))
   size = {alone: sum(f.stat().st_size for f in pathlib.Path(p, "4/state").rglob("*")) for alone, p in paths.items()}
   assert size[True] < 0.7 * size[False]
   whole = genrm_jax.load(paths[False], mesh=_one_device())
@@ -208,25 +120,15 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
     **{n: True for n in ("q", "k", "v", "attn_out")},
     **{n: False for n in ("gate", "up", "down")},
   }
-  with pytest.raises(UserError, match=r"/genrm/4 holds only adapters .* base=.* generator"):
-    genrm_jax.load(paths[True])
+  refused((r"/genrm/4 holds only adapters .* base=.* generator", genrm_jax.load, paths[True]))
   joined = genrm_jax.load(paths[True], base=base, mesh=_one_device())
   assert joined.score_many(PAIRS) == whole.score_many(PAIRS)
   numpy, _ = genrm_jax.load_params(paths[True], base=base)
   jax.tree.map(np.testing.assert_array_equal, numpy, _stacked(whole))
-  # The run itself knows the base.
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.load_params("genrm", run.mesh)[0]), numpy)
   other = saved_runs.save(saved_runs.run_of(tmp_path / "other", seed=1), "generator")
-  with pytest.raises(UserError, match=r"/genrm/4 was trained beside other frozen parameters: frozen/embedder"):
-    genrm_jax.load(paths[True], base=other)
-
-
-def test_adapters_that_would_be_lost_are_refused_before_anything_runs(tmp_path):
-  changes = {**ADAPTERS, "verifiers__genrm__init_from": "", "verifiers__genrm__lora__save_frozen": False}
-  with pytest.raises(UserError, match=r"genrm: lora\.save_frozen is false"):
-    checks.check_run(saved_runs.run_of(tmp_path, **changes))
-  with pytest.raises(UserError, match=r"lora\.targets must be"):
-    checks.check_run(saved_runs.run_of(tmp_path, **ADAPTERS, verifiers__genrm__lora__targets=("bogus",)))
+  message = "/genrm/4 was trained beside other frozen parameters: frozen/embedder"
+  refused((message, partial(genrm_jax.load, paths[True], base=other)))
 
 
 def test_sharding_rules_of_a_config_hold_for_all_that_a_run_builds(tmp_path):
@@ -236,3 +138,74 @@ def test_sharding_rules_of_a_config_hold_for_all_that_a_run_builds(tmp_path):
     for params in (run.init_params("generator", run.mesh), run.load_params("generator", run.mesh)[0]):
       assert params["layers"]["q"].sharding.spec[1] == axis
   assert other.manifest("generator") == usual.manifest("generator"), "the layout is no part of what was trained"
+
+
+# On what is written.
+NO_EFFECT = ("mesh", "engine.mesh", "engine.rows_per_batch", "model.sharding", "data_dir", "report.ns")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  made = tmp_path_factory.mktemp("made")
+  run = saved_runs.run_of(made, "gsm8k", seed=7, model__param_dtype="bfloat16")
+  export(saved_runs.save(run, "base"), made / "gemma")
+  return made / "gemma"
+
+
+def _run(workdir, folder, **changes):
+  changes = {"model__checkpoint": str(folder), **changes}  # the tokenizer is beside it
+  config = {f"verifiers__{name}__init_from": "" for name in ("orm", "genrm", "genrm_cot")}
+  return saved_runs.run_of(workdir, "gsm8k", **config, **changes)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
+  run = _run(tmp_path, folder, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
+  checks.check_run(run)
+  stages = make_stages(run)
+  assert "base" not in [s.name for s in stages], "nothing starts from it"
+  chosen = ["release", "tokenizer", "train_genrm", "score_genrm"]
+  undeclared = recorded_config.undeclared_reads(run, chosen)
+  assert set(undeclared) == set(chosen)
+  for stage, keys in undeclared.items():
+    # For the manifest, and for the names of the splits; a verifier without rationales has one vote.
+    more = {"train": ("votes", "engine.max_tokens"), "score": ("votes", "task")}.get(stage.partition("_")[0], ())
+    assert not [key for key in keys if not staging.covers((*NO_EFFECT, *more), key)], stage
+  digest = SentencePieceTokenizer(folder / "tokenizer.model").digest
+  assert SentencePieceTokenizer(run.path("tokenizer.model")).digest == digest
+  path = run.path("checkpoints", "genrm")
+  steps = saved.find(path)
+  manifest = saved.read_manifest(steps[0])
+  assert "files" in manifest["init_from"] and str(folder) not in manifest["init_from"]
+  assert manifest["model"]["embed_dim"] == 32
+  names = {name.split("/")[1] for name in manifest["arrays"] if name.startswith("params/")}
+  assert names == ({"lora"} if rank else {"embedder", "layers", "final_norm"})
+  # One device, so that the adapters' base is what was read for training.
+  verifier = genrm_jax.load(path, base=folder if rank else None, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
+  first = jsonl.read_records(run.path("scores", "genrm.jsonl"), Score)[0]
+  problem = next(p for p in run.problems("eval") if p.id == first.problem_id)
+  candidate = next(c for c in run.candidates("eval") if (c.problem_id, c.index) == (problem.id, first.candidate_index))
+  assert verifier.score(problem.question, candidate.text) == pytest.approx(first.value, rel=1e-3)
+  start, _ = genrm_jax.load_params(folder.parent / "checkpoints" / "base")
+  now, _ = genrm_jax.load_params(path, base=folder if rank else None)
+  moved = jax.tree.map(lambda a, b: float(np.abs(a.astype(np.float32) - b).max()), start, now)
+  assert moved["layers"]["q"] > 1e-5, "it was trained"
+  assert (moved["layers"]["gate"] > 0) == (not rank), "adapters leave the rest alone"
+
+  # The checkpoint may move: the run is still this one, and its training resumes from what it has saved.
+  elsewhere, said = tmp_path / "elsewhere" / "renamed", []
+  shutil.copytree(folder, elsewhere)
+  again = _run(run.workdir, elsewhere, verifiers__genrm__lora__rank=rank, verifiers__genrm__lora__save_frozen=False)
+
+  def start(*names):
+    staging.run_stages(again.workdir, again.config.to_dict(), make_stages(again), names, said.append)
+
+  start(*chosen)
+  assert said[-1].endswith("nothing was run")
+  again.path("stages", "train_genrm.json").unlink()
+  start("train_genrm")
+  assert [step.name for step in saved.find(path)] == [step.name for step in steps]
+  (elsewhere / "model.safetensors").rename(elsewhere / "another.safetensors")
+  refused((r"train_genrm: model\.checkpoint is not what stage tokenizer read.*--rerun", start, "train_genrm"))
+  other = saved_runs.run_of(tmp_path / "other", "last_letter", model__checkpoint=str(folder))
+  refused(("tokenizer char has 102 pieces, but the model's embedding 320 rows", lambda: other.model))

@@ -64,7 +64,6 @@ def quick(monkeypatch):
 
 
 def left_by(path, **changes):
-  """Writes the lock of another owner; returns who that is."""
   found = {**owner.this_process(), "beat": 3, **changes}
   path.mkdir(exist_ok=True)
   (path / lock.NAME).write_text(json.dumps(found))
@@ -161,8 +160,3 @@ def test_a_lost_lock_ends_the_run(by, tmp_path, monkeypatch):
     lock.check()
     wrote.append("after the check")
   assert not wrote and lock_file.exists() == (by != "removed")
-
-
-def test_unusable_places(tmp_path):
-  (tmp_path / "file").touch()
-  assert f"{tmp_path}/file cannot be the workdir" in error_of(tmp_path / "file")

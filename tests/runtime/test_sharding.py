@@ -30,7 +30,7 @@ def mesh():
   return sharding.make_mesh(data=2, fsdp=2, tensor=2)
 
 
-def test_make_mesh(mesh):
+def test_meshes_constraints_and_rules_that_cannot_be_kept(mesh):
   assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
   assert mesh.axis_types == (AxisType.Auto,) * 3
   assert dict(sharding.make_mesh(fsdp=-1, tensor=2).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
@@ -42,23 +42,6 @@ def test_make_mesh(mesh):
     ("at most one", partial(sharding.make_mesh, data=-1, fsdp=-1)),
     ("data=0", partial(sharding.make_mesh, data=0)),
   )
-
-
-def test_rules_that_cannot_be_kept_are_errors(mesh):
-  for shape, axes, rules, message in (
-    ((8, 5), ("embed", "ffw"), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
-    ((8, 1), ("embed", "kv_heads"), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
-    ((6,), ("activation_batch",), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
-    ((8, 8), ("heads", "ffw"), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
-    ((8,), ("embed",), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
-    ((8,), ("embde",), {}, "no rule .* 'embde'.*embed"),
-    ((8,), ("embed",), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
-    ((8, 8), ("embed",), {}, "1 logical axes"),
-  ):
-    refused((message, sharding.param_shardings, {"layers": {"w": spec_of(shape, axes)}}, mesh, DEFAULT_RULES | rules))
-
-
-def test_constrain(mesh):
   x, axes = np.ones((8, 6, 4), np.float32), ("activation_batch", None, "activation_ffw")
   pinned = jax.jit(lambda x: sharding.constrain(x, axes, DEFAULT_RULES))
   with jax.set_mesh(mesh):
@@ -70,6 +53,17 @@ def test_constrain(mesh):
     assert other(x).sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
     refused((r"Activation.*dimension 0 .* has size 3", pinned, np.ones((3, 6, 4))))
   assert sharding.constrain(x, ("no mesh", "is", "set"), DEFAULT_RULES) is x
+  for shape, axes, rules, message in (
+    ((8, 5), ("embed", "ffw"), {}, r"layers/w, shape \(8, 5\): dimension 1 \('ffw'\) has size 5.*tensor=2"),
+    ((8, 1), ("embed", "kv_heads"), {}, r"dimension 1 \('kv_heads'\) has size 1.*tensor=2"),
+    ((6,), ("activation_batch",), {}, r"dimension 0 .* has size 6.*data=2 x fsdp=2"),
+    ((8, 8), ("heads", "ffw"), {}, r"'tensor' .* dimension 0 \('heads'\) and dimension 1 \('ffw'\)"),
+    ((8,), ("embed",), {"embed": ("fsdp", "fsdp")}, "'fsdp' .* dimension 0"),
+    ((8,), ("embde",), {}, "no rule .* 'embde'.*embed"),
+    ((8,), ("embed",), {"embed": "expert"}, "'embed' names 'expert'; the mesh has data, fsdp, tensor"),
+    ((8, 8), ("embed",), {}, "1 logical axes"),
+  ):
+    refused((message, sharding.param_shardings, {"layers": {"w": spec_of(shape, axes)}}, mesh, DEFAULT_RULES | rules))
 
 
 @pytest.mark.parametrize(("rule", "shards"), [(("data", "fsdp"), 4), ("tensor", 2), (None, 1)])
@@ -94,7 +88,7 @@ from genrm_jax.runtime import memory
 
 def faults():
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  np.ones(5 << 26)  # 2.5 GiB: glibc's threshold for trimming is at most 2 GiB
+  np.empty(5 << 26)[: 1 << 26 : 512] = 1  # of 2.5 GiB: glibc's threshold for trimming is at most 2 GiB
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if sys.argv[1] == "keep":
@@ -110,7 +104,7 @@ def test_freed_memory_is_kept_for_the_next_call():
   environ = os.environ | {"JAX_PLATFORMS": "cpu"}
   commands = ([sys.executable, "-c", _FAULTS, keep] for keep in ("leave", "keep"))
   without, kept = (int(subprocess.check_output(command, env=environ)) for command in commands)
-  assert without > 1000 and kept < without / 10
+  assert without > 200 and kept < without / 10
 
 
 def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):

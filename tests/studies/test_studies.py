@@ -1,143 +1,115 @@
-"""Studies: of the answers and rationales of the GSM8K release; which runs are made in which order, and how."""
+"""Damaged inputs of studies, by systematic changes: each is read or refused; the results page; pooling over seeds."""
 
-import json
-import os
-import sys
-import zipfile
+import dataclasses
+import pathlib
+import random
 
-from refusals import refused
+import made_up_runs
+import numpy as np
+import pytest
+import saved_runs
+from etils import epath
+from sweep import Sweep
 
-from experiments.studies import gsm8k_answers, gsm8k_rationales, reproduce
-from experiments.studies.gsm8k_answers import Compared, classify
-from genrm_jax.tasks.gsm8k import sample as gsm8k_sample
-from genrm_jax.tasks.gsm8k.answers import extract_answer
-from genrm_jax.tasks.gsm8k.rows import CritiqueRow, Place, PoolRow
-from genrm_jax.text.prompts import RELEASED
-
-ASK = RELEASED.verdict_question
-
-
-def test_classes():
-  for said, extracted, target, label, name in (
-    ("The answer is 2 + 3 = 5. The answer is 5.", "5.theansweris5", "5", False, "two statements"),
-    ("The answer is 5 - 1 = 4.", None, "5", True, "equation"),
-    ("The answer is 90 thousand.", "90thousand", "90000", False, "scale"),
-    ("The answer is 5 dozen.", "5", "5", True, "scale"),
-    ("The answer is -$20.", "20", "20", True, "minus sign"),
-    ("The answer is 6:45 pm.", "6", "6", True, "time of day"),
-    ("The answer is 2 hours and 15 minutes.", "2", "2", True, "several units"),
-    ("The answer is not given.", "notgiven", "1", False, "no number"),
-    ("The answer is four.", "four", "4", False, "number in words"),
-    ("The answer is 5 1/7.", "51/7", "5", False, "fraction"),
-    ("The answer is 1¼.", "1", "1", True, "fraction"),
-    ("The answer is $.16.", None, "16", True, "cents"),
-    ("The answer is 14.5", "14", "14", True, "decimals"),
-    ("The answer is about 51.", "about51", "72", False, "words beside the number"),
-    ("The answer is 18 (a b).", None, "18", False, "words beside the number"),
-    ("The answer is x + 11.", "11", "11", True, "expression"),
-    ("The answer is 6 or 7.", "6", "6", True, "several numbers"),
-    ("The answer is 24.", "36", "36", True, "other"),
-  ):
-    assert classify(Compared("raw pool", said, extract_answer(said), extracted, target, label)) == name, said
+from experiments.studies import gsm8k_answers, gsm8k_rationales, gsm8k_slips, results_page, seeds
+from genrm_jax.data import jsonl
+from genrm_jax.evals import metrics
+from genrm_jax.evals.metrics import Quantity
+from genrm_jax.pipeline.experiment import make_stages
+from genrm_jax.records import Score, Vote
+from genrm_jax.tasks.gsm8k import sample
+from genrm_jax.tasks.gsm8k.rows import BadRows, iter_pool
 
 
-def test_comparison_with_a_small_release(tmp_path, monkeypatch):
-  """Five problems with four solutions each, and two rows of the direct set for the first problem in each split."""
-  folder, out = gsm8k_sample.write(tmp_path, 5, 0), tmp_path / "answers.json"
-  train = folder / "grade-school-math/grade_school_math/data/train.jsonl"
-  problem = json.loads(train.read_text().splitlines()[0])
-  answer = problem["answer"].rpartition("#### ")[2]
-  for label, said, target in (("correct", f"{answer}.5", " Yes"), ("incorrect", "unknown", " No")):
-    inputs = f"I.\n\nQ: {problem['question']}\nA: Let's think step by step.\nThe answer is {said}.\n"
-    row = {"inputs": inputs + ASK, "targets": target}
-    for split in ("", "_val"):
-      path = folder / f"genrm-critiques/critiques/rm_{label}_solutions_batch_00{split}.zip"
-      with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("rows.jsonl", json.dumps(row))
-  monkeypatch.setattr(sys, "argv", ["gsm8k_answers", f"--data_dir={folder}", f"--out={out}"])
-  gsm8k_answers.main()
-  results = json.loads(out.read_text())
-  assert results["parts"] == {
-    "raw pool": {"solutions": 20, "same_label": 20, "same_answer": 20},
-    "direct set": {"solutions": 4, "same_label": 2},
-  }
-  (row,) = results["classes"]
-  assert (row["name"], row["answers"], row["labels"], len(row["examples"])) == ("decimals", 0, 2, 2)
-  assert row["examples"][0]["label"] and row["examples"][0]["ours"].endswith(".5")
-  assert results["bad_rows"] == {"rows": 24, "left_out": 0}
+def _some_bits(sweep, name, number):
+  size = (sweep.folder / name).stat().st_size
+  sweep.bits(name, random.Random(name).sample(range(size), min(number, size)))
 
 
-def test_the_pool_is_measured_beside_the_released_set():
-  def row(question, solution, text, correct, line):
-    return PoolRow(question, solution, line, "4", "4" if correct else "5", correct, text, 0, Place("shard", line))
-
-  def released(question, solution, text, verdict):
-    return CritiqueRow(question, solution, f"{text}\n\n{ASK} {verdict}", verdict == "Yes", Place("val", 1))
-
-  pool = [
-    row("How  many?", "four", f"**Verification:**\n\nfour\nis right\n\n**Final Grade:** {ASK} Yes", True, 1),
-    row("How many?", "four", "fine\nVerification: Is the answer correct? Yes", True, 2),
-    row("How many?", "five", f"as the Expected Answer\n\n{ASK} No", False, 3),
-    row("How much?", "six", f"six\n\n{ASK} No", True, 4),
-  ]
-  known = [
-    released("How many?", "four", "\nfour is right", "Yes"),
-    released("How many?", "4", "another", "Yes"),
-    released("Who?", "Ada", "Expected Answer: Bo", "No"),
-  ]
-  found, replay = gsm8k_rationales.measure(pool, known)
-  assert found["rationales"] == 4
-  right, wrong, both = found["ledgers"]["lenient-2"].values()
-  assert (right["all"], right["kept"], right["dropped: verdict disagrees with the label"]) == (3, 2, 1)
-  assert (right["solutions"], right["problems"]) == ({"all": 2, "kept": 1}, {"all": 2, "kept": 1})
-  assert wrong["kept"] == 1
-  assert both == {"all": 1, "kept": 1}
-  assert found["ledgers"]["lenient-2+drop_leaks"]["incorrect"]["kept"] == 0
-  ours, theirs, search = found["released_validation"].values()
-  assert search == {
-    "correct": {"rows": 2, "problem in the pool": 2, "solution in the pool": 1, "rationale in the pool": 1},
-    "incorrect": {"rows": 1, "problem in the pool": 0, "solution in the pool": 0, "rationale in the pool": 0},
-  }
-  for table, starts in ((ours, 0), (theirs, 0.5)):
-    assert (table["correct"]["rows"], table["correct"]["starts with a line break"]) == (2, starts)
-  shares = ("ends in the verdict question and the verdict", "verdict is the label", "empty line before the question")
-  for label in ("correct", "incorrect"):
-    assert [ours[label][name] for name in (*shares, "heading 'Final Grade' before the question")] == [1, 1, 1, 0]
-  assert theirs["incorrect"]["names the reference"] == ours["incorrect"]["names the reference"] == 1
-  differences = dict.fromkeys(("kept -> dropped", "kept with another text", "verdict Yes -> none"), 1)
-  assert replay.table()["lenient-1"] == {"correct": differences, "incorrect": {}}
-  assert replay.table()["lenient-2+drop_leaks"] == {"correct": {}, "incorrect": {"kept -> dropped": 1}}
-  [(_, before, after)] = replay.examples["lenient-1", "correct", "verdict Yes -> none"]
-  assert (before.verdict, after.verdict) == (True, None)
+def test_results_of_runs(tmp_path):
+  made_up_runs.place(tmp_path, made_up_runs.results_of("last_letter", 0, {"orm": 4, "genrm_cot": 8}), "tiny", 0)
+  sweep, name = Sweep(tmp_path, results_page.read_runs, same=False), "last_letter/tiny-seed0.json"
+  sweep.files(name)
+  _some_bits(sweep, name, 300)
+  sweep.values(name, keep=lambda keys: len(keys) < 4, every=3)
+  assert sweep.counts["refused"] > 300 and sweep.counts["loaded"] > 50, sweep.counts
 
 
-def test_banks_come_before_the_studies_that_use_them():
-  runs = reproduce.list_runs(["last_letter", "word_sorting"], ["0", "1"], [])
-  assert runs[:4] == [(task, "tiny", seed) for task in ("last_letter", "word_sorting") for seed in ("0", "1")]
-  assert "tiny" not in {variant for _, variant, _ in runs[4:]}
-  assert len(set(runs)) == len(runs) == 2 * sum(map(len, reproduce.VARIANTS.values()))
-  chosen = reproduce.list_runs(["word_sorting"], ["2"], ["lambda_1", "tiny"])
-  assert chosen == [("word_sorting", "tiny", "2"), ("word_sorting", "lambda_1", "2")]
-  refused(("gsm", reproduce.list_runs, ["gsm"], ["0"], []))
+def test_a_finished_run(tmp_path):
+  """Without checkpoints: loading them has a sweep of its own."""
+  run = saved_runs.run_of(tmp_path, "gsm8k")
+  for stage in make_stages(run)[:1]:
+    stage.run()
+  scores = [Score(c.problem_id, c.index, "orm", 1, 0.5, (Vote("ok", 0.5, 0.5, 1),)) for c in run.candidates("eval")]
+  jsonl.write_records(run.path("scores", "orm.jsonl"), scores)
+  meta = {"task": "gsm8k", "variant": "smoke", "seed": 0, "config_hash": "", "bank": ""}
+  jsonl.write_json(
+    run.path("report", "results.json"), {"meta": meta | {"config": {"verifiers": {"orm": {}, "genrm": {}}}}}
+  )
+  jsonl.write_records(
+    run.path("scores", "genrm.jsonl"), [dataclasses.replace(score, verifier="genrm") for score in scores]
+  )
+  sweep = Sweep(pathlib.Path(run.workdir), lambda work: gsm8k_slips.measure(epath.Path(work)), same=False)
+  for name in ("report/results.json", "scores/orm.jsonl", "candidates/eval.jsonl", "problems/eval.jsonl"):
+    sweep.files(name)
+    _some_bits(sweep, name, 100)
+  sweep.values("report/results.json")
+  assert sweep.counts["refused"] > 200 and sweep.counts["loaded"] > 20, sweep.counts
 
 
-def fake_python(tmp_path, monkeypatch, lines):
-  """A shell script in place of Python, which writes its arguments to a file."""
-  script = tmp_path / "python"
-  script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/args\n{lines}\n')
-  script.chmod(0o755)
-  monkeypatch.setattr(sys, "executable", str(script))
+def test_the_release(tmp_path):
+  def read(folder):
+    gsm8k_answers.compare(folder)
+    gsm8k_rationales.measure(iter_pool(folder, (0,), BadRows()), [])
+
+  folder = sample.write(tmp_path, 5, 0)
+  sweep = Sweep(pathlib.Path(folder), read, same=False)
+  for path in sorted(p.relative_to(folder) for p in pathlib.Path(folder).rglob("*") if p.is_file()):
+    sweep.files(str(path))
+    _some_bits(sweep, str(path), 40)
+  assert sweep.counts["refused"] > 100, sweep.counts
 
 
-def test_a_run_gets_its_workdir_seed_and_bank_and_a_failed_one_shows_the_end_of_its_log(tmp_path, monkeypatch):
-  core, place = min(os.sched_getaffinity(0)), f"{tmp_path}/work/last_letter"
-  for variant, bank in (("tiny", []), ("lambda_0.3", [f"--config.bank={place}/tiny-seed2"])):
-    fake_python(tmp_path, monkeypatch, "echo some output")
-    reproduce.run_one(tmp_path / "work", "last_letter", variant, "2", core)
-    args = (tmp_path / "args").read_text().splitlines()
-    assert args[:2] == ["-m", "experiments.last_letter"] and args[2].endswith(f"last_letter.py:{variant}")
-    assert args[3:] == [f"--workdir={place}/{variant}-seed2", "--config.seed=2", *bank]
-  fake_python(tmp_path, monkeypatch, "echo train: starts\necho 'error: no luck' >&2\nexit 1")
-  refused(("error: no luck", reproduce.run_one, tmp_path / "work", "last_letter", "lambda_0.3", "2", core))
-  log = tmp_path / "work/last_letter/lambda_0.3-seed2.log"
-  assert log.read_text() == "some output\ntrain: starts\nerror: no luck\n"
+ROOT = pathlib.Path(__file__).parents[2]
+COMMITTED = ROOT / "results" / "list_tasks"
+
+
+def test_committed_page_is_made_from_the_committed_results():
+  text, figures = results_page.page_text(COMMITTED, ROOT / "docs")
+  assert text == (ROOT / "docs" / results_page.PAGE).read_text(), "run python -m experiments.studies.results_page"
+  assert {figure.file for figure in figures} <= {path.name for path in (ROOT / "docs" / "figures").iterdir()}
+
+
+def means(*columns):
+  return {seed: metrics.mean(np.array(column, float)) for seed, column in enumerate(columns)}
+
+
+def test_value_is_the_mean_over_seeds_and_undefined_where_one_is():
+  pooled = seeds.pool({"a": means([1, 0, 0, 1], [1, 1, 1, 1, 1, 0])}, draws=500)["a"]
+  assert pooled.by_seed == {0: 0.5, 1: 0.833333}
+  # Seeds count equally, whatever their number of problems.
+  assert pooled.value == pytest.approx((0.5 + 5 / 6) / 2, abs=1e-6)
+  assert pooled.low < pooled.value < pooled.high
+  empty = Quantity(((np.zeros(3), np.zeros(3)),))
+  pooled = seeds.pool({"a": {0: metrics.mean(np.ones(3)), 1: empty}}, draws=100)["a"]
+  assert (pooled.value, pooled.low, pooled.high, pooled.by_seed) == (None, None, None, {0: 1, 1: None})
+  rng = np.random.default_rng(1)
+  left = [rng.random(50) + shift for shift in (0, 5, 9)]
+  right = [column - 0.25 for column in left]
+  differences = [a - b for a, b in zip(left, right, strict=True)]
+  found = seeds.pool({"left": means(*left), "difference": means(*differences)}, draws=500)
+  assert found["left"].high - found["left"].low > 4
+  assert (found["difference"].low, found["difference"].high) == (0.25, 0.25)
+
+
+def test_intervals_cover_a_mean_that_seeds_scatter_around():
+  rng, trials = np.random.default_rng(2), 150
+  hits = {"two levels": 0, "problems only": 0}
+  for _ in range(trials):
+    columns = [rng.normal(3 + shift, 1, 40) for shift in rng.normal(0, 0.5, 10)]
+    pooled = seeds.pool({"a": means(*columns)}, draws=300)["a"]
+    alone = metrics.bootstrap(metrics.mean(np.concatenate(columns)), seed=0, draws=300)
+    for name, interval in zip(hits, (pooled, alone), strict=True):
+      hits[name] += interval.low <= 3 <= interval.high
+  assert hits["two levels"] / trials > 0.88
+  assert hits["problems only"] / trials < 0.75

@@ -102,9 +102,6 @@ def test_splits_of_the_release_are_disjoint_and_held_out_candidates_from_the_poo
   of_all = {problem: {i for p, i in drawn[3] if p == problem} for problem, _ in drawn[3]}
   left_out = {min(of_all[p] - {i for q, i in drawn[0] if q == p}) for p in of_all}
   assert len(left_out) > 1, "each problem has its own draw"
-
-
-def test_problems_of_the_task_are_disjoint_and_in_random_order():
   task = GSM8K(**SMALL | {"num_train": 0})
   found = {split: base.checked_problems(task, split, np.random.default_rng(0)) for split in task.splits}
   ids = {split: [p.id for p in problems] for split, problems in found.items()}

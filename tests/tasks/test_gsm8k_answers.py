@@ -95,24 +95,7 @@ def test_numbers_are_exact(integer, form, decimal, fraction):
 PARTS = [
   *"07.,/-–=$%*_^+:;(){}&<>'xkc\\ \nŉİ",
   *("12", "345", "1,000", "\\frac", "\\frac{1}{2}", "<b>", "</b>", "two", "half", "a.m.", "5:00", " million"),
-  *(
-    " and ",
-    " because ",
-    ", which ",
-    "negative ",
-    "½",
-    "²",
-    "₂",
-    "⁄",
-    "minus ",
-    "¤",
-    "$1",
-    "dozen",
-    " hundred",
-    "M",
-    "ten",
-    "-",
-  ),
+  *(" and ", " because ", ", which ", "negative ", "½", "²", "₂", "⁄", "minus ", "¤", "$1", "dozen", " hundred", "ten"),
 ]
 
 
@@ -156,15 +139,6 @@ def test_the_work_for_an_answer_is_bounded(text, monkeypatch):
   assert normalise_answer(text) == normalise_answer(text[: limit + 1])
 
 
-def test_only_the_end_and_whole_words_are_read():
-  filling = "x" * answers.MAX_SOLUTION_CHARACTERS
-  assert extract_answer("The answer is 7. " + filling) is None
-  assert extract_answer(filling + " The answer is 7.") == extract_answer("The answer is 7. " + filling[30:]) == "7"
-  words = "a" * (answers.MAX_ANSWER_CHARACTERS - 4)
-  assert normalise_answer(f"{words} 12") == "12"
-  assert normalise_answer(f"{words} 12345") == words, "half a number is not read"
-
-
 FINAL_ANSWERS = r"""
   So 2 + 2 = 4. The answer is 4. -> 4 | The answer is 5. Wait. The answer is $1,004.00. -> 1004
   The answer is33. -> 33 | Thus the final answer is: **12** -> 12 | The answer is unknown. -> unknown
@@ -190,22 +164,27 @@ def test_extract():
   assert len(cases) > 35
   for text, answer in cases:
     assert extract_answer(text.strip().replace("@", "\n")) == answer, text
-  nowhere = (
+  for text in (
     "The answer is .",
     "####",
-    "no answer here, 42",
+    "no answer, 42",
     "",
     "**Answer:**\n6 / 3 = 2",
     "Answer: see above",
     "\\boxed{}",
-  )
-  assert [extract_answer(text) for text in nowhere] == [None] * len(nowhere)
+  ):
+    assert extract_answer(text) is None, text
   assert not any(same_answer(a, b) for a, b in [(None, None), (None, "1"), ("1", None), ("", ""), ("1", "2")])
+  filling = "x" * answers.MAX_SOLUTION_CHARACTERS
+  assert extract_answer("The answer is 7. " + filling) is None
+  assert extract_answer(filling + " The answer is 7.") == extract_answer("The answer is 7. " + filling[30:]) == "7"
+  words = "a" * (answers.MAX_ANSWER_CHARACTERS - 4)
+  assert normalise_answer(f"{words} 12") == "12"
+  assert normalise_answer(f"{words} 12345") == words, "half a number is not read"
 
 
-@pytest.mark.parametrize(
-  ("text", "found"),
-  [
+def test_false_equations_are_found_and_nothing_else():
+  for text, found in (
     ("So 48 / 2 = 24 and 48 + 24 = 62.", ["48 + 24 = 62"]),
     ("They pay $10 * 3 = $60.", ["$10 * 3 = $60"]),
     ("In total 1,200 / 3 - 100 = 200 eggs", ["1,200 / 3 - 100 = 200"]),
@@ -218,10 +197,8 @@ def test_extract():
     ("20% of 50 * 2 = 20, half of 4 + 2 = 4, 6 multiplied by 2 + 1 = 18", []),  # the front is in words
     ("3/4 = 75%, 3 / 4 = 75 percent, 7 / 2 = 3 remainder 1, 1.5 + 1 = 250 cents", []),
     ("5 - 2x = 3, y + 3 = 9, 2^3 * 2 = 16, 5 / 0 = 0, 12 = 13", []),
-  ],
-)
-def test_false_equations_are_found_and_nothing_else(text, found):
-  assert false_equations(text) == found
+  ):
+    assert false_equations(text) == found, text
 
 
 def test_a_planted_slip_is_carried_on_and_found():

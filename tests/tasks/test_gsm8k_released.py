@@ -50,7 +50,6 @@ QUESTIONS = ["How many a?", "How  many\nb?", "How many c?"]
 
 @pytest.fixture
 def release(tmp_path):
-  """A folder like a user's: both clones, with two rounds of two shards."""
   root = tmp_path / "data"
   folder = root / "grade-school-math/grade_school_math/data"
   folder.mkdir(parents=True)
@@ -95,9 +94,6 @@ def test_rows_of_the_three_sets(release):
   assert (pool[12].rationale, pool[12].place) == ("r0 2", (str(_pool_path(release)), 1))
   expected = [(QUESTIONS[2], True, 1), *((QUESTIONS[2], False, i) for i in (4, 2, 0)), (QUESTIONS[1], True, 5)]
   assert [(r.question, r.correct, r.solution_id) for r in pool[14:19]] == expected
-
-
-def test_scan_and_rationales(release):
   bad = BadRows()
   found = _scan(release, (0, 1), bad)
   assert [p.id for p in found.problems] == ["gsm8k/train/00001", "gsm8k/train/00002"]
@@ -175,7 +171,7 @@ def test_a_bad_row_is_left_out_and_counted_in_both_passes(reason, release):
   assert (bad.to_dict()["left_out"], bad.to_dict()["files"]) == (1, expected), "counted once"
 
 
-def test_one_bad_row_in_twenty_is_tolerated(release):
+def test_one_bad_row_in_twenty_is_tolerated(release, monkeypatch):
   bad = BadRows()
 
   def write(num_bad, total):
@@ -190,9 +186,6 @@ def test_one_bad_row_in_twenty_is_tolerated(release):
   write(6, 100)
   message = r"shard_0\.jsonl\.gz: 6 of 100 rows cannot be used, .* \(first in line 96\)"
   refused((message, list, iter_pool(release, (0,), bad)), (message, bad.check))
-
-
-def test_an_endless_line_takes_bounded_memory(release, monkeypatch):
   monkeypatch.setattr(gsm8k_rows, "MAX_ROW_BYTES", 1000)
   rows = [_pool_row(QUESTIONS[0], i, f"s{i}", 1, "r") for i in range(60)]
   long = _pool_row(QUESTIONS[0], 99, "9" * 1_000_000, 1, "r")
@@ -211,18 +204,14 @@ COT = {"inputs": _inputs("q", "s", ASK_COT), "targets": "Fine."}
 
 
 def test_bad_rows_of_the_filtered_sets(release):
+  bad_direct = (
+    *(({"inputs": t}, 'field "inputs" is not') for t in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
+    *(({"inputs": _inputs("q", " ")}, "empty solution"), ({"inputs": ...}, 'field "inputs" is missing')),
+    ({"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
+    ({"targets": " No"}, "label disagrees with the file's name"),
+  )
   for read, name, good, changes in (
-    (
-      iter_direct,
-      "rm_correct_solutions_batch_11_val.zip",
-      DIRECT,
-      (
-        *(({"inputs": t}, 'field "inputs" is not') for t in ("Q: q", COT["inputs"], DIRECT["inputs"] + " Y")),
-        *(({"inputs": _inputs("q", " ")}, "empty solution"), ({"inputs": ...}, 'field "inputs" is missing')),
-        ({"targets": "Yes"}, 'field "targets" is not " Yes" or " No"'),
-        ({"targets": " No"}, "label disagrees with the file's name"),
-      ),
-    ),
+    (iter_direct, "rm_correct_solutions_batch_11_val.zip", DIRECT, bad_direct),
     (iter_critiques, "critiques_correct_solutions_batch_16_val.zip", COT, [({"targets": " "}, "empty rationale")]),
   ):
     for change, reason in changes:
@@ -232,27 +221,6 @@ def test_bad_rows_of_the_filtered_sets(release):
       (file,) = bad.to_dict()["files"].values()
       ((found, count),) = file["left_out"].items()
       assert found.startswith(reason) and count == {"rows": 1, "first_lines": [31]}
-
-
-def _flip(data):
-  middle = len(data) // 2
-  return data[:middle] + bytes(b ^ 0xFF for b in data[middle : middle + 4]) + data[middle + 4 :]
-
-
-@pytest.mark.parametrize(
-  "spoil", [lambda d: d[: len(d) // 2], _flip, lambda d: b"", lambda d: b"version https://git-lfs.github.com/spec/v1\n"]
-)
-def test_damaged_archives(spoil, release):
-  direct = release / "genrm-critiques/critiques/rm_correct_solutions_batch_2.zip"
-  _write_zip(direct, [{"inputs": _inputs("q", f"s{i} {i * 7919}"), "targets": " Yes"} for i in range(300)])
-  _write_pool(_pool_path(release), [_pool_row("q", i, f"s {i * 7919}", 1, "r") for i in range(300)])
-  for path, rows in (
-    (direct, iter_direct(release, "train", BadRows())),
-    (_pool_path(release), iter_pool(release, (0,), BadRows())),
-  ):
-    path.write_bytes(spoil(path.read_bytes()))
-    # Changed bytes may give broken rows before the checksum at the end reveals them.
-    refused((rf"{path.name}.*{gsm8k_rows.CLONE} again", list, rows))
 
 
 def test_missing_files_and_empty_archives(release, tmp_path):

@@ -1,15 +1,16 @@
 """What the list tasks share: options, splits, problems, numbered lists, renumbering, worked examples, free text."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 from edited_texts import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from genrm_jax.records import Candidate, Problem
-from genrm_jax.runtime.errors import UserError
 from genrm_jax.tasks import base, natural, word_sorting
 from genrm_jax.tasks.compact import random_word, read_list, renumber, write_list, write_placed
 from genrm_jax.tasks.last_letter import LastLetter
@@ -68,20 +69,28 @@ def test_compact_problems_have_their_words_and_every_first_number(make, num_word
   assert firsts == set(range(11 - num_words))
 
 
-def test_a_repeated_question_is_drawn_again_until_there_are_no_more():
+def test_words_lists_and_repeated_questions():
   class Few(LastLetter):  # draws from 12 problems of each length
     def problem(self, rng, num_words, split, index):
       return super().problem(np.random.default_rng(int(rng.integers(12))), num_words, split, index)
 
   settings = {"num_problems": 12, "min_words": 2, "max_words": 2}
   assert len({p.question for p in Few(val=settings).problems("val", np.random.default_rng(0))}) == 12
-  with pytest.raises(UserError, match=r"only 12 of 13 problems of split val"):
-    Few(val=settings | {"num_problems": 13}).problems("val", np.random.default_rng(0))
+  more = Few(val=settings | {"num_problems": 13})
+  refused(("only 12 of 13 problems of split val", more.problems, "val", np.random.default_rng(0)))
+  words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
+  assert {len(w) for w in words} == {2, 3, 4} and set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
+  assert len(natural.WORDS) == len(set(natural.WORDS)) > 500
+  assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
+  assert write_list(["a"] * 10, 0) and write_list(["a"], 9) and write_placed(["e", "h"], 3) == "DeEh;"
+  for num_items, first in ((2, 9), (1, -1), (11, 0)):
+    refused((f"a list of {num_items} items from number {first} ", write_list, ["a"] * num_items, first))
+  texts = ("", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;")
+  refused(*(("not a numbered list", read_list, text) for text in (*texts, "٣mike;")))
 
 
-@pytest.mark.parametrize(
-  ("options", "said"),
-  [
+def test_wrong_options():
+  for options, said in (
     ({"style": "latin"}, "unknown style 'latin'"),
     ({"style": "natural", "index_shift": False}, ".*index_shift"),
     ({"walk": {"backwards": True}}, "unknown option 'backwards'"),
@@ -89,12 +98,8 @@ def test_a_repeated_question_is_drawn_again_until_there_are_no_more():
     ({"train": SHORT | {"bbh": "DIR"}}, "train sets .*bbh; it sets"),
     ({"train": SHORT | {"min_words": 4}}, "train asks for 30 problems of 4 to 3 words"),
     ({"train": SHORT | {"num_problems": 0}}, "train asks for 0 problems"),
-  ],
-)
-def test_wrong_options(options, said):
-  for make in TASKS:
-    with pytest.raises(UserError, match=f"task {make.name}: {said}"):
-      make(**options)
+  ):
+    refused(*((f"task {make.name}: {said}", partial(make, **options)) for make in TASKS))
 
 
 @pytest.mark.parametrize("make", TASKS)
@@ -105,23 +110,6 @@ def test_without_index_shift_training_lists_start_at_0(make):
     problems, as_drawn = (t.problems(split, np.random.default_rng(0)) for t in (task, shifted))
     assert problems == (as_drawn if split == "eval" else renumber(as_drawn, [])[0])
     assert ({read_list(p.question)[1] for p in problems} == {0}) is (split != "eval")
-
-
-def test_words_and_lists_of_one_digit():
-  words = [random_word(np.random.default_rng(i), 2, 4) for i in range(300)]
-  assert {len(w) for w in words} == {2, 3, 4} and set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
-  assert len(natural.WORDS) == len(set(natural.WORDS)) > 500
-  assert all(re.fullmatch("[a-z]{3,}", w) for w in natural.WORDS)
-  assert write_list(["a"] * 10, 0) and write_list(["a"], 9) and write_placed(["e", "h"], 3) == "DeEh;"
-  for num_items, first in ((2, 9), (1, -1), (11, 0)):
-    with pytest.raises(UserError, match=rf"a list of {num_items} items from number {first} "):
-      write_list(["a"] * num_items, first)
-  with pytest.raises(UserError, match="a list of 11 items"):
-    LastLetter().problem(np.random.default_rng(0), 11, "val", 0)
-  texts = ("", "3mike", "mike;", "3mike;4dlih;", "3;", "3Mike;", "3mike; ", "12mike;", "3mike;\n", "3mike5dlih;")
-  for text in (*texts, "٣mike;"):
-    with pytest.raises(UserError, match="not a numbered list"):
-      read_list(text)
 
 
 def _candidate(task, problem, text, index=0):
@@ -163,7 +151,9 @@ ANSWERS = {
   (LastLetter, "compact"): {
     **{"eh": ["DeEh;"], "a": ["Aa;"], "ab": ["IaJb;"]},
     None: [
-      *("", ";", "DeEh", "DeEh;;", "DeEh; ", "DeEh;\n", " DeEh;", "٣e;", "²e;", "DeFh;", "EeDh;", "JaAb;", "DEEh;")
+      "",
+      ";",
+      *["DeEh", "DeEh;;", "DeEh; ", "DeEh;\n", " DeEh;", "٣e;", "²e;", "DeFh;", "EeDh;", "JaAb;", "DEEh;"],
     ],
   },
   (WordSorting, "compact"): {
@@ -177,10 +167,7 @@ ANSWERS = {
     "eh": [
       *(f"The answer is {text}" for text in ('"EH".', "e-h", "\ne, h", "xy.\nThe answer is eh. That is all.")),
       "The answer is eh.\n\nQ: Next?\nA: The answer is no.",
-      *(
-        f"The answer is eh{end}"
-        for end in ("<end_of_turn>", ".<|im_end|>\n<|im_start|>user\nThe answer is no", "</s></s>")
-      ),
+      *("The answer is eh<end_of_turn>", "The answer is eh.<|im_end|>\n<|im_start|>user\nThe answer is no"),
       *(f"The answer is {end}" for end in ("**eh**<eos>", '"eh".<|eot_id|>', "e + h = eh.", "eh<｜end▁of▁sentence｜>")),
       *(rf"So {box}." for box in (r"\boxed{eh}", r"$\boxed{\text{eh}}$", r"\[\boxed{\text{e}\,\text{h}}\]")),
       *("The answer is xy, no: \\boxed{eh}", "The answer is:\n\ne\nh", "The answer is:\n- e\n- h\n\nEach is last."),
@@ -194,15 +181,11 @@ ANSWERS = {
       "The answer is bar foo.\n\nQ: Sort these: List: b a\nA: The answer is a b.",
       "The answer is foo bar. No, wait.\nSo the answer is bar foo.",
       *(
-        f"The answer is:\n{items}"
-        for items in ("1. bar\n2. foo", "* bar\n\n* foo\n\nDone, all of it.", "bar\nfoo\n\nDone.")
+        f"The answer is:\n{items}" for items in ("1. bar\n2. foo", "* bar\n\n* foo\n\nDone, all.", "bar\nfoo\n\nDone.")
       ),
       *(f"The answer is as follows:\n\n{items}" for items in ("1) bar.\n2) foo.", "```\nbar\nfoo\n```", "bar, foo")),
       *(rf"So \boxed{{{words}}}" for words in ("bar foo", r"\text{bar, foo}", "\n\\text{bar} \\\\ \\text{foo}\n")),
-      *(
-        f"The answer is {words}"
-        for words in ("bar foo<end_of_turn>", "bar, and foo.", "_bar foo_", "bar foo. I sorted.")
-      ),
+      *(f"The answer is {words}" for words in ("bar foo<end_of_turn>", "bar, and foo.", "_bar foo_", "bar foo. So.")),
     ],
     "able and zebra": ["The answer is able, and, zebra."],
     "it&t o'connell shouldn't": ["The answer is\n\nit&t o'connell shouldn't"],
@@ -280,7 +263,8 @@ def test_worked_examples_follow_the_template_and_are_right(make):
     problem = Problem("p", task.name, "", question, "")
     assert task.grade(problem, solution).answer == _right_answer(make, _words(make, question))
     assert task.rationale(problem, solution)[1]
-  with pytest.raises(UserError, match='style "natural" only'):
-    make().few_shot("{question}")
-  with pytest.raises(UserError, match=r"p: no words (in double quotes|after)"):  # a compact question
-    task.rationale(Problem("p", make.name, "eval", "0a1b;", "ab"), "The answer is a b")
+  compact = Problem("p", make.name, "eval", "0a1b;", "ab")
+  refused(
+    ('style "natural" only', make().few_shot, "{question}"),
+    (r"p: no words (in double quotes|after)", task.rationale, compact, "The answer is a b"),
+  )

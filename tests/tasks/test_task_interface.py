@@ -37,7 +37,6 @@ PROBLEM = Problem("p", "sums", "eval", "1 + 2", "3")
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-  """Loads `Sums` from a user's module, after replacements in its text."""
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -51,18 +50,6 @@ def load(tmp_path, monkeypatch):
     return base.load_task("my_sums:Sums", options)
 
   return load
-
-
-def test_a_task_outside_the_package(load):
-  task = load(num_problems=3, largest=0)
-  problems = base.checked_problems(task, "train", np.random.default_rng(0))
-  assert [(p.id, p.question) for p in problems] == [(f"sums/train/{i}", "0 + 0") for i in range(3)]
-  assert base.checked_grade(task, PROBLEM, "1 + 2 = 3") == base.Grade("3", True)
-  assert base.checked_grade(task, PROBLEM, "") == base.Grade(None, False)
-  write = base.optional_method(task, "rationale")
-  assert write is not None and write(PROBLEM, "1 + 2 = 4") == ("I added them.", False)
-  assert base.optional_method(task, "few_shot") is None and base.optional_method(task, "released") is None
-  assert [base.load_task(name, {}).name for name in base.BUILT_IN] == list(base.BUILT_IN)
 
 
 def test_a_broken_task_is_one_message(load):

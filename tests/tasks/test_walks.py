@@ -5,14 +5,12 @@ import json
 import re
 
 import numpy as np
-import pytest
 from edited_texts import edited
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
 from genrm_jax.records import Problem
-from genrm_jax.tasks import last_letter, word_sorting
 from genrm_jax.tasks.last_letter import PLACES, LastLetter, read_list, write_list, write_placed
 from genrm_jax.tasks.word_sorting import WordSorting, listed_words, order, read_bbh, write_items
 from genrm_jax.text.tokenizer import CharTokenizer
@@ -131,27 +129,14 @@ def test_walk_ends_in_the_verdict_that_the_answer_deserves(drawn):
   assert not set("S=!?") & set(text), "the marks of the prompts"
 
 
-@pytest.mark.parametrize("style", ["compact", "natural"])
-def test_a_quarter_of_the_words_begins_like_another(style):
-  rng, task = np.random.default_rng(0), WordSorting(style=style)
-  pairs = [re.findall("[a-z]+", task.problem(rng, 2, "train", i).question)[-2:] for i in range(600)]
-  same = [np.mean([a[:n] == b[:n] for a, b in pairs]) for n in (1, 2)]
-  assert abs(same[0] - 0.25) < 0.1 and 0.08 <= same[1] < 0.22
-
-
-def test_orders_and_examples_of_the_docstrings():
-  for module, task, mike in ((last_letter, LAST, LAST_MIKE), (word_sorting, TASK, MIKE)):
-    drawn = re.findall(r"solution (\S+) +(?:ends in +)?(\S+[+-])(?= |\n)", module.__doc__)
-    assert len(drawn) >= 4
-    for solution, end in drawn:
-      assert task.rationale(mike, solution)[0].endswith(end), solution
+def test_orders_and_repeated_words():
   refused(("p: a word occurs twice", TASK.rationale, _problem(["a", "a"], 0), "A0aB1a."))
   assert write_items([(4, "dlih"), (3, "mike")], 0) == "A4dlihB3mike."
   assert [order(*words.split()) for words in ("make mike", "mike make", "a a")] == ["mm+ai<", "mm+ia>", "aa+__>"]
   assert [order(*words.split()) for words in ("mik mike", "mike mik")] == ["mm+ii+kk+_e<", "mm+ii+kk+e_>"]
 
 
-def test_bbh(data_dir):
+def test_bbh(data_dir, tmp_path):
   problems = read_bbh(data_dir)
   assert len(problems) == 250
   lengths = collections.Counter(len(p.answer.split()) for p in problems)
@@ -168,9 +153,6 @@ def test_bbh(data_dir):
     assert read_bbh(place) == problems
   task = WordSorting(style="natural", eval={"num_problems": 9, "min_words": 2, "max_words": 2, "bbh": str(clone)})
   assert task.problems("eval", np.random.default_rng(0)) == problems
-
-
-def test_bad_bbh_files_are_named(tmp_path):
   path = tmp_path / "word_sorting.json"
   good = {"input": "Sort the following words alphabetically: List: b a", "target": "a b"}
   for examples, message in (

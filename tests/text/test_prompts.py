@@ -9,6 +9,7 @@ import zipfile
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from sentencepiece import sentencepiece_model_pb2
 
 from genrm_jax.runtime.errors import UserError
@@ -20,7 +21,7 @@ from genrm_jax.text.verdicts import VerdictLocation, read_rationale
 CHAR = CharTokenizer()
 CHAT, COMPACT = FORMATS["genrm_chat"], FORMATS["compact"]
 # What follows the solution begins with a newline too, and two have a piece of their own in Gemma's tokenizers.
-QUESTION, SOLUTION = "Ann has 7 cards.", "7 = 3 + 4.\nThe answer is 7\n"
+QUESTION, SOLUTION = "Ann has {x!r:>{y}} 7 {0} cards {solution}.", "7 {question} = 3 + 4.\nThe answer is 7\n"
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -30,7 +31,7 @@ def test_parts_are_encoded_separately_and_joined(form, tokenizer):
   assert ("gemma" in tokenizer.name) is (len(tokenizer.encode("\n\n")) == 1)
   (end,) = encode_end = tokenizer.encode(form.end) or [tokenizer.eos_id]
   prompter, encode = Prompter(tokenizer, form), tokenizer.encode
-  solve = [tokenizer.bos_id, *encode(form.render(form.solve, question=QUESTION))]
+  solve = [tokenizer.bos_id, *encode(form.render(form.solve).replace("{question}", QUESTION))]
   assert prompter.solve(QUESTION) == solve
   assert prompter.solution(SOLUTION) == [*encode(SOLUTION), *encode_end]
   verify, cot, conclude = (encode(form.render(t)) for t in (form.verify, form.verify_cot, form.conclude))
@@ -69,29 +70,16 @@ def test_turn_markers_of_users_and_models_stay_text(form, tokenizer):
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_braces_in_a_question_stay(form, gemma):
-  before, after = form.render(form.solve).split("{question}")
-  for question in ("{question}", "{}", "{0} and {x!r:>{y}}", "}{", "a \\1 %s {verdict_question}"):
-    expected = before + question + after + "{question}" + form.render(form.verify)
-    for marker in TURN_MARKERS:
-      expected = expected.replace(marker, "")
-    assert gemma.decode(Prompter(gemma, form).direct(question, "{question}")) == expected
-
-
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_a_format_as_settings(form):
   assert make_format(form.name) is form and make_format(dataclasses.asdict(form)) == form
   assert form.verify != form.verify_cot
-  texts = [value for name, value in dataclasses.asdict(form).items() if name not in ("name", "verdict_question")]
-  assert not any(form.verdict_question in text for text in texts if len(form.verdict_question) > 1), "written once"
   other = make_format(dataclasses.asdict(form) | {"verdict_question": "Right?"})
   for template in (other.verify, other.conclude):
     assert other.render(template).endswith("Right?")
 
 
-@pytest.mark.parametrize(
-  ("changes", "said"),
-  [
+def test_settings_that_make_no_format():
+  for changes, said in (
     ({"solve": "Q: "}, r"'genrm': solve lacks the placeholder \{question\}"),
     *(({"grade": RELEASED.grade.replace(f"{{{s}}}", "")}, f"grade lacks .*{s}") for s in ("solution", "reference")),
     ({"verify": "?"}, r"verify lacks .*\{verdict_question\}"),
@@ -100,24 +88,17 @@ def test_a_format_as_settings(form):
     *(({"verdict_question": q}, "verdict_question is .*bare question") for q in ("", "Right? ")),
     ({"verfy": "?"}, "unknown field 'verfy'"),
     ({"end": 3}, "field 'end' is 3"),
-  ],
-)
-def test_settings_that_make_no_format(changes, said):
-  with pytest.raises(UserError, match=said):
-    make_format(dataclasses.asdict(RELEASED) | changes)
-  with pytest.raises(UserError, match="'gsm8k'; the formats are genrm, "):
-    make_format("gsm8k")
-  with pytest.raises(UserError, match="no field 'solve'"):
-    make_format({"name": "x", "verdict_question": "Right?"})
-
-
-def test_verdicts_must_be_one_token_each():
+  ):
+    refused((said, make_format, dataclasses.asdict(RELEASED) | changes))
+  refused(
+    ("'gsm8k'; the formats are genrm, ", make_format, "gsm8k"),
+    ("no field 'solve'", make_format, {"name": "x", "verdict_question": "Right?"}),
+  )
   for yes, no, message in (
     *((" yes", " No", "verdict ' yes' must be one token"), (" Yes", "No", "verdict 'No' must be one token")),
     *((" Yes", "", "verdict '' must be one token"), (" Yes", " Yes", r"both verdicts to id \d+")),
   ):
-    with pytest.raises(UserError, match=message):
-      Prompter(CHAR, dataclasses.replace(COMPACT, yes=yes, no=no))
+    refused((message, Prompter, CHAR, dataclasses.replace(COMPACT, yes=yes, no=no)))
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -135,7 +116,7 @@ def test_a_verdict_that_merges_with_its_question(form, gemma, tmp_path):
     assert str(ids) in str(error.value)
 
 
-def test_turns_of_a_chat(gemma):
+def test_turns_of_a_chat_and_its_markers(gemma, trained, tmp_path):
   prompter = Prompter(gemma, CHAT)
   start, end = (gemma.encode(marker)[0] for marker in TURN_MARKERS)
   newline, user, model = (gemma.encode(text) for text in ("\n", "user\n", "model\n"))
@@ -154,18 +135,13 @@ def test_turns_of_a_chat(gemma):
   ):
     assert ids[-len(ending) :] == ending
   assert end == prompter.end_id != gemma.eos_id
-
-
-def test_a_chat_needs_its_markers(trained, gemma, tmp_path):
   path = tmp_path / "renamed.model"
   path.write_bytes(gemma.file_bytes.replace(b"<end_of_turn>", b"<fin_of_turn>"))
   for tokenizer, marker in ((CHAR, "start"), (trained, "start"), (SentencePieceTokenizer(path), "end")):
-    with pytest.raises(UserError, match=f"'<{marker}_of_turn>' of prompt format 'genrm_chat'"):
-      Prompter(tokenizer, CHAT)
+    refused((f"'<{marker}_of_turn>' of prompt format 'genrm_chat'", Prompter, tokenizer, CHAT))
 
 
 def _released(data_dir, kind):
-  """Raw rows of the validation set, in the order of the readers."""
   folder = data_dir / "genrm-critiques" / "critiques"
   for label in ("correct", "incorrect"):
     for path in sorted(folder.glob(f"{kind}_{label}_solutions_batch_*_val.zip")):
@@ -194,9 +170,6 @@ def test_prompts_match_the_released_sets(data_dir, trained):
       rebuilt += 1
       assert trained.decode(prompter.rationale(rationale, correct)) == row["targets"]
   assert rebuilt == 227
-
-
-def test_grader_prompts_match_the_release(data_dir, trained):
   prompter, folder = Prompter(trained, RELEASED), data_dir / "genrm-critiques/critiques/data_collection"
   for path in (
     folder / f"critique_gen_{label}_solutions_round_0_shard_0.jsonl.gz" for label in ("correct", "incorrect")
@@ -264,7 +237,6 @@ def test_what_training_writes_is_read_at_the_verdict_and_completed_where_it_is_c
 
 
 def _read(prompter, text, room=1000):
-  """Reads a text in which a final "$" is the end mark."""
   ids = prompter.tokenizer.encode(text.removesuffix("$"))
   return read_rationale([*ids, prompter.end_id] if text.endswith("$") else ids, prompter, room)
 
@@ -325,10 +297,3 @@ def test_the_suffix_is_the_rest_of_the_question(prompter, cut):
   assert _read(prompter, "1 + 1 = 2." + ASK, room=0) == VerdictLocation("forced")
   if not cut:  # the same tokens as in training
     assert [*prompter.tokenizer.encode(text), *rest] == prompter.rationale(text, True)[:-2]
-
-
-def test_a_chat_ends_with_its_turn(gemma):
-  chat, other = Prompter(gemma, make_format("genrm_chat")), Prompter(gemma, FORM)
-  assert chat.end_id != other.end_id == gemma.eos_id
-  for prompter, state in ((chat, "missing"), (other, "forced")):
-    assert read_rationale([*gemma.encode("1 + 1 = 2."), chat.end_id], prompter, room=1000).state == state

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from refusals import refused
 
 from genrm_jax.pytrees import TrainState
 from genrm_jax.runtime import sharding
@@ -52,7 +53,6 @@ def _save(directory, losses):
 
 
 def _load_params(directory, expected=MANIFEST, target=TARGET):
-  """The parameters of a run's best whole step, and the step."""
 
   def read(step):
     manifest = saved.read_manifest(step)
@@ -155,8 +155,7 @@ def test_a_full_disk_is_one_message_and_earlier_steps_stay(failure, in_backgroun
 
 def test_disk_errors_are_named_and_bugs_are_not_disk_errors(tmp_path):
   (tmp_path / "file").write_text("a file")
-  with pytest.raises(UserError, match=r"file/base.*Not a directory"), Checkpoints(tmp_path / "file" / "base"):
-    pass
+  refused((r"file/base.*Not a directory", Checkpoints, tmp_path / "file" / "base"))
   _save(tmp_path, {1: 1.0})
   with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="already exists"):
     checkpoints.save(_state(1), MANIFEST, 0.5)
@@ -193,8 +192,7 @@ def test_a_path_without_a_checkpoint_of_this_library_is_named(tmp_path):
     ("foreign", "foreign/5 is not a checkpoint of genrm-jax"),
     ("old", "old/1 is not a checkpoint of this version"),
   ):
-    with pytest.raises(UserError, match=message):
-      _load_params(tmp_path / name)
+    refused((message, _load_params, tmp_path / name))
 
 
 @pytest.mark.parametrize("with_frozen", [True, False])
@@ -207,8 +205,8 @@ def test_frozen_parameters_are_optional_in_a_checkpoint_and_always_checked(with_
     checkpoints.wait()
     target = _target(adapted(0))
     _assert_equal(checkpoints.restore_newest(target, MANIFEST, adapted(0).frozen)[0], adapted(1))
-    with pytest.raises(UserError, match=rf"{tmp_path}/1 was trained beside other frozen parameters: frozen/w differs"):
-      checkpoints.restore_newest(target, MANIFEST, adapted(0, base=1.0).frozen)
+    message = f"{tmp_path}/1 was trained beside other frozen parameters: frozen/w differs"
+    refused((message, checkpoints.restore_newest, target, MANIFEST, adapted(0, base=1.0).frozen))
   step = saved.find(tmp_path)[0]
   params = saved.read_params(step, saved.read_manifest(step), None)
   assert set(params) == ({"lora", "w"} if with_frozen else {"lora"})
@@ -244,12 +242,9 @@ DAMAGE = {
   "the folder is empty": _empty,
   "an array is flipped in one bit": _flip_array,
   "array files are cut": lambda step: [_cut(p) for p in _arrays_of(step)],
-  "all arrays are gone": lambda step: shutil.rmtree(step / "state"),
-  "the tree is cut": lambda step: _cut(step / "state" / "_METADATA"),
   "the manifest is another": lambda step: _replace(
     step / "manifest" / "metadata", b'"eval_loss": 0.5', b'"eval_loss": 0.4'
   ),
-  "the manifest is cut": lambda step: _cut(step / "manifest" / "metadata"),
   "the manifest is gone": lambda step: shutil.rmtree(step / "manifest"),
 }
 
@@ -276,8 +271,8 @@ def test_damage_is_detected_and_another_whole_step_used_instead(damage, tmp_path
       checkpoints.save(_state(2), MANIFEST, 0.5)  # the run reaches that step again
     assert _steps(tmp_path) == ["2", *kept]
     shutil.copytree(tmp_path.parent / f"{tmp_path.name}_1", tmp_path / "1")
-  with pytest.raises(UserError, match=rf"{tmp_path}/2.damaged(: | is damaged.*no other whole step|; give)"):
-    _load_params(tmp_path / "2.damaged")
+  message = rf"{tmp_path}/2.damaged(: | is damaged.*no other whole step|; give)"
+  refused((message, _load_params, tmp_path / "2.damaged"))
 
 
 def test_digests_depend_on_every_bit_dtype_and_order_and_not_on_the_mesh():

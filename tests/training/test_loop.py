@@ -53,7 +53,6 @@ def _result(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A run that was never stopped."""
   workdir = tmp_path_factory.mktemp("whole")
   init = tiny_run.train(workdir)
   assert init["w"].is_deleted(), "donated"
@@ -83,13 +82,11 @@ def test_sigterm_saves_the_current_step_and_the_run_resumes_bit_exactly(at_step,
 
 
 _COMMAND = """
-import os, pathlib, sys, time
+import json, os, pathlib, sys, time
 import tiny_run
 from genrm_jax.pipeline import cli
 from genrm_jax.pipeline.stages import Stage
 from genrm_jax.training import checkpoint
-
-moment, numbers = sys.argv.pop(1), list(map(int, sys.argv.pop(1).split(",")))
 
 def send():
   os.kill(os.getpid(), numbers.pop(0)) if numbers else None
@@ -112,7 +109,14 @@ def make(run):
   return [Stage("train", train), Stage("sample", sample), Stage("report", lambda: None)]
 
 checkpoint.Checkpoints.wait = sending_wait
-cli.main("", make)
+folder, cases, codes = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), []
+for i, (moment, numbers) in enumerate(cases):  # each is forked from a process that has imported everything
+  if not (pid := os.fork()):
+    os.dup2(os.open(folder / f"{i}.err", os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv[1:] = [f"--config={folder / 'config.py'}", f"--workdir={folder / str(i)}"]
+    cli.main("", make)
+  codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(codes))
 """
 
 
@@ -122,18 +126,17 @@ def test_a_command_ends_with_the_code_of_a_signal_at_any_moment(tmp_path):
   (tmp_path / "config.py").write_text(f"import ml_collections\ndef get_config():\n  return {config}\n")
   saved_at, again = "tiny: ended by {}, step {} of 24 is saved", "ended by {}; start the same command again to go on"
   cases = [  # moment, signals, exit code, last line, number of stages that begin
-    ("training", "2", 130, saved_at.format("Ctrl-C", 5), 1),
-    ("training", "2,2", -2, "", 1),  # the second Ctrl-C comes while step 5 is saved
-    ("last save", "15", 143, saved_at.format("SIGTERM", 24), 1),
-    ("sampling", "15", 143, again.format("SIGTERM"), 2),
-    ("sampling", "2", 130, again.format("Ctrl-C"), 2),
+    ("training", [2], 130, saved_at.format("Ctrl-C", 5), 1),
+    ("training", [2, 2], -2, "", 1),  # the second Ctrl-C comes while step 5 is saved
+    ("last save", [15], 143, saved_at.format("SIGTERM", 24), 1),
+    ("sampling", [15], 143, again.format("SIGTERM"), 2),
+    ("sampling", [2], 130, again.format("Ctrl-C"), 2),
   ]
-  flags, env = [f"--config={tmp_path / 'config.py'}"], {"PYTHONPATH": f"{HERE.parent / 'helpers'}:{HERE.parents[1]}"}
-  commands = [["-c", _COMMAND, *case[:2], *flags, f"--workdir={tmp_path / str(i)}"] for i, case in enumerate(cases)]
-  done = [
-    result for i in range(0, len(cases), 2) for result in processes.finish(processes.start(commands[i : i + 2], **env))
-  ]
-  for case, (code, _, error) in zip(cases, done, strict=True):
+  env = {"PYTHONPATH": f"{HERE.parent / 'helpers'}:{HERE.parents[1]}"}
+  done = processes.run("-c", _COMMAND, tmp_path, json.dumps([case[:2] for case in cases]), **env)
+  assert done.returncode == 0, done.stderr
+  for i, (case, code) in enumerate(zip(cases, json.loads(done.stdout), strict=True)):
+    error = (tmp_path / f"{i}.err").read_text()
     _, _, want, last, num_begun = case
     assert (code, error.count(": starts"), "Traceback" in error) == (want, num_begun, False), (case, error)
     assert error.splitlines()[-1].startswith(last) or want < 0, (case, error)

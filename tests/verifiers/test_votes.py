@@ -25,7 +25,6 @@ def _engine(**kwargs):
 
 
 def _logits(ids):
-  """Logits of what follows the ids."""
   return tiny.logits(ids, CHAR.vocab_size)[-1]
 
 
@@ -33,16 +32,13 @@ def _prompts():
   return [PROMPTER.direct(q, s) for q, s in (("1ab2cd;", "BbCd;"), ("3xy;", "Dx;"), ("0abc1d2efg;", "AcBdCg;"))]
 
 
-def test_a_direct_vote_is_the_probability_of_yes():
+def test_direct_votes_are_p_yes_and_the_sigmoid_of_the_class_logit():
   prompts = _prompts()
   votes = [vote for (vote,) in score.direct_votes(_engine(), PROMPTER, prompts, "score")]
   want = np.stack([tiny.softmax(_logits(p))[list(TRACKED)] for p in prompts])
   assert [(v.state, v.num_tokens, v.text) for v in votes] == [("ok", 0, "")] * 3
   np.testing.assert_allclose([(v.p_yes, v.p_no) for v in votes], want, rtol=1e-4)
   assert (want.sum(1) < 0.9).all(), "of the whole vocabulary, not of the two"
-
-
-def test_a_classifier_vote_is_the_sigmoid_of_the_class_logit():
   prompts = _prompts()
   votes = [vote for (vote,) in score.classifier_votes(_engine(), PROMPTER, prompts, "score")]
   z = np.array([_logits(p)[CHAR.cls_id] for p in prompts], np.float64)
@@ -60,6 +56,11 @@ def test_a_likelihood_vote_keeps_the_order_of_very_unlikely_solutions(monkeypatc
   assert 0 == p[3] < p[0] < p[2] < p[1] < p[4] == 1 and p[1] == pytest.approx(np.exp(-0.25), rel=1e-12)
   assert p[2] / p[0] == pytest.approx(np.e)
   assert score.mean_p_yes([votes[0]]) == p[0], "a mean of one loses nothing"
+  yes, no = Vote("ok", 0.9, 0.05, 3), Vote("forced", 0.2, 0.7, 9)
+  silent = [Vote(state, None, None, 4) for state in ("truncated", *VOTE_STATES[3:])]
+  assert score.mean_p_yes([yes, *silent, no]) == pytest.approx(0.55)
+  assert score.mean_p_yes([Vote("ok", 0.0, 1.0, 1), *silent]) == 0.0
+  assert score.mean_p_yes(silent) is None and score.mean_p_yes([]) is None
 
 
 def _generate_by_hand(monkeypatch, texts):
@@ -116,15 +117,6 @@ def test_a_verdict_is_forced_where_the_context_has_room(monkeypatch, room, state
   assert votes[0][0].num_tokens == 6 and votes[0][0].text == "abcdef"
 
 
-def test_a_question_at_the_very_end_needs_no_room(monkeypatch):
-  _generate_by_hand(monkeypatch, [["abcde?"]])
-  prompt = PROMPTER.cot("1ab;", "Bb;")
-  ((vote,),) = _votes(_engine(max_tokens=len(prompt) + 6), [prompt], 1)
-  assert vote.state == "forced"
-  want = tiny.softmax(_logits([*prompt, *CHAR.encode("abcde?")]))[list(TRACKED)]
-  np.testing.assert_allclose([vote.p_yes, vote.p_no], want, rtol=1e-4)
-
-
 def test_a_question_cut_in_the_middle_is_completed(monkeypatch):
   prompter = Prompter(CHAR, make_format("genrm_short"))
   question = prompter.format.render(prompter.format.conclude)
@@ -162,11 +154,3 @@ def test_sampled_rationales_are_read_where_they_were_sampled(monkeypatch):
       else:
         assert (vote.p_yes, vote.p_no) == (None, None)
   assert min(counts[state] for state in ("ok", "forced")) >= 3, counts
-
-
-def test_the_value_is_the_mean_of_the_votes_with_numbers():
-  yes, no = Vote("ok", 0.9, 0.05, 3), Vote("forced", 0.2, 0.7, 9)
-  silent = [Vote(state, None, None, 4) for state in ("truncated", *VOTE_STATES[3:])]
-  assert score.mean_p_yes([yes, *silent, no]) == pytest.approx(0.55)
-  assert score.mean_p_yes([Vote("ok", 0.0, 1.0, 1), *silent]) == 0.0
-  assert score.mean_p_yes(silent) is None and score.mean_p_yes([]) is None
