@@ -61,16 +61,18 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax TASK ...`: runs experiments.TASK with the current folder on the import path."""
-  folder = str(locate.experiments_folder())
-  names = sorted(m.name for m in pkgutil.iter_modules([folder]) if m.name not in ("configs", "studies"))
+  """The command `genrm-jax NAME ...`: score, export, or an experiment, with the current folder on the import path."""
+  modules = {"score": "genrm_jax.pipeline.score_command", "export": "genrm_jax.export"}
+  for module in pkgutil.iter_modules([str(locate.experiments_folder())]):
+    if module.name not in ("configs", "studies"):
+      modules[module.name] = f"experiments.{module.name}"
   name = sys.argv[1] if len(sys.argv) > 1 else ""
-  if name not in names:
-    print(f"usage: genrm-jax {{{','.join(names)}}} --config=NAME:VARIANT --workdir=DIR", file=sys.stderr)
+  if name not in modules:
+    print(f"usage: genrm-jax {{{','.join(sorted(modules))}}} ...; genrm-jax NAME --help", file=sys.stderr)
     sys.exit(0 if name in ("-h", "--help") else 1)
   sys.path.insert(0, "")
   sys.argv = [f"genrm-jax {name}", *sys.argv[2:]]
-  runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+  runpy.run_module(modules[name], run_name="__main__", alter_sys=True)
 
 
 def _check_task(task: str) -> None:

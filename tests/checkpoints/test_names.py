@@ -16,6 +16,7 @@ import numpy as np
 import processes
 import pytest
 import real_gemma
+import saved_runs
 from etils import epath
 from make_goldens import our_logits
 from random_params import random_params
@@ -113,6 +114,15 @@ def test_the_real_gemma(tmp_path, monkeypatch):
   assert real_gemma.llama_ids(metadata, corpus) == [tokenizer.encode(text) for text in corpus]
   assert real_gemma.llama_ids(metadata, corpus, special=False) == [tokenizer.encode_plain(text) for text in corpus]
   assert all(tokenizer.decode(tokenizer.encode_plain(text)) == text for text in corpus)
+  # Adapters saved alone find it by its name.
+  run = saved_runs.run_of(
+    tmp_path / "run", "gsm8k", "gemma3_270m", verifiers__genrm__lora__rank=1, verifiers__genrm__lora__targets=("q",)
+  )
+  run.workdir.mkdir()
+  run.path("tokenizer.model").write_bytes(tokenizer.file_bytes)
+  adapted, manifest = genrm_jax.load_params(saved_runs.save(run, "genrm"))
+  assert manifest["left_out"] and np.abs(adapted["layers"]["q"] - np.asarray(params["layers"]["q"])).max() > 1e-4
+  np.testing.assert_array_equal(adapted["layers"]["up"], params["layers"]["up"])
   _resolve().unlink()  # pytest keeps the folders of three runs
 
 

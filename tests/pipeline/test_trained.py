@@ -1,7 +1,10 @@
 """A run is opened with its path alone, on any devices; one starts from a Gemma checkpoint, with adapters too."""
 
+import json
 import pathlib
 import shutil
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -62,6 +65,21 @@ def _stacked(verifier):
   """The parameters of its engine as training declares them."""
   params = jax.device_get(verifier.engine.params)
   return params | {"layers": jax.tree.map(lambda *w_L: np.stack(w_L), *params["layers"])}
+
+
+def test_the_command_scores(runs):
+  code = ["-c", "from genrm_jax.pipeline.cli import console; console()", "score", f"--checkpoint={runs['genrm_cot']}"]
+  question, solution = PAIRS[0]
+  done, wrong = (
+    subprocess.run([sys.executable, *code, *arguments], capture_output=True, text=True)
+    for arguments in ([question, solution, "--num_votes=3", "--rationales"], [question])
+  )
+  assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (1, "", 1), wrong.stderr
+  score, *votes = done.stdout.splitlines()
+  verifier = genrm_jax.load(runs["genrm_cot"])
+  want = verifier.rationales(question, solution, num_votes=3)
+  assert [json.loads(vote)["text"] for vote in votes] == [vote.text for vote in want]
+  assert float(score) == pytest.approx(verifier.score(question, solution, num_votes=3), abs=1e-6)
 
 
 def test_any_devices_and_bfloat16_by_choice_and_memory_is_asked_for_first(runs, monkeypatch):
