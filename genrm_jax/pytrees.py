@@ -53,8 +53,8 @@ class PairBatch(TokenBatch):
 class KVCache:
   """Keys and values of the tokens so far; row b is filled up to `length[b]`."""
 
-  k: Any  # [L, B, S, K, H], or a [1, B, S, K, H] per layer (gemma.unstack)
-  v: Any
+  k: jax.Array  # [L, B, S, K, H]
+  v: jax.Array  # [L, B, S, K, H]
   positions: jax.Array  # i32[B, S]
   length: jax.Array  # i32[B]
 

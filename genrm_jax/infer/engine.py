@@ -211,7 +211,6 @@ class Engine:
       max_len=bucket(max(map(len, prompts)) + settings.max_new_tokens, self.max_tokens),
       max_new_tokens=settings.max_new_tokens,
       num_tracked=len(tracked),
-      unstacked=gemma.is_unstacked(self.params),
     )
     scheduler = Scheduler(num_slots, self._num_shards(), keys)
     while True:

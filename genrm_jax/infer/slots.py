@@ -97,7 +97,7 @@ def positions_and_segments(tokens_BT: jax.Array, length_B: jax.Array) -> tuple[j
 @functools.partial(jax.jit, static_argnames="config")
 def prefill(params, tokens_PT, length_P, *, config: ModelConfig) -> Prefilled:
   """Computes the keys and values of prompts that are padded on the right."""
-  cache = kv_cache.init(config, len(tokens_PT), tokens_PT.shape[1], gemma.is_unstacked(params))
+  cache = kv_cache.init(config, *tokens_PT.shape)
   x_PTD, filled = gemma.forward(params, config, tokens_PT, *positions_and_segments(tokens_PT, length_P), cache=cache)
   assert filled is not None
   return Prefilled(filled, last_hidden(x_PTD, length_P))
@@ -105,24 +105,14 @@ def prefill(params, tokens_PT, length_P, *, config: ModelConfig) -> Prefilled:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("num_slots", "num_rollouts", "max_len", "max_new_tokens", "num_tracked", "unstacked", "config"),
+  static_argnames=("num_slots", "num_rollouts", "max_len", "max_new_tokens", "num_tracked", "config"),
 )
 def init(
-  *,
-  num_slots: int,
-  num_rollouts: int,
-  max_len: int,
-  max_new_tokens: int,
-  num_tracked: int,
-  unstacked: bool,
-  config: ModelConfig,
+  *, num_slots: int, num_rollouts: int, max_len: int, max_new_tokens: int, num_tracked: int, config: ModelConfig
 ) -> Slots:
-  """Free slots for up to `num_rollouts` rollouts each.
-
-  `max_len` counts the prompt and the sampled tokens, `unstacked` is that of the cache.
-  """
+  """Free slots for up to `num_rollouts` rollouts each; `max_len` counts the prompt and the sampled tokens."""
   slots = Slots(
-    kv_cache.init(config, num_slots, max_len, unstacked),
+    kv_cache.init(config, num_slots, max_len),
     jnp.zeros((num_slots, config.embed_dim), config.dtype),
     jnp.full(num_slots, -1, jnp.int32),
     Sampled(

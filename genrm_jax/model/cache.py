@@ -7,8 +7,6 @@
 Each row has its own length. Slots at `length` and beyond are never attended to.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -17,22 +15,13 @@ from genrm_jax.pytrees import KVCache
 from genrm_jax.runtime.sharding import FREE, Rules, constrain
 
 
-def init(config: ModelConfig, batch: int, max_len: int, unstacked: bool = False) -> KVCache:
-  """An empty cache for `batch` rows of up to `max_len` tokens, in the config's activation dtype.
-
-  `unstacked`: an array [1, B, S, K, H] per layer, for parameters of `gemma.unstack`.
-  """
-
-  def zeros() -> Any:
-    shape = (batch, max_len, config.num_kv_heads, config.head_dim)
-    if unstacked:
-      return tuple(jnp.zeros((1, *shape), config.dtype) for _ in range(config.num_layers))
-    return jnp.zeros((config.num_layers, *shape), config.dtype)
-
+def init(config: ModelConfig, batch: int, max_len: int) -> KVCache:
+  """An empty cache for `batch` rows of up to `max_len` tokens, in the config's activation dtype."""
+  shape = (config.num_layers, batch, max_len, config.num_kv_heads, config.head_dim)
   return pin(
     KVCache(
-      k=zeros(),
-      v=zeros(),
+      k=jnp.zeros(shape, config.dtype),
+      v=jnp.zeros(shape, config.dtype),
       positions=jnp.zeros((batch, max_len), jnp.int32),
       length=jnp.zeros(batch, jnp.int32),
     ),
@@ -43,10 +32,9 @@ def init(config: ModelConfig, batch: int, max_len: int, unstacked: bool = False)
 def pin(cache: KVCache, rules: Rules) -> KVCache:
   """Constrains the cache's sharding to the rules of "cache_batch" and "cache_kv_heads"."""
   axes = (None, "cache_batch", None, "cache_kv_heads", None)
-  k, v = jax.tree.map(lambda buffer: constrain(buffer, axes, rules), (cache.k, cache.v))
   return KVCache(
-    k=k,
-    v=v,
+    k=constrain(cache.k, axes, rules),
+    v=constrain(cache.v, axes, rules),
     positions=constrain(cache.positions, ("cache_batch", None), rules),
     length=constrain(cache.length, ("cache_batch",), rules),
   )
@@ -70,11 +58,10 @@ def replace_rows(cache: KVCache, prefixes: KVCache, source_B: jax.Array, rules: 
     mask = jnp.expand_dims(new_B, [a for a in range(prefix.ndim) if a != axis])
     return old.at[block].set(jnp.where(mask, new, old[block]))
 
-  k, v = jax.tree.map(lambda a, b: replace(a, b, 1), (cache.k, cache.v), (prefixes.k, prefixes.v))
   return pin(
     KVCache(
-      k=k,
-      v=v,
+      k=replace(cache.k, prefixes.k, 1),
+      v=replace(cache.v, prefixes.v, 1),
       positions=replace(cache.positions, prefixes.positions, 0),
       length=jnp.where(new_B, constrain(prefixes.length, (None,), rules)[source_B], cache.length),
     ),
@@ -95,8 +82,8 @@ def copy_rows(cache: KVCache, source_B: jax.Array, num_shards: int, rules: Rules
     take = jax.vmap(lambda rows, source: jnp.take(rows, source, axis=axis), (axis, 0), axis)
     return take(split, local_NB).reshape(buffer.shape)
 
-  k, v = jax.tree.map(lambda buffer: copy(buffer, 1), (cache.k, cache.v))
-  return pin(KVCache(k, v, copy(cache.positions, 0), copy(cache.length, 0)), rules)
+  copied = KVCache(copy(cache.k, 1), copy(cache.v, 1), copy(cache.positions, 0), copy(cache.length, 0))
+  return pin(copied, rules)
 
 
 def entries(cache: KVCache, segments_BT: jax.Array) -> jax.Array:

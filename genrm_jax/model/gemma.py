@@ -141,7 +141,7 @@ def forward(
 
   Args:
     params: as `param_specs` declares them, in any float dtype; cast to `config.dtype` where they are used. They may
-      include low-rank adapters (model/lora.py), or be unstacked, as the cache then has to be.
+      include low-rank adapters (model/lora.py).
     config: the model.
     tokens_BT: i32[B, T].
     positions_BT: i32[B, T], for RoPE and windows. They may have gaps; causality does not depend on them.
@@ -195,25 +195,15 @@ def forward(
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     # The scan already separates forward from backward, so preventing CSE would only cost time.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-  kind_L = [kinds.index(kind) for kind in config.layer_kinds]
-  x_BTD = _embed(params, config, tokens_BT)
-  k: Any = None if cache is None else cache.k
-  v: Any = None if cache is None else cache.v
-  if is_unstacked(params):
-    of_layers = []
-    for layer, weights in enumerate(params["layers"]):
-      buffers = (None, None) if cache is None else (k[layer], v[layer])
-      (x_BTD, *buffers), _ = body((x_BTD, *buffers), (weights, 0, kind_L[layer]))
-      of_layers.append(buffers)
-    k, v = zip(*of_layers, strict=True)
-  else:
-    scanned = (_adapted(params), jnp.arange(config.num_layers, dtype=jnp.int32), jnp.array(kind_L, jnp.int32))
-    (x_BTD, k, v), _ = jax.lax.scan(body, (x_BTD, k, v), scanned)
+  kind_L = jnp.array([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
+  scanned = (_adapted(params), jnp.arange(config.num_layers, dtype=jnp.int32), kind_L)
+  buffers = (None, None) if cache is None else (cache.k, cache.v)
+  (x_BTD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(body, (_embed(params, config, tokens_BT), *buffers), scanned)
   x_BTD = layers.rms_norm(x_BTD, params["final_norm"])
   if cache is None:
     return x_BTD, None
   length_B = cache.length + jnp.sum(segments_BT > 0, axis=1, dtype=jnp.int32)
-  return x_BTD, KVCache(k=k, v=v, positions=key_positions_BS, length=length_B)
+  return x_BTD, KVCache(k=k_LBSKH, v=v_LBSKH, positions=key_positions_BS, length=length_B)
 
 
 def as_used(params: Params, config: ModelConfig) -> Params:
@@ -231,24 +221,6 @@ def as_used(params: Params, config: ModelConfig) -> Params:
     return params | used
 
   return jax.jit(cast, donate_argnums=0)(params)
-
-
-def unstack(params: Params) -> Params:
-  """One tree per layer in place of arrays stacked along L, for inference on CPUs; donates `params`.
-
-  `forward` then runs layer by layer. Its scan copies the weights and the cache of each layer out of the stack, on CPUs
-  at half the time of a decoding step or more; but what is not a scan takes longer to compile.
-  """
-  split, of_name = jax.jit(lambda w: [w[layer] for layer in range(len(w))]), {}
-  for name, w in params["layers"].items():
-    of_name[name] = split(w)
-    w.delete()  # one at a time: both forms of all of them need not fit
-  return params | {"layers": tuple(dict(zip(of_name, ws, strict=True)) for ws in zip(*of_name.values(), strict=True))}
-
-
-def is_unstacked(params: Params) -> bool:
-  """Whether `params` are of `unstack`."""
-  return isinstance(params["layers"], tuple)
 
 
 def unembed(

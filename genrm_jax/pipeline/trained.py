@@ -159,10 +159,7 @@ def make_engine(
   params: gemma.Params, config: ModelConfig, mesh: Mesh, end_id: int, rows_per_batch: int, max_tokens: int
 ) -> Engine:
   """An engine with parameters cast to the dtypes that the forward pass uses. Donates `params`."""
-  params = gemma.as_used(params, config)
-  if mesh.devices.flat[0].platform == "cpu":
-    params = gemma.unstack(params)
-  return Engine(params, config, mesh, end_id, rows_per_batch, max_tokens)
+  return Engine(gemma.as_used(params, config), config, mesh, end_id, rows_per_batch, max_tokens)
 
 
 def open_step(

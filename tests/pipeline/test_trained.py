@@ -61,12 +61,6 @@ def test_a_score_by_votes_is_their_mean_and_depends_on_its_texts_alone(runs):
   refused(("num_votes must be 1 or more, not 0", partial(verifier.score, *PAIRS[0], num_votes=0)))
 
 
-def _stacked(verifier):
-  """The parameters of its engine as training declares them."""
-  params = jax.device_get(verifier.engine.params)
-  return params | {"layers": jax.tree.map(lambda *w_L: np.stack(w_L), *params["layers"])}
-
-
 def test_the_command_scores(runs):
   code = ["-c", "from genrm_jax.pipeline.cli import console; console()", "score", f"--checkpoint={runs['genrm_cot']}"]
   question, solution = PAIRS[0]
@@ -132,7 +126,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   params = run.init_params("genrm", run.mesh)
   assert set(params) == {"embedder", "layers", "final_norm", "lora", "lora_scale"}
   unadapted = {name: params[name] for name in ("embedder", "layers", "final_norm")}
-  unadapted, merged = jax.device_get(unadapted), _stacked(whole)
+  unadapted, merged = jax.device_get((unadapted, dict(whole.engine.params)))
   change = jax.tree.map(lambda a, b: np.abs(a - b).max(), unadapted, merged)
   assert {n: bool(c > 1e-4) for n, c in change["layers"].items() if n[0] in "qkvagud"} == {
     **{n: True for n in ("q", "k", "v", "attn_out")},
@@ -142,7 +136,7 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   joined = genrm_jax.load(paths[True], base=base, mesh=_one_device())
   assert joined.score_many(PAIRS) == whole.score_many(PAIRS)
   numpy, _ = genrm_jax.load_params(paths[True], base=base)
-  jax.tree.map(np.testing.assert_array_equal, numpy, _stacked(whole))
+  jax.tree.map(np.testing.assert_array_equal, numpy, jax.device_get(whole.engine.params))
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.load_params("genrm", run.mesh)[0]), numpy)
   other = saved_runs.save(saved_runs.run_of(tmp_path / "other", seed=1), "generator")
   message = "/genrm/4 was trained beside other frozen parameters: frozen/embedder"
