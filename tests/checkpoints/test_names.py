@@ -116,7 +116,7 @@ def test_the_real_gemma(tmp_path, monkeypatch):
   assert all(tokenizer.decode(tokenizer.encode_plain(text)) == text for text in corpus)
   # Adapters saved alone find it by its name.
   run = saved_runs.run_of(
-    tmp_path / "run", "gsm8k", "gemma3_270m", verifiers__genrm__lora__rank=1, verifiers__genrm__lora__targets=("q",)
+    tmp_path / "run", "gsm8k", "gemma3_270m", mesh__data=1, mesh__fsdp=-1, verifiers__genrm__lora__targets=("q",)
   )
   run.workdir.mkdir()
   run.path("tokenizer.model").write_bytes(tokenizer.file_bytes)
