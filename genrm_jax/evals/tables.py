@@ -112,8 +112,8 @@ def _best_of_n_table(results: Mapping[str, Any]) -> Table:
   return Table(
     "Accuracy of the selected solution",
     "Percent of problems, with the 95% interval over problems. A verifier's row is Best-of-N by its score; its majority"
-    " verdict calls a solution correct or not, so many tie. Weighted self-consistency picks the answer with the largest"
-    f" sum of {f'its {top} best scores' if (top := results.get('top_scores')) else 'scores'}.",
+    " verdict only says correct or incorrect, so ties are common. Weighted self-consistency picks the answer with the"
+    f" largest sum of {f'its {top} best scores' if (top := results.get('top_scores')) else 'scores'}.",
     ("method", *(f"n = {n}" for n in results["ns"])),
     tuple(rows),
   )

@@ -17,7 +17,7 @@ _RATIONALES = flags.DEFINE_bool("rationales", False, "Print each vote as a line 
 
 
 def main(argv: list[str]) -> None:
-  """Prints the score, or "none" with exit code 1 if no vote could be read."""
+  """Prints the score; without a readable vote, one message and exit code 1."""
   logging.set_verbosity(logging.WARNING)  # Orbax logs each internal step
   with one_message():
     if len(argv) != 3:

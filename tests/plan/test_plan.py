@@ -253,7 +253,7 @@ print(len(fits), fits[-1].parts["cache"] / 2**30, fits[-1].total / 2**30, fits[-
 
 
 def python(*arguments):
-  """A process of its own, so that the compiler is not loaded into the one that runs all tests."""
+  """Runs in a subprocess, which keeps the TPU compiler out of the test process."""
   environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
   environment["PYTHONPATH"] = str(ROOT)
   return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)

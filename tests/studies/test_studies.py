@@ -36,7 +36,7 @@ def test_results_of_runs(tmp_path):
 
 
 def test_a_finished_run(tmp_path):
-  """Without checkpoints: loading them has a sweep of its own."""
+  """A run without checkpoints; test_sweep.py damages those."""
   run = saved_runs.run_of(tmp_path, "gsm8k")
   for stage in make_stages(run)[:1]:
     stage.run()
