@@ -177,7 +177,7 @@ def _generation_table(results: Mapping[str, Any]) -> Table:
     cells = (percent(points[name][n]) if n in points[name] else "–" for n in ns)
     rows.append((method_name(name), percent(model["pass1"]), *cells))
   return Table(
-    "Unified training: pass@N",
+    "Verifiers as generators: pass@N",
     "Percent of problems that N solutions of the model's own solve, with the 95% interval over problems.",
     ("model", "pass@1", *(f"pass@{n}" for n in ns)),
     tuple(rows) if models else (),
