@@ -35,7 +35,7 @@ def decode_batch(params, tokens_BT, length_B, keys_R, *, config, settings, num_r
   )
   x_RD = jnp.repeat(slots.last_hidden(x_BTD, length_B), num_rollouts, axis=0)
   source_R = jnp.repeat(jnp.arange(len(tokens_BT)), num_rollouts)
-  cache = kv_cache.replace_rows(kv_cache.init(config, len(source_R), cache.k.shape[2]), cache, source_R, config.rules)
+  cache = kv_cache.replace_rows(kv_cache.init(config, len(source_R), cache.k.shape[3]), cache, source_R, config.rules)
 
   def step(carry):
     t, live_R, x_RD, cache, ids, probs, length_R = carry

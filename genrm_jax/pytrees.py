@@ -51,10 +51,13 @@ class PairBatch(TokenBatch):
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of the tokens so far; row b is filled up to `length[b]`."""
+  """Keys and values of the tokens so far; row b is filled up to `length[b]`.
 
-  k: jax.Array  # [L, B, S, K, H]
-  v: jax.Array  # [L, B, S, K, H]
+  Keys and values in bfloat16 are stored as their bit patterns, in uint16.
+  """
+
+  k: jax.Array  # [L, B, K, S, H]
+  v: jax.Array  # [L, B, K, S, H]
   positions: jax.Array  # i32[B, S]
   length: jax.Array  # i32[B]
 

@@ -175,20 +175,36 @@ def engine(*, rows_per_batch: int, max_tokens: int, tensor: int = 1) -> dict[str
 
 
 def model(
-  *, size: str, dtype: str = "float32", checkpoint: str = "", overrides: dict[str, Any] | None = None
+  *,
+  size: str,
+  dtype: str = "float32",
+  param_dtype: str = "float32",
+  checkpoint: str = "",
+  overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """A Gemma.
 
   Args:
     size: a name in genrm_jax/model/config.py; it also sets the default sharding rules.
-    dtype: of activations. Parameters are float32, which training requires.
+    dtype: of activations.
+    param_dtype: of parameters; training requires float32, except of weights that only adapters change.
     checkpoint: folder of a Gemma checkpoint (released or Hugging Face); then `size` and `overrides` have no effect.
     overrides: fields of the model config to change.
   """
   rules = dict(get_config(size).rules)
   return dict(
-    checkpoint=checkpoint, size=size, overrides=overrides or {}, dtype=dtype, param_dtype="float32", sharding=rules
+    checkpoint=checkpoint,
+    size=size,
+    overrides=overrides or {},
+    dtype=dtype,
+    param_dtype=param_dtype,
+    sharding=rules,
   )
+
+
+def gemma3_270m() -> dict[str, Any]:
+  """The pretrained Gemma 3 270M in bfloat16, to be adapted."""
+  return model(size="gemma3_270m", checkpoint="gemma3_270m", dtype="bfloat16", param_dtype="bfloat16")
 
 
 def tiny_model(smoke: bool, checkpoint: str = "") -> dict[str, Any]:

@@ -222,13 +222,13 @@ def _gemma3_270m() -> dict[str, Any]:
 
   def verifier(row_length: int, make: Callable[..., dict[str, Any]] = common.verifier, **more: Any) -> dict[str, Any]:
     settings = make(
-      num_steps=600,
+      num_steps=160,
       learning_rate=5e-4,
-      batch_size=16,
+      batch_size=8,
       row_length=row_length,
       drop_long=True,
-      eval_every=50,
-      max_eval_rows=64,
+      eval_every=20,
+      max_eval_rows=32,
       **more,
     )
     return settings | dict(lora=common.adapters(rank=8))
@@ -241,7 +241,7 @@ def _gemma3_270m() -> dict[str, Any]:
     grader=_grader(384, num_rationales=1),
     tokenizer=dict(type="sentencepiece", path=""),  # the model's own
     prompts=common.prompts("genrm_short"),
-    model=common.model(size="gemma3_270m", checkpoint="gemma3_270m"),
+    model=common.gemma3_270m(),
     cpu_devices=1,
     mesh=dict(data=-1, fsdp=1, tensor=1),
     verifiers=dict(

@@ -185,7 +185,7 @@ def _gemma3_270m(task: Numbers) -> dict[str, Any]:
     task=dict(name=task.name, style="natural", walk={}, index_shift=True, **splits),
     tokenizer=dict(type="sentencepiece", path=""),  # the model's own
     prompts=common.prompts("genrm_short"),
-    model=common.model(size="gemma3_270m", checkpoint="gemma3_270m"),
+    model=common.gemma3_270m(),
     cpu_devices=1,
     mesh=dict(data=-1, fsdp=1, tensor=1),
     gaps={},

@@ -128,7 +128,7 @@ def scoring(run: PlannedRun, name: str, num_solutions: int) -> list[Estimate]:
       num_texts, held = per_host * num_votes, bytes_of((cache.k, cache.v))
       # Logits are computed, normalised, summed and searched, in float32.
       logits = 4 * rows / (mesh["data"] * mesh["fsdp"]) * model.vocab_size / mesh["tensor"] * 4
-      flops, (moved, received) = sum(forward_flops(model, rows, cache.k.shape[2], rows)), _traffic(model, rows, mesh)
+      flops, (moved, received) = sum(forward_flops(model, rows, cache.k.shape[3], rows)), _traffic(model, rows, mesh)
       what, number = f"a token in each of {rows} slots", math.ceil(num_texts / rows) * run.lengths.rationale
       estimates.append(roofline(what, number, host, flops, moved + held + logits, received))
       # Each refill of finished slots reads and writes the cache.

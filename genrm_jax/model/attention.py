@@ -50,7 +50,8 @@ def packed(
   softcap = config.attn_softcap
 
   def plain(q, k, v):
-    return layers.attention(q, k, v, masks_ABTS[kind], softcap)
+    k_BKTH, v_BKTH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    return layers.attention(q, k_BKTH, v_BKTH, masks_ABTS[kind], softcap)
 
   def kernel(q, k, v):
     # A window as long as the row masks nothing.

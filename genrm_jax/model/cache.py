@@ -5,6 +5,9 @@
     row 1      e f . . . . . .          length 2, the next token goes to entry 2
 
 Each row has its own length. Slots at `length` and beyond are never attended to.
+
+Keys and values lie as attention multiplies them, [K, S, H] per row. In bfloat16 they are stored as bit patterns: XLA on
+CPU updates an array of uint16 in place, but copies one of bfloat16 at every step.
 """
 
 import jax
@@ -17,11 +20,12 @@ from genrm_jax.runtime.sharding import FREE, Rules, constrain
 
 def init(config: ModelConfig, batch: int, max_len: int) -> KVCache:
   """An empty cache for `batch` rows of up to `max_len` tokens, in the config's activation dtype."""
-  shape = (config.num_layers, batch, max_len, config.num_kv_heads, config.head_dim)
+  shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
+  empty = _stored(jnp.zeros(shape, config.dtype))
   return pin(
     KVCache(
-      k=jnp.zeros(shape, config.dtype),
-      v=jnp.zeros(shape, config.dtype),
+      k=empty,
+      v=empty,
       positions=jnp.zeros((batch, max_len), jnp.int32),
       length=jnp.zeros(batch, jnp.int32),
     ),
@@ -31,7 +35,7 @@ def init(config: ModelConfig, batch: int, max_len: int) -> KVCache:
 
 def pin(cache: KVCache, rules: Rules) -> KVCache:
   """Constrains the cache's sharding to the rules of "cache_batch" and "cache_kv_heads"."""
-  axes = (None, "cache_batch", None, "cache_kv_heads", None)
+  axes = (None, "cache_batch", "cache_kv_heads", None, None)
   return KVCache(
     k=constrain(cache.k, axes, rules),
     v=constrain(cache.v, axes, rules),
@@ -51,18 +55,19 @@ def replace_rows(cache: KVCache, prefixes: KVCache, source_B: jax.Array, rules: 
   """
   new_B, T = source_B >= 0, prefixes.positions.shape[1]
 
-  def replace(old: jax.Array, prefix: jax.Array, axis: int) -> jax.Array:
-    prefix = constrain(prefix, [FREE if a > axis + 1 else None for a in range(prefix.ndim)], rules)
+  def replace(old: jax.Array, prefix: jax.Array, axis: int, entry_axis: int) -> jax.Array:
+    # Heads may be sharded; layers, rows and entries are not.
+    prefix = constrain(prefix, [None if a in (0, axis, entry_axis) else FREE for a in range(prefix.ndim)], rules)
     new = jnp.take(prefix, source_B, axis=axis, mode="clip")
-    block = (slice(None),) * (axis + 1) + (slice(T),)
+    block = (slice(None),) * entry_axis + (slice(T),)
     mask = jnp.expand_dims(new_B, [a for a in range(prefix.ndim) if a != axis])
     return old.at[block].set(jnp.where(mask, new, old[block]))
 
   return pin(
     KVCache(
-      k=replace(cache.k, prefixes.k, 1),
-      v=replace(cache.v, prefixes.v, 1),
-      positions=replace(cache.positions, prefixes.positions, 0),
+      k=replace(cache.k, prefixes.k, 1, 3),
+      v=replace(cache.v, prefixes.v, 1, 3),
+      positions=replace(cache.positions, prefixes.positions, 0, 1),
       length=jnp.where(new_B, constrain(prefixes.length, (None,), rules)[source_B], cache.length),
     ),
     rules,
@@ -92,16 +97,26 @@ def entries(cache: KVCache, segments_BT: jax.Array) -> jax.Array:
   return jnp.where(segments_BT > 0, cache.length[:, None] + index_T, cache.positions.shape[1])
 
 
-def write(buffer_LBSKH: jax.Array, new_BTKH: jax.Array, layer: jax.Array, entries_BT: jax.Array) -> jax.Array:
-  """Writes one layer's keys or values to [layer, b, entries[b, t]]; entries >= S are dropped.
+def write(buffer_LBKSH: jax.Array, new_BTKH: jax.Array, layer: jax.Array, entries_BT: jax.Array) -> jax.Array:
+  """Writes one layer's keys or values to [layer, b, :, entries[b, t]]; entries >= S are dropped.
 
   Only B * T entries of the buffer are touched, so a loop that carries the buffer updates it in place.
   """
   rows_B1 = jnp.arange(entries_BT.shape[0])[:, None]
-  return buffer_LBSKH.at[layer, rows_B1, entries_BT].set(new_BTKH.astype(buffer_LBSKH.dtype), mode="drop")
+  return buffer_LBKSH.at[layer, rows_B1, :, entries_BT].set(_stored(new_BTKH), mode="drop")
+
+
+def read(buffer_LBKSH: jax.Array, layer: jax.Array) -> jax.Array:
+  """One layer's keys or values, [B, K, S, H]."""
+  stored_BKSH = jax.lax.dynamic_index_in_dim(buffer_LBKSH, layer, keepdims=False)
+  return jax.lax.bitcast_convert_type(stored_BKSH, jnp.bfloat16) if stored_BKSH.dtype == jnp.uint16 else stored_BKSH
 
 
 def write_positions(positions_BS: jax.Array, new_BT: jax.Array, entries_BT: jax.Array) -> jax.Array:
   """Writes the new tokens' positions to [b, entries[b, t]]; entries >= S are dropped."""
   rows_B1 = jnp.arange(entries_BT.shape[0])[:, None]
   return positions_BS.at[rows_B1, entries_BT].set(new_BT, mode="drop")
+
+
+def _stored(x: jax.Array) -> jax.Array:
+  return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x

@@ -171,17 +171,19 @@ def forward(
   def body(carry: Any, scanned: Any) -> tuple[Any, None]:
     x_BTD, k_buffer, v_buffer = carry
     weights, index, kind = scanned
+    if entries_BT is not None:
+      weights = layers.layer_of(stacked, index)
     rope = functools.partial(layers.apply_rope, cos_BTH=cos_ABTH[kind], sin_BTH=sin_ABTH[kind])
     h_BTD = layers.rms_norm(x_BTD, weights["pre_attention_norm"])
-    q_BTNH, k_BSKH, v_BSKH = _qkv(weights, config, h_BTD, rope)
+    q_BTNH, k_BTKH, v_BTKH = _qkv(weights, config, h_BTD, rope)
     if entries_BT is not None:
       # The cache is part of the carry: as scanned inputs and outputs it would be copied at every step.
-      k_buffer = kv_cache.write(k_buffer, k_BSKH, index, entries_BT)
-      v_buffer = kv_cache.write(v_buffer, v_BSKH, index, entries_BT)
-      k_BSKH, v_BSKH = k_buffer[index], v_buffer[index]
-      attended_BTNH = layers.attention(q_BTNH, k_BSKH, v_BSKH, masks_ABTS[kind], config.attn_softcap)
+      k_buffer = kv_cache.write(k_buffer, k_BTKH, index, entries_BT)
+      v_buffer = kv_cache.write(v_buffer, v_BTKH, index, entries_BT)
+      k_BKSH, v_BKSH = kv_cache.read(k_buffer, index), kv_cache.read(v_buffer, index)
+      attended_BTNH = layers.attention(q_BTNH, k_BKSH, v_BKSH, masks_ABTS[kind], config.attn_softcap)
     else:
-      attended_BTNH = attention.packed(q_BTNH, k_BSKH, v_BSKH, masks_ABTS, kind, segments_BT, windows, config)
+      attended_BTNH = attention.packed(q_BTNH, k_BTKH, v_BTKH, masks_ABTS, kind, segments_BT, windows, config)
     out_BTD = layers.project(attended_BTNH, weights["attn_out"], num_axes=2)
     x_BTD = _add(config, x_BTD, out_BTD, weights.get("post_attention_norm"))
     h_BTD = layers.rms_norm(x_BTD, weights["pre_ffw_norm"])
@@ -192,18 +194,19 @@ def forward(
     return (x_BTD, k_buffer, v_buffer), None
 
   if remat != "none":
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policy = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT) if remat == "dots" else None
     # The scan already separates forward from backward, so preventing CSE would only cost time.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   kind_L = jnp.array([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
-  scanned = (_adapted(params), jnp.arange(config.num_layers, dtype=jnp.int32), kind_L)
+  stacked = _adapted(params)
+  scanned = (stacked if cache is None else None, jnp.arange(config.num_layers, dtype=jnp.int32), kind_L)
   buffers = (None, None) if cache is None else (cache.k, cache.v)
-  (x_BTD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(body, (_embed(params, config, tokens_BT), *buffers), scanned)
+  (x_BTD, k_LBKSH, v_LBKSH), _ = jax.lax.scan(body, (_embed(params, config, tokens_BT), *buffers), scanned)
   x_BTD = layers.rms_norm(x_BTD, params["final_norm"])
   if cache is None:
     return x_BTD, None
   length_B = cache.length + jnp.sum(segments_BT > 0, axis=1, dtype=jnp.int32)
-  return x_BTD, KVCache(k=k_LBSKH, v=v_LBSKH, positions=key_positions_BS, length=length_B)
+  return x_BTD, KVCache(k=k_LBKSH, v=v_LBKSH, positions=key_positions_BS, length=length_B)
 
 
 def as_used(params: Params, config: ModelConfig) -> Params:

@@ -6,10 +6,14 @@ dim, D model width, F ffw width, R rank of an adapter. Norms, softmax, RoPE and 
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# The name of the results of products with weights, for a policy of what a backward pass keeps.
+PRODUCT = "product"
 
 # Finite, so that a query whose keys are all masked (padding) gets a finite mean instead of NaN.
 _MASKED = -1e30
@@ -85,7 +89,7 @@ def cached_mask(
 
 
 def attention(
-  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, softcap: float | None
+  q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array, softcap: float | None
 ) -> jax.Array:
   """Attention of N query heads over K shared key/value heads, [B, T, N, H].
 
@@ -93,17 +97,16 @@ def attention(
   finite and has no meaning.
   """
   B, T, N, H = q_BTNH.shape
-  S, K = k_BSKH.shape[1:3]
+  K, S = k_BKSH.shape[1:3]
   # One batched product per row and kv head, [T * G, H] by [H, S]: 2 to 8 times faster on CPU than the einsum over five
   # axes, and the same work on other backends.
   q_BKQH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
-  k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
   logits_BKQS = einsum_to_float32("BKQH,BKSH->BKQS", q_BKQH, k_BKSH)
   logits_BKTGS = soft_cap(logits_BKQS, softcap).reshape(B, K, T, N // K, S)
   probs_BKTGS = jax.nn.softmax(jnp.where(mask_BTS[:, None, :, None], logits_BKTGS, _MASKED), axis=-1)
-  probs_BKQS = probs_BKTGS.astype(v_BSKH.dtype).reshape(B, K, -1, S)
-  attended_BKTGH = jnp.einsum("BKQS,BKSH->BKQH", probs_BKQS, v_BKSH).reshape(B, K, T, N // K, H)
-  return attended_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+  probs_BKQS = probs_BKTGS.astype(v_BKSH.dtype).reshape(B, K, -1, S)
+  attended_BKQH = einsum_to_float32("BKQS,BKSH->BKQH", probs_BKQS, v_BKSH).astype(v_BKSH.dtype)
+  return attended_BKQH.reshape(B, K, T, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -113,7 +116,7 @@ def einsum_to_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
   JAX's own gradient would multiply the float32 cotangent by a and by b. On GPUs that copies both to float32 (2 GB for
   the embedding of Gemma 2B), and float32 products are slower than bfloat16 ones.
   """
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+  return _product(subscripts, a, b)
 
 
 def _einsum_forward(subscripts: str, a: jax.Array, b: jax.Array):
@@ -123,12 +126,33 @@ def _einsum_forward(subscripts: str, a: jax.Array, b: jax.Array):
 def _einsum_backward(subscripts: str, operands: tuple[jax.Array, jax.Array], gradient: jax.Array):
   a, b = operands
   gradient = gradient.astype(a.dtype)
-  (gradient_a,) = jax.linear_transpose(lambda a: jnp.einsum(subscripts, a, b), a)(gradient)
-  (gradient_b,) = jax.linear_transpose(lambda b: jnp.einsum(subscripts, a, b), b)(gradient)
-  return gradient_a, gradient_b
+  inputs, out = subscripts.split("->")
+  left, right = inputs.split(",")
+  gradient_a = _product(f"{out},{right}->{left}", gradient, b).astype(a.dtype)
+  return gradient_a, _product(f"{left},{out}->{right}", a, gradient).astype(b.dtype)
 
 
 einsum_to_float32.defvjp(_einsum_forward, _einsum_backward)
+
+
+def layer_of(stacked: Any, index: jax.Array) -> Any:
+  """The weights of one layer, from those of all layers; not differentiable.
+
+  On CPU, weights in bfloat16 are read as bit patterns: XLA slices them there at a tenth of the speed of uint16.
+  """
+
+  def as_bits(weight: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(row(jax.lax.bitcast_convert_type(weight, jnp.uint16), index), weight.dtype)
+
+  def row(weight: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(weight, index, keepdims=False)
+
+  def read(weight: jax.Array) -> jax.Array:
+    if weight.dtype == jnp.bfloat16:
+      return jax.lax.platform_dependent(weight, index, cpu=as_bits, default=row)
+    return row(weight, index)
+
+  return jax.tree.map(read, stacked)
 
 
 class Adapted(NamedTuple):
@@ -146,19 +170,41 @@ def project(x: jax.Array, weight: jax.Array | Adapted, num_axes: int = 1) -> jax
   """
   if isinstance(weight, Adapted):
     return project(x, weight.weight, num_axes) + project(project(x, weight.a, num_axes), weight.b)
-  return _project(x, weight, num_axes)
+  return checkpoint_name(_project(x, weight, num_axes), PRODUCT)
 
 
-# The checkpoint makes the backward pass start from the weight as stored. Without it, a scan over layers would save a
-# second copy of all weights, cast and reshaped. No product is computed twice.
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+# Its backward pass starts from the weight as stored: a scan over layers would otherwise save a second copy of all
+# weights, cast and reshaped. Everything is one matrix product over B * T rows: with an einsum, XLA on CPU contracts two
+# axes for the gradient of the weight, which takes twice as long. Products are asked for in float32, as they are
+# accumulated: for a result in bfloat16, XLA on CPU first converts the operands, which takes four times as long.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(x: jax.Array, weight: jax.Array, num_axes: int) -> jax.Array:
-  # One matrix product over B * T rows: with an einsum, XLA on CPU contracts two axes for the gradient of the weight,
-  # which takes twice as long.
-  weight = weight.astype(x.dtype)
-  leading, inner, outer = x.shape[: x.ndim - num_axes], weight.shape[:num_axes], weight.shape[num_axes:]
-  size = math.prod(inner)
-  return (x.reshape(-1, size) @ weight.reshape(size, -1)).reshape(*leading, *outer)
+  leading, outer = x.shape[: x.ndim - num_axes], weight.shape[num_axes:]
+  return _product("ti,io->to", *_matrices(x, weight, num_axes)).astype(x.dtype).reshape(*leading, *outer)
+
+
+def _project_forward(x: jax.Array, weight: jax.Array, num_axes: int):
+  return _project(x, weight, num_axes), (x, weight)
+
+
+def _project_backward(num_axes: int, operands: tuple[jax.Array, jax.Array], gradient: jax.Array):
+  x, weight = operands
+  x_ti, weight_io = _matrices(x, weight, num_axes)
+  gradient_to = gradient.reshape(len(x_ti), -1)
+  gradient_x = _product("to,io->ti", gradient_to, weight_io).astype(x.dtype).reshape(x.shape)
+  return gradient_x, _product("ti,to->io", x_ti, gradient_to).astype(weight.dtype).reshape(weight.shape)
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+def _matrices(x: jax.Array, weight: jax.Array, num_axes: int) -> tuple[jax.Array, jax.Array]:
+  size = math.prod(weight.shape[:num_axes])
+  return x.reshape(-1, size), weight.astype(x.dtype).reshape(size, -1)
+
+
+def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
 def gate_mlp(x_BTD: jax.Array, gate_DF: jax.Array | Adapted, up_DF: jax.Array | Adapted) -> jax.Array:

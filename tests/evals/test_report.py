@@ -79,7 +79,9 @@ def test_a_unified_model_is_measured_by_pass_at_n(run, results):
   made = report.generation_results(problems, candidates, 0, [4, 2, 1, 9])
   assert [point["n"] for point in made["pass_at_n"]] == [1, 2, 4], "no pool has 9"
   assert made["pass_at_n"] == results["curves"]["oracle"] and made["pass1"] == results["pass1"]
-  rows = table_of(results | {"generation": {"genrm_cot": made, "genrm": made | {"pass_at_n": []}}}, "Verifiers as generators")
+  rows = table_of(
+    results | {"generation": {"genrm_cot": made, "genrm": made | {"pass_at_n": []}}}, "Verifiers as generators"
+  )
   base, cot, old = rows.values()
   assert [*cot.values()][1:] == [*base.values()][1:] and [*rows] == [
     "the generator of these solutions",

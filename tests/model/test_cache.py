@@ -66,7 +66,7 @@ def test_prefill_copy_and_decode_match_the_full_forward(name):
   prompt, cache = _prefill(config, tokens[::2], positions[::2])
   np.testing.assert_array_equal(cache.length, PROMPTS)
   empty = np.arange(MAX_LEN) >= np.array(PROMPTS)[:, None]
-  assert not np.asarray(cache.v)[:, empty].any() and not np.asarray(cache.positions)[empty].any()
+  assert not np.asarray(cache.v).swapaxes(2, 3)[:, empty].any() and not np.asarray(cache.positions)[empty].any()
   # The copies overwrite rows that held other tokens.
   _, used = _prefill(config, tokens[3:], positions[3:])
   used = jax.tree.map(lambda a, axis: jnp.repeat(a, 2, axis), used, KVCache(**AXES))
@@ -91,7 +91,7 @@ def test_the_cache_is_updated_in_place_and_copied_without_communication():
   want = jax.tree.map(np.array, cache)
   source = np.array([-1, 2, 0, 2], np.int32)
   for b in (1, 2, 3):
-    want.k[:, b, :48], want.v[:, b, :48] = prefixes.k[:, source[b]], prefixes.v[:, source[b]]
+    want.k[:, b, :, :48], want.v[:, b, :, :48] = prefixes.k[:, source[b]], prefixes.v[:, source[b]]
     want.positions[b, :48], want.length[b] = prefixes.positions[source[b]], prefixes.length[source[b]]
   replace = jax.jit(functools.partial(kv_cache.replace_rows, rules=config.rules), donate_argnums=0)
   replace = replace.lower(cache, prefixes, source).compile()
@@ -129,7 +129,7 @@ KB, KT, KH = 2, 256, 128
 
 
 def test_attention_without_keys_is_finite_and_only_long_rows_of_wide_heads_on_tpus_use_the_kernel():
-  q = k = v = jnp.ones((1, 3, 1, 4))
+  q, (k, v) = jnp.ones((1, 3, 1, 4)), jnp.ones((2, 1, 1, 3, 4))
   mask = jnp.zeros((1, 3, 3), bool)
   value, grads = jax.value_and_grad(lambda *a: layers.attention(*a, mask, 2.0).sum(), argnums=(0, 1, 2))(q, k, v)
   assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
@@ -156,7 +156,7 @@ def _inputs(num_kv_heads):
 def _plain(segments, window=None, softcap=None):
   starts = np.stack([[int(np.argmax(row == s)) for s in row] for row in segments])
   mask = layers.packed_mask(jnp.asarray(np.arange(KT) - starts), jnp.asarray(segments), window)
-  return lambda q, k, v: layers.attention(q, k, v, mask, softcap)
+  return lambda q, k, v: layers.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, softcap)
 
 
 def _loss(attend, segments, q, k, v):

@@ -128,7 +128,7 @@ def test_losses_and_gradients_under_other_rules_match_one_device():
   assert got["layers"]["down"].sharding.shard_shape((L, F, D)) == (L, F // 2, D // 2)
   assert tuple(got["layers"]["gate"].sharding.spec) == (None, "tensor", "fsdp")
   assert got_logits.sharding.shard_shape(got_logits.shape) == (4, T, config.vocab_size // 2)
-  assert cache.k.sharding.shard_shape(cache.k.shape) == (L, 4, 16, K // 2, H)
+  assert cache.k.sharding.shard_shape(cache.k.shape) == (L, 4, K // 2, 16, H)
 
 
 def test_norms_are_declared_and_initial_parameters_have_unit_scale_and_their_own_keys():
