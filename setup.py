@@ -34,7 +34,7 @@ setuptools.setup(
   ],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["genrm_jax*", "experiments*"]),
-  package_data={"": ["*.j2"], "experiments": ["assets/**"]},
+  package_data={"": ["*.j2"], "experiments": ["assets/**"], "genrm_jax": ["shipped/**"]},
   entry_points={"console_scripts": ["genrm-jax = genrm_jax.pipeline.cli:console"]},
   install_requires=[
     "absl-py>=2.1",

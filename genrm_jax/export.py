@@ -4,8 +4,9 @@
 
 hugging_face   safetensors, config.json, the tokenizer's files, a card: transformers and what is built on it load it
 released       the Orbax layout of the released Gemma checkpoints, with the tokenizer's file and the card beside it
+adapters       only the adapters, in bfloat16, a few megabytes: `genrm_jax.load` opens the folder beside their base
 
-Adapters are merged into the weights. What is made from a Gemma carries the notice that its terms of use ask for.
+The first two merge adapters into the weights. What is made from a Gemma carries the notice that its terms ask for.
 """
 
 import json
@@ -24,8 +25,9 @@ from genrm_jax.model.config import PUBLISHED_COUNTS
 from genrm_jax.pipeline.trained import LoadedStep, open_step, verifier_of
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.text.tokenizer import CONTROL_PIECE, END_OF_TURN, TURN_MARKERS, SentencePieceTokenizer
+from genrm_jax.training import compact
 
-LAYOUTS = ("hugging_face", "released")
+LAYOUTS = ("hugging_face", "released", "adapters")
 
 
 def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any = None) -> None:
@@ -47,6 +49,16 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} is there and not empty; give the name of a new folder")
   loaded = open_step(checkpoint, base, None)
+  if layout == "adapters":
+    compact.write(checkpoint, target)
+  else:
+    _write_model(loaded, target, layout)
+  jsonl.write_bytes(target / "README.md", card(loaded, layout).encode())
+  if loaded.config.name in PUBLISHED_COUNTS:
+    jsonl.write_bytes(target / "NOTICE", f"{NOTICE}\n".encode())
+
+
+def _write_model(loaded: LoadedStep, target: epath.Path, layout: str) -> None:
   prompter, tokenizer = loaded.prompter, loaded.prompter.tokenizer
   if layout == "hugging_face":
     ends = sorted({tokenizer.eos_id, prompter.end_id})
@@ -63,9 +75,6 @@ def export(checkpoint: Any, folder: Any, layout: str = "hugging_face", base: Any
     released.save(loaded.params, loaded.config, target / "checkpoint")
     if isinstance(tokenizer, SentencePieceTokenizer):
       jsonl.write_bytes(target / "tokenizer.model", tokenizer.file_bytes)
-  jsonl.write_bytes(target / "README.md", card(loaded, layout).encode())
-  if loaded.config.name in PUBLISHED_COUNTS:
-    jsonl.write_bytes(target / "NOTICE", f"{NOTICE}\n".encode())
 
 
 def card(loaded: LoadedStep, layout: str) -> str:
@@ -94,6 +103,11 @@ def card(loaded: LoadedStep, layout: str) -> str:
     content = {"templates": templates, "ids": ids, "scoring": manifest["scoring"]}
     lines += ["", "Each part of a prompt is tokenised by itself, and the ids are joined after `bos`.", ""]
     lines += ["```json", json.dumps(content, indent=2), "```"]
+  if layout == "adapters":
+    lines += [
+      "",
+      f"Only adapters: `genrm_jax.load` opens this folder beside {manifest['init_from'].partition(',')[0]}.",
+    ]
   if about is not None and layout == "hugging_face" and (snippet := _snippet(loaded)):
     lines += ["", "With transformers:", "", "```python", snippet, "```"]
   if loaded.config.name in PUBLISHED_COUNTS:

@@ -156,14 +156,7 @@ def write(
   rest = iter(tensors)
   for file_name, shard in zip(names, shards, strict=True):
     with create(file_name) as f:
-      f.write(_header(shard))
-      for expected in shard:
-        name, tensor = next(rest)
-        if (name, tensor.dtype, tensor.shape) != expected:
-          raise ValueError(f"tensor {name}, {tensor.dtype}{tensor.shape}, where {expected} was announced")
-        flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, _BLOCK_BYTES):
-          f.write(flat[start : start + _BLOCK_BYTES].tobytes())
+      write_file(f, rest, shard)
   if len(shards) > 1:
     index = {
       "metadata": {"total_size": sum(_size(t) for t in shapes)},
@@ -171,6 +164,20 @@ def write(
     }
     with create("model.safetensors.index.json") as f:
       f.write(json.dumps(index, indent=2).encode())
+
+
+def write_file(
+  f: IO[Any], tensors: Iterator[tuple[str, np.ndarray]], shapes: Sequence[tuple[str, np.dtype, tuple[int, ...]]]
+) -> None:
+  """Writes one file; takes as many tensors as there are shapes, as for `write`."""
+  f.write(_header(shapes))
+  for expected in shapes:
+    name, tensor = next(tensors)
+    if (name, tensor.dtype, tensor.shape) != expected:
+      raise ValueError(f"tensor {name}, {tensor.dtype}{tensor.shape}, where {expected} was announced")
+    flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, _BLOCK_BYTES):
+      f.write(flat[start : start + _BLOCK_BYTES].tobytes())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Scores one solution with a trained verifier.
 
+genrm-jax score QUESTION SOLUTION
 genrm-jax score --checkpoint=WORKDIR/checkpoints/genrm_cot QUESTION SOLUTION [--num_votes=8] [--rationales]
 """
 
@@ -7,10 +8,14 @@ import json
 
 from absl import app, flags, logging
 
-from genrm_jax.pipeline import trained
+from genrm_jax.pipeline import shipped, trained
 from genrm_jax.runtime.errors import UserError, one_message
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run (WORKDIR/checkpoints/RUN) or one of its steps.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  shipped.GSM8K,
+  "A run (WORKDIR/checkpoints/RUN), one of its steps, or a verifier of the package by name.",
+)
 _BASE = flags.DEFINE_string("base", None, "For adapters that were saved alone: what they were trained on.")
 _NUM_VOTES = flags.DEFINE_integer("num_votes", None, "Rationales to sample; as the checkpoint says if not given.", 1)
 _RATIONALES = flags.DEFINE_bool("rationales", False, "Print each vote as a line of JSON after the score.")
@@ -34,5 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["checkpoint"])
   app.run(main)

