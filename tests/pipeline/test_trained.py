@@ -8,6 +8,7 @@ import sys
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import recorded_config
@@ -17,6 +18,7 @@ from refusals import refused
 import genrm_jax
 from genrm_jax.data import jsonl
 from genrm_jax.export import export
+from genrm_jax.model import lora
 from genrm_jax.pipeline import checks
 from genrm_jax.pipeline import stages as staging
 from genrm_jax.pipeline.experiment import make_stages
@@ -141,6 +143,32 @@ def test_adapters_are_merged_and_may_be_saved_alone(tmp_path):
   other = saved_runs.save(saved_runs.run_of(tmp_path / "other", seed=1), "generator")
   message = "/genrm/4 was trained beside other frozen parameters: frozen/embedder"
   refused((message, partial(genrm_jax.load, paths[True], base=other)))
+
+  # Alone in one small file, rounded to bfloat16.
+  small = tmp_path / "small"
+  export(paths[True], small, "adapters", base)
+  assert sorted(p.name for p in small.rglob("*") if p.is_file()) == ["README.md", "adapters.safetensors", "metadata"]
+  rounded, manifest = genrm_jax.load_params(small, base=base)
+  about = saved.read_manifest(paths[True] / "4")
+  assert {k: manifest[k] for k in ("step", "verifier", "scoring")} == {
+    k: about[k] for k in ("step", "verifier", "scoring")
+  }
+  adapters = saved.read_params(paths[True] / "4", about, None)["lora"]
+  adapters = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(np.float32), adapters)
+  want = lora.merge({**unadapted, "lora": adapters, "lora_scale": params["lora_scale"]})
+  jax.tree.map(np.testing.assert_array_equal, rounded, jax.device_get(want))
+  scores = genrm_jax.load(small, base=base, mesh=_one_device()).score_many(PAIRS)
+  np.testing.assert_allclose(scores, whole.score_many(PAIRS), rtol=0.02)
+  refused(
+    ("saved alone", partial(export, layout="adapters"), paths[False], tmp_path / "none"),
+    ("holds only adapters", genrm_jax.load, small),
+    ("trained beside other frozen parameters", partial(genrm_jax.load, base=other), small),
+    ("no verifier of that name comes with genrm-jax", genrm_jax.load, "gsm9k"),
+  )
+  content = bytearray((small / "adapters.safetensors").read_bytes())
+  content[-1] ^= 1
+  (small / "adapters.safetensors").write_bytes(content)
+  refused(("small is damaged: adapters.safetensors differs", partial(genrm_jax.load, base=base), small))
 
 
 def test_sharding_rules_of_a_config_hold_for_all_that_a_run_builds(tmp_path):
