@@ -132,9 +132,12 @@ def verifier(
   )
 
 
-def orm(*, z_loss: float = 1e-4, **settings: Any) -> dict[str, Any]:
-  """How the ORM is trained: as `verifier`, with the paper's z-loss, weighted by `z_loss` (appendix B)."""
-  return dict(z_loss=z_loss, **verifier(**settings))
+def orm(*, z_loss: float = 1e-4, every_token: bool = False, **settings: Any) -> dict[str, Any]:
+  """How the ORM is trained: as `verifier`, with the paper's z-loss, weighted by `z_loss` (appendix B).
+
+  With `every_token`, each token of the solution predicts the label, and not only the last one of the prompt.
+  """
+  return dict(z_loss=z_loss, every_token=every_token, **verifier(**settings))
 
 
 def genrm_cot(*, min_agreement: float = 0.5, **settings: Any) -> dict[str, Any]:

@@ -245,7 +245,10 @@ def _gemma3_270m() -> dict[str, Any]:
     cpu_devices=1,
     mesh=dict(data=-1, fsdp=1, tensor=1),
     verifiers=dict(
-      orm=verifier(768, common.orm), genrm=verifier(768), genrm_cot=verifier(1024, common.genrm_cot, max_rationales=4)
+      orm=verifier(768, common.orm),
+      orm_every_token=dict(kind="orm") | verifier(768, common.orm, every_token=True),
+      genrm=verifier(768),
+      genrm_cot=verifier(1024, common.genrm_cot, max_rationales=4),
     ),
     votes=dict(num_votes=4, sample=common.sampling(max_new_tokens=384, temperature=0.7)),
     engine=common.engine(rows_per_batch=32, max_tokens=2048),

@@ -45,11 +45,11 @@ def sft_example(name: str, prompt: Sequence[int], target: Sequence[int], kind: i
   return _example(name, ids[:-1], ids[1:], weights, kind)
 
 
-def label_example(name: str, prompt: Sequence[int], label: bool) -> Example:
-  """The ORM's example: a 0/1 label at the last token of the prompt."""
+def label_example(name: str, prompt: Sequence[int], label: bool, num_labels: int = 1) -> Example:
+  """The ORM's example: a 0/1 label at each of the last `num_labels` tokens of the prompt."""
   tokens = np.asarray(prompt, np.int32)
-  last = np.arange(len(tokens)) == len(tokens) - 1
-  return _example(name, tokens, np.where(last, np.int32(label), 0), last.astype(np.float32), KIND_VERIFY)
+  labelled = np.arange(len(tokens)) >= len(tokens) - num_labels
+  return _example(name, tokens, np.where(labelled, np.int32(label), 0), labelled.astype(np.float32), KIND_VERIFY)
 
 
 def _example(name, tokens, targets, weights, kind) -> Example:

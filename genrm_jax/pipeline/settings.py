@@ -142,7 +142,7 @@ _VERIFIER = dict(
   judge=_also(Section(_START), max_new_tokens=SIZE),
   genrm_cot_greedy=_also(Section(_START), max_new_tokens=SIZE),
   genrm_cot=_also(_BUILT_IN_VERIFIER, min_agreement=_FRACTION),
-  orm=_also(_BUILT_IN_VERIFIER, z_loss=real()),
+  orm=_also(_BUILT_IN_VERIFIER, z_loss=real(), every_token=FLAG),
   dpo=Section(_TRAINING | dict(max_problems=COUNT, max_pairs=SIZE, beta=real(above=True)), optional=("max_problems",)),
   dpo_reference=Section(_START | dict(of=TEXT, beta=real(above=True))),
 )

@@ -24,14 +24,20 @@ from genrm_jax.verifiers.base import (
 
 
 class ORM(Verifier):
-  """Score: sigmoid(z_cls) at the last token of the prompt (paper, equation 1). Computes only that logit."""
+  """Score: sigmoid(z_cls) at the last token of the prompt (paper, equation 1). Computes only that logit.
+
+  With `settings["every_token"]`, every token of the solution is trained to predict the label, and not only the last one
+  of the prompt (Cobbe et al., arXiv 2110.14168); the score stays the same.
+  """
 
   def prompt(self, question: str, solution: str) -> list[int]:
     return self.prompter.direct(question, solution)
 
   def example(self, item: Item) -> Example:
     prompt = self.prompt(item.problem.question, item.candidate.text)
-    return label_example(item.name, prompt, item.candidate.correct)
+    every_token = self.settings.get("every_token", False)
+    num_labels = len(prompt) - len(self.prompter.solve(item.problem.question)) if every_token else 1
+    return label_example(item.name, prompt, item.candidate.correct, num_labels)
 
   def loss(self, model: ModelConfig, counts: TargetCounts, remat: gemma.Remat) -> losses.LossFn:
     """Binary cross-entropy (paper, equation 2) and, weighted by `settings["z_loss"]`, log^2 Z (appendix B).

@@ -88,20 +88,27 @@ def _loss(v, rows, max_targets=None):
 
 
 @pytest.mark.parametrize(
-  ("name", "weight", "z_loss"),
-  [("orm", 0.0, 0.0), ("orm", 0.0, 0.5), ("genrm", 0.0, 0.0), ("genrm", 0.3, 0.0), ("genrm_cot", 0.3, 0.0)],
+  ("name", "weight", "z_loss", "every_token"),
+  [
+    ("orm", 0.0, 0.0, False),
+    ("orm", 0.0, 0.5, True),
+    ("genrm", 0.0, 0.0, False),
+    ("genrm", 0.3, 0.0, False),
+    ("genrm_cot", 0.3, 0.0, False),
+  ],
 )
-def test_loss_is_that_worked_out_by_hand(name, weight, z_loss):
-  v = verifier(name, solve_weight=weight, z_loss=z_loss)
+def test_loss_is_that_worked_out_by_hand(name, weight, z_loss, every_token):
+  v = verifier(name, solve_weight=weight, z_loss=z_loss, every_token=every_token)
   items, verify, squares = v.select(DATA), [], []
   assert sum(i.candidate.correct for i in items) * 2 == len(items) == 6, "balanced"
   for item in items:
     prompt, target = _target(name, item)
     if name == "orm":
-      z = logits(prompt)[-1, CHAR.cls_id]
+      first = len(PROMPTER.solve(item.problem.question)) if every_token else -1  # of the solution, or the last token
+      z = logits(prompt)[first:, CHAR.cls_id]
       r = 1 / (1 + np.exp(-z))
-      squares.append(np.log(np.exp(0.0) + np.exp(z)) ** 2)
-      verify.append(-np.log(r if item.candidate.correct else 1 - r))
+      squares += (np.log(np.exp(0.0) + np.exp(z)) ** 2).tolist()
+      verify += (-np.log(r if item.candidate.correct else 1 - r)).tolist()
     else:
       verify += (-log_probs(prompt, target)).tolist()
   solve = np.concatenate([-log_probs(PROMPTER.solve(p.question), PROMPTER.solution(p.reference)) for p in PROBLEMS])
