@@ -102,7 +102,7 @@ def _tiny(task: Numbers, smoke: bool) -> dict[str, Any]:
       **changes,
     )
 
-  make = {"dpo": common.dpo, "orm": common.orm}
+  make: dict[str, Callable[..., dict[str, Any]]] = {"dpo": common.dpo, "orm": common.orm}
   trained = {name: make.get(name, common.verifier)(**training(**settings)) for name, settings in task.verifiers.items()}
   ladder = (1, 2) if smoke else (1, 2, 4, 8, 16, 32)
   return dict(

@@ -49,6 +49,11 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(hub.download(text, cache() / "hub")) if _ON_HUB.fullmatch(text) else path
 
 
+def gemma3_270m_files() -> str:
+  """How a manifest names the Gemma that pip installs, as what a training began with."""
+  return f"{GEMMA3_270M}, files {_SHA256[:12]}"
+
+
 def cache() -> pathlib.Path:
   """The folder of assembled files; it may not exist."""
   return pathlib.Path(os.environ.get("GENRM_JAX_CACHE") or "~/.cache/genrm-jax").expanduser().absolute()

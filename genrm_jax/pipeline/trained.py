@@ -15,21 +15,20 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from genrm_jax.checkpoints import names, pretrained
 from genrm_jax.infer.engine import Engine
 from genrm_jax.infer.sampling import SampleConfig
 from genrm_jax.model import gemma, lora
 from genrm_jax.model.config import ModelConfig
-from genrm_jax.pipeline import shipped
+from genrm_jax.pipeline import adapter_base, shipped
+from genrm_jax.pipeline.adapter_base import AdapterBase
 from genrm_jax.records import Candidate, Problem, Score, Vote
 from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.prompts import Prompter, make_format
-from genrm_jax.text.tokenizer import Tokenizer, check_vocab, load_tokenizer
+from genrm_jax.text.tokenizer import check_vocab, load_tokenizer
 from genrm_jax.training import compact, saved
 from genrm_jax.verifiers import scoring
 from genrm_jax.verifiers.base import Verifier, VoteConfig, make_verifier
@@ -188,10 +187,11 @@ def open_step(
   def read(step: epath.Path) -> LoadedStep:
     manifest = saved.read_manifest(step)
     with saved.reading_manifest(step):
-      prompter = _prompter(step, manifest, base)
+      config = ModelConfig.from_dict(manifest["model"] | {"sharding": dict(rules or {})})
+      origin = adapter_base.find(step, manifest, config, base) if manifest["left_out"] else None
+      prompter = _prompter(step, manifest, origin)
       ids = {"yes": prompter.yes_id, "no": prompter.no_id, "cls": prompter.tokenizer.cls_id}
       saved.check_manifest(manifest, {"verdict_ids": ids, **(expected or {})}, step)
-      config = ModelConfig.from_dict(manifest["model"] | {"sharding": dict(rules or {})})
       check_vocab(prompter.tokenizer, config.vocab_size)
       adapters = _adapters(manifest)
       shardings = None if mesh is None else _flat(param_shardings(config, adapters, mesh))
@@ -201,9 +201,11 @@ def open_step(
     read_params = compact.read_params if compact.is_compact(step) else saved.read_params
     params = read_params(step, manifest, shardings)
     if adapters is not None:
-      if manifest["left_out"]:
-        params |= _base(step, manifest, adapters, base, config, mesh)
-      merged = lora.merge(params)
+      if origin is not None:
+        params |= origin.params(adapters, mesh)
+      small = {name: params.pop(name) for name in ("lora", "lora_scale")}
+      merge = jax.jit(lambda base, small: lora.merge({**base, **small}), donate_argnums=() if mesh is None else 0)
+      merged = merge(params, small)
       params = jax.device_get(merged) if mesh is None else merged
     return LoadedStep(step, manifest, prompter, config, params)
 
@@ -220,9 +222,9 @@ def _flat(tree: Any) -> dict[str, Any]:
   return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def _prompter(step: epath.Path, manifest: Mapping[str, Any], base: Any) -> Prompter:
-  if compact.is_compact(step):
-    return Prompter(_tokenizer_of_base(step, manifest, base), make_format(manifest["prompts"]))
+def _prompter(step: epath.Path, manifest: Mapping[str, Any], origin: AdapterBase | None) -> Prompter:
+  if origin is not None and compact.is_compact(step):
+    return Prompter(origin.tokenizer(), make_format(manifest["prompts"]))
   path = manifest["tokenizer"].get("path", "")
   if path != pathlib.PurePath(path).name or path == "..":
     raise UserError(f"{step}: its manifest names a tokenizer file outside of the checkpoint, {path}; copy it again")
@@ -270,51 +272,3 @@ def _check_verifier(manifest: Mapping[str, Any]) -> None:
 def _adapters(manifest: Mapping[str, Any]) -> lora.LoraConfig | None:
   fields = manifest["lora"]
   return None if fields is None else lora.LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
-
-
-def _base(
-  step: epath.Path,
-  manifest: Mapping[str, Any],
-  adapters: lora.LoraConfig,
-  base: Any,
-  config: ModelConfig,
-  mesh: Mesh | None,
-) -> gemma.Params:
-  """Loads from `base` the frozen parameters that were not saved with the adapters of a step."""
-  base = _named_base(step, manifest, base)
-  if pretrained.is_checkpoint(base):
-    on = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    params, found = pretrained.load(base, on, dtype=config.dtype, param_dtype=config.param_dtype, config=config)
-    saved.check_manifest({"model": found.to_dict()}, {"model": config.to_dict()}, base)
-  else:
-    shardings = None if mesh is None else _flat(param_shardings(config, None, mesh))
-    params = saved.first_whole(saved.find(base), lambda s: saved.read_params(s, saved.read_manifest(s), shardings))[0]
-  frozen = {**params, "lora_scale": jnp.float32(adapters.alpha / adapters.rank)}
-  saved.check_left_out(step, manifest["left_out"], frozen)
-  return frozen
-
-
-def _named_base(step: epath.Path, manifest: Mapping[str, Any], base: Any) -> Any:
-  """What the adapters of a step were trained on: `base`, or the Gemma that pip installs, which needs no path."""
-  name = manifest["init_from"].partition(", files ")[0]
-  if base is None and name == names.GEMMA3_270M:
-    return name  # the digests in the manifest prove that it is the same
-  if base is None:
-    raise UserError(
-      f"{step} holds only adapters (lora.save_frozen was false); pass base=, the path of the "
-      f"{manifest['init_from']} that they were trained on"
-    )
-  return base
-
-
-def _tokenizer_of_base(step: epath.Path, manifest: Mapping[str, Any], base: Any) -> Tokenizer:
-  base = _named_base(step, manifest, base)
-  if not pretrained.is_checkpoint(base):
-    return load_tokenizer(manifest["tokenizer"], saved.find(base)[0] / "files")
-  reader = pretrained.open_checkpoint(base)
-  if reader.tokenizer is None:
-    raise UserError(f"{base}: no tokenizer inside or beside the weights; put its tokenizer.model there")
-  tokenizer = reader.tokenizer()
-  if tokenizer.digest != manifest["tokenizer"]["digest"]:
-    raise UserError(f"{base} has another tokenizer than the adapters of {step} were trained with; give their own base")
-  return tokenizer
