@@ -62,11 +62,15 @@ def _score_file(texts: list[str], load: functools.partial[trained.TrainedVerifie
     raise UserError(f"{texts[0]!r}: with --candidates=FILE there are no other texts")
   if not _OUT.value:
     raise UserError("--candidates needs --out=FILE, where the rows are written with their scores")
-  candidates, out, inputs = (
-    path and os.path.expanduser(path) for path in (_CANDIDATES.value, _OUT.value, _INPUTS.value)
+  job = score_file.Job(
+    candidates=os.path.expanduser(_CANDIDATES.value or ""),
+    out=os.path.expanduser(_OUT.value),
+    format=_FORMAT.value,
+    inputs=os.path.expanduser(_INPUTS.value or ""),
+    num_votes=_NUM_VOTES.value,
+    rationales=_RATIONALES.value,
+    shard=score_file.Shard.parse(_SHARD.value),
   )
-  shard = score_file.Shard.parse(_SHARD.value)
-  job = score_file.Job(candidates, out, _FORMAT.value, inputs, _NUM_VOTES.value, _RATIONALES.value, shard)
   score_file.score_file(job, load)
 
 

@@ -43,7 +43,8 @@ _UNENCODABLE = "text that the tokenizer cannot encode"
 _ABOUT = "about.json"
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
   """Part `index`, from 0, of `count` parts of equal size, in file order."""
 
   index: int = 0
@@ -85,10 +86,10 @@ class Job:
   candidates: PathLike
   out: PathLike
   format: str = ""
-  inputs: PathLike | None = None
+  inputs: PathLike = ""
   num_votes: int | None = None
   rationales: bool = False
-  shard: Shard = Shard()
+  shard: Shard = dataclasses.field(default_factory=Shard)
 
 
 class Survey(NamedTuple):
@@ -179,7 +180,7 @@ def _about(job: Job, reader: reading.Reader, trained: TrainedVerifier, how: Vote
     "checkpoint": jsonl.digest_of(dict(trained.manifest)),
     "votes": {"num_votes": how.num_votes, "seed": how.seed, **dataclasses.asdict(how.sample)},
     "rationales": job.rationales,
-    "shard": list(job.shard),
+    "shard": [job.shard.index, job.shard.count],
     "votes_per_chunk": _VOTES_PER_CHUNK,
   }
 

@@ -7,30 +7,18 @@ is the own format ("simple"); FORMATS lists the others. A format is one function
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from genrm_jax.data.interchange import containers
+from genrm_jax.data.interchange import containers, fields
 from genrm_jax.data.interchange.containers import PathLike, Place
+from genrm_jax.data.interchange.fields import Fields, Unusable
 from genrm_jax.records import Vote
 from genrm_jax.runtime.errors import UserError
-from genrm_jax.tasks.statements import last_box
-from genrm_jax.text.unicode import half_pair
 
-Fields = Mapping[str, Any]
 QUESTION = ("question", "problem")
-_MAX_ANSWER_CHARACTERS = 10_000
-_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-
-
-class Unusable(NamedTuple):
-  """Stands for a solution that cannot be used."""
-
-  why: str
-
-
-EMPTY = Unusable("empty solution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,35 +89,35 @@ class Format:
 def _simple(row: Fields, place: Place, inputs: Any) -> Row:
   del inputs
   identity = next((name for name in ("problem_id", "unique_id") if row.get(name) is not None), None)
-  answer, reference = _answer(row.get("answer"), place)
+  answer, reference = fields.answer_of(row.get("answer"), place)
   return Row(
-    _text(row, QUESTION, place) if any(key in row for key in QUESTION) else "",
-    _solutions([row["solution"]], "solution", place),
-    problem_id=_text(row, (identity,), place) if identity else "",
+    fields.text_of(row, QUESTION, place) if any(key in row for key in QUESTION) else "",
+    fields.solutions_of([row["solution"]], "solution", place),
+    problem_id=fields.text_of(row, (identity,), place) if identity else "",
     answer=answer,
     reference=reference,
-    labels=(_label(row, "correct", place),),
+    labels=(fields.label_of(row, "correct", place),),
   )
 
 
 def _lm_eval(row: Fields, place: Place, inputs: Any) -> Row:
   """lm-eval --log_samples: one line per document and filter, each with all responses."""
   del inputs
-  doc, name = _object(row, "doc", place), _identity(row["doc_id"], "doc_id", place)
-  answer, reference = _answer(row.get("target"), place)
-  responses = _list(row, "resps", place)
+  doc, name = fields.object_of(row, "doc", place), fields.identity_of(row["doc_id"], "doc_id", place)
+  answer, reference = fields.answer_of(row.get("target"), place)
+  responses = fields.list_of(row, "resps", place)
   if len(responses) == 1 and isinstance(responses[0], list):
     responses = responses[0]
   scored = any(isinstance(response, list) for response in responses)  # (log-likelihood, greedy) of each choice
-  solutions = () if scored else _solutions(responses, "resps", place)
+  solutions = () if scored else fields.solutions_of(responses, "resps", place)
   return Row(
-    _text(doc, (*QUESTION, "Question", "Problem"), place, "doc."),
+    fields.text_of(doc, (*QUESTION, "Question", "Problem"), place, "doc."),
     solutions,
     "log-likelihoods of choices, no text" if scored else "",
     problem_id=name,
     answer=answer,
     reference=reference,
-    labels=(_label(row, "exact_match", place),) if len(solutions) == 1 else (),
+    labels=(fields.label_of(row, "exact_match", place),) if len(solutions) == 1 else (),
     key=f"{name}, filter {row.get('filter', 'none')}",
     repeats=True,
   )
@@ -137,66 +125,68 @@ def _lm_eval(row: Fields, place: Place, inputs: Any) -> Row:
 
 def _openai_batch(row: Fields, place: Place, inputs: Mapping[str, str] | None) -> Row:
   """The output of a batch; the question is the last user message of the request."""
-  name = _text(row, ("custom_id",), place)
+  name = fields.text_of(row, ("custom_id",), place)
   known = functools.partial(Row, "" if inputs is None else inputs.get(name, ""), problem_id=name, key=name)
   response = row["response"]
   if inputs is not None and name not in inputs:
     return known(why="custom_id is not in the input file")
   if row.get("error") or response is None:
     return known(why="an error in place of a response")
-  response = _object(row, "response", place)
+  response = fields.object_of(row, "response", place)
   if (status := response.get("status_code", 200)) != 200:
     return known(why=f"status code {status}")
-  body = response if "choices" in response else _object(response, "body", place)  # older vLLM has no body
+  body = response if "choices" in response else fields.object_of(response, "body", place)  # older vLLM has no body
   if not body.get("choices"):
     return known(why="a response without choices")
   texts = []
-  for choice in _list(body, "choices", place):
+  for choice in fields.list_of(body, "choices", place):
     if not isinstance(choice, dict):
-      raise _wrong("choices", choice, "objects", place)
+      raise fields.wrong("choices", choice, "objects", place)
     message = choice.get("message")
     texts.append(message.get("content") if isinstance(message, dict) else choice.get("text"))
-  return known(_solutions(texts, "choices[].message.content", place))
+  return known(fields.solutions_of(texts, "choices[].message.content", place))
 
 
 def _batch_inputs(path: PathLike) -> dict[str, str]:
   """The question of each request of a batch."""
   questions: dict[str, str] = {}
-  for row, place in _all_rows(path):
-    name, body = _text(row, ("custom_id",), place), _object(row, "body", place)
+  for row, place in itertools.chain.from_iterable(map(containers.rows_of, containers.files_of(path))):
+    name, body = fields.text_of(row, ("custom_id",), place), fields.object_of(row, "body", place)
     if name in questions:
       raise UserError(f"{place}: custom_id {name!r} again; remove one of the two requests")
-    questions[name] = _last_user(body["messages"], place) if "messages" in body else _text(body, ("prompt",), place)
+    questions[name] = (
+      fields.last_user(body["messages"], place) if "messages" in body else fields.text_of(body, ("prompt",), place)
+    )
   return questions
 
 
 def _nemo_skills(row: Fields, place: Place, inputs: Any) -> Row:
   del inputs
-  answer, reference = _answer(row.get("expected_answer"), place)
+  answer, reference = fields.answer_of(row.get("expected_answer"), place)
   failed = row["generation"] in ("", None) and bool(row.get("error"))
   predicted = row.get("predicted_answer")
   return Row(
-    _text(row, QUESTION, place),
-    () if failed else _solutions([row["generation"]], "generation", place),
+    fields.text_of(row, QUESTION, place),
+    () if failed else fields.solutions_of([row["generation"]], "generation", place),
     "a soft failure in place of a generation" if failed else "",
     answer=answer,
     reference=reference,
-    labels=(_label(row, "symbolic_correct", place),),
-    answers=(None if predicted is None else _answer(predicted, place)[0],),
+    labels=(fields.label_of(row, "symbolic_correct", place),),
+    answers=(None if predicted is None else fields.answer_of(predicted, place)[0],),
   )
 
 
 def _search_and_learn(row: Fields, place: Place, inputs: Any) -> Row:
   """Also ThinkPRM. `solution`, if there is one, is a reference."""
   del inputs
-  answer, _ = _answer(row["answer"], place)
-  name = _text(row, ("unique_id",), place) if row.get("unique_id") is not None else ""
+  answer, _ = fields.answer_of(row["answer"], place)
+  name = fields.text_of(row, ("unique_id",), place) if row.get("unique_id") is not None else ""
   return Row(
-    _text(row, ("problem",), place),
-    _solutions(_list(row, "completions", place), "completions", place),
+    fields.text_of(row, ("problem",), place),
+    fields.solutions_of(fields.list_of(row, "completions", place), "completions", place),
     problem_id=name,
     answer=answer,
-    reference=_text(row, ("solution",), place) if row.get("solution") else "",
+    reference=fields.text_of(row, ("solution",), place) if row.get("solution") else "",
     key=name,
   )
 
@@ -204,18 +194,20 @@ def _search_and_learn(row: Fields, place: Place, inputs: Any) -> Row:
 def _verl(row: Fields, place: Place, inputs: Any) -> Row:
   """Also Tunix. A data set has no solutions; verl's generation adds them as `responses`."""
   del inputs
-  reward, extra = _object(row, "reward_model", place), row.get("extra_info") or {}
+  reward, extra = fields.object_of(row, "reward_model", place), row.get("extra_info") or {}
   if not isinstance(extra, dict):
-    raise _wrong("extra_info", extra, "an object", place)
-  index, split, source = extra.get("index"), extra.get("split") or "", _text(row, ("data_source",), place)
+    raise fields.wrong("extra_info", extra, "an object", place)
+  index, split, source = extra.get("index"), extra.get("split") or "", fields.text_of(row, ("data_source",), place)
   has = row.get("responses") is not None
   return Row(
-    _text(extra, ("question",), place, "extra_info.") if extra.get("question") else _last_user(row["prompt"], place),
-    _solutions(_list(row, "responses", place), "responses", place) if has else (),
+    fields.text_of(extra, ("question",), place, "extra_info.")
+    if extra.get("question")
+    else fields.last_user(row["prompt"], place),
+    fields.solutions_of(fields.list_of(row, "responses", place), "responses", place) if has else (),
     "" if has else "no responses",
     problem_id="" if index is None else "/".join([source, *filter(None, [split]), str(index)]),
-    answer=_answer(reward.get("ground_truth"), place)[0],
-    reference=_text(extra, ("answer",), place, "extra_info.") if extra.get("answer") else "",
+    answer=fields.answer_of(reward.get("ground_truth"), place)[0],
+    reference=fields.text_of(extra, ("answer",), place, "extra_info.") if extra.get("answer") else "",
     task=source,
     split=split,
   )
@@ -224,16 +216,16 @@ def _verl(row: Fields, place: Place, inputs: Any) -> Row:
 def _samples(row: Fields, place: Place, inputs: Any) -> Row:
   """sc-genrm-scaling and Large Language Monkeys; a problem has its own file there, named by its number."""
   del inputs
-  answer, reference = _answer(row.get("gt_answer"), place)
-  samples = _solutions(_list(row, "samples", place), "samples", place)
+  answer, reference = fields.answer_of(row.get("gt_answer"), place)
+  samples = fields.solutions_of(fields.list_of(row, "samples", place), "samples", place)
   labels: tuple[bool | None, ...] = ()
   for name in ("is_corrects", "is_correct"):
     if row.get(name) is not None:
-      labels = tuple(_label({name: value}, name, place) for value in _list(row, name, place))
+      labels = tuple(fields.label_of({name: value}, name, place) for value in fields.list_of(row, name, place))
       if len(labels) != len(samples):
         raise UserError(f"{place}: {len(samples)} samples but {len(labels)} labels in {name!r}; correct one of them")
   return Row(
-    _text(row, QUESTION, place),
+    fields.text_of(row, QUESTION, place),
     samples,
     problem_id="" if place.row else place.stem,
     answer=answer,
@@ -248,7 +240,7 @@ def _sc_genrm_votes(row: Fields, place: Place, inputs: Callable[[str], tuple[Row
   if not numbers:
     raise UserError(f"{place}: verifications are in problem_I/solution_J.yaml; keep the names that they were given")
   name, index = numbers[1], int(numbers[2])
-  votes = tuple(_vote(v, place) for v in _list(row, "verifications", place))
+  votes = tuple(_vote(v, place) for v in fields.list_of(row, "verifications", place))
   if inputs is None:
     return Row("", problem_id=name, votes=votes, index=index)
   of_problem, file = inputs(name)
@@ -286,15 +278,15 @@ def _vote(found: Any, place: Place) -> Vote:
   likely token alone would have no vote against a solution.
   """
   if not isinstance(found, dict):
-    raise _wrong("verifications", found, "objects", place)
+    raise fields.wrong("verifications", found, "objects", place)
   numbers: list[float | None] = []
   for name in ("p(yes)", "p(no)"):
     p: Any = found.get(name)
     if type(p) not in (int, float) or not (p == -1 or 0 <= p <= 1.001):
-      raise _wrong(f"verifications[].{name}", p, "a probability, or -1", place)
+      raise fields.wrong(f"verifications[].{name}", p, "a probability, or -1", place)
     numbers.append(None if p == -1 else min(float(p), 1.0))
   yes, no = numbers
-  text = _text(found, ("verification",), place, "verifications[].") if found.get("verification") else ""
+  text = fields.text_of(found, ("verification",), place, "verifications[].") if found.get("verification") else ""
   if yes is None and no is None:
     return Vote("missing", None, None, 0, text)
   return Vote("ok", 1.0 - no if yes is None and no is not None else yes, no, 0, text)
@@ -322,104 +314,7 @@ def recognise(row: Fields, place: Place) -> Format:
   for found in FORMATS.values():
     if found.fits(row):
       return found
-  keys, known = ", ".join(list(row)[:12]) or "none", "; ".join(map(str, FORMATS.values()))
-  raise UserError(f"{place}: no known format has the keys of this row ({keys:.200}); the formats are {known}")
-
-
-# Fields.
-
-
-def _wrong(name: str, value: Any, wanted: str, place: Place) -> UserError:
-  return UserError(f'{place}: field "{name}" is {value!r:.60}, expected {wanted}; correct it')
-
-
-def _text(row: Fields, names: Sequence[str], place: Place, within: str = "") -> str:
-  """The first of the fields that the row has: a text that is not empty, and valid Unicode."""
-  name = next((name for name in names if name in row), names[0])
-  if name not in row:
-    raise UserError(f'{place}: no field "{within}{name}"; it has {", ".join(map(str, row)) or "none"}'[:300])
-  value = row[name]
-  if not isinstance(value, str) or not value.strip():
-    raise _wrong(within + name, value, "a string that is not empty", place)
-  return _valid(value, within + name, place)
-
-
-def _valid(text: str, name: str, place: Place) -> str:
-  if fault := half_pair(text):
-    raise UserError(f'{place}: field "{name}" has {fault}')
-  return text
-
-
-def _solutions(values: Sequence[Any], name: str, place: Place) -> tuple[str | Unusable, ...]:
-  for value in values:
-    if not (value is None or isinstance(value, str)):
-      raise _wrong(name, value, "a string", place)
-  return tuple(_valid(value, name, place) if value and value.strip() else EMPTY for value in values)
-
-
-def _list(row: Fields, name: str, place: Place) -> list[Any]:
-  if not isinstance(row.get(name), list):
-    raise _wrong(name, row.get(name), "a list", place)
-  return row[name]
-
-
-def _object(row: Fields, name: str, place: Place) -> dict[str, Any]:
-  if not isinstance(row.get(name), dict):
-    raise _wrong(name, row.get(name), "an object", place)
-  return row[name]
-
-
-def _identity(value: Any, name: str, place: Place) -> str:
-  if type(value) not in (int, str):
-    raise _wrong(name, value, "a number or a string", place)
-  return _valid(str(value), name, place)
-
-
-def _label(row: Fields, name: str, place: Place) -> bool | None:
-  """True or false, also as a number or a string; None if the row does not say."""
-  value = row.get(name)
-  if value is None:
-    return None
-  found = _LABELS.get(str(value).lower()) if type(value) in (bool, int, float, str) else None
-  if found is None:
-    raise _wrong(name, value, "true or false", place)
-  return found
-
-
-def _answer(value: Any, place: Place) -> tuple[str, str]:
-  r"""The right answer and a worked solution, "" where unknown: the text itself, or what follows #### or is boxed in it.
-
-  "72" -> ("72", "")      "48 + 24 = 72\n#### 72" -> ("72", all of it)      "so $\boxed{7}$." -> ("7", all of it)
-  """
-  if value is None:
-    return "", ""
-  if isinstance(value, list) and len(value) == 1:
-    (value,) = value
-  if isinstance(value, float) and value.is_integer():
-    value = int(value)
-  if type(value) not in (str, int, float):
-    raise _wrong("answer", value, "a string or a number", place)
-  text = _valid(str(value), "answer", place).strip()
-  if "####" in text:
-    return text.rpartition("####")[2].strip(), text
-  box = last_box(text, _MAX_ANSWER_CHARACTERS)
-  return (box.content.strip(), text) if box and box.content else (text, "")
-
-
-def _last_user(messages: Any, place: Place) -> str:
-  """The last user message of a chat, of which the content may be in parts."""
-  if isinstance(messages, str) and messages.strip():
-    return _valid(messages, "prompt", place)
-  if isinstance(messages, list):
-    for message in reversed(messages):
-      if isinstance(message, dict) and message.get("role") == "user":
-        content = message.get("content")
-        if isinstance(content, list):
-          content = "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
-        return _text({"content": content}, ("content",), place, "the user message's ")
-  raise _wrong("prompt", messages, "a chat with a user message", place)
-
-
-def _all_rows(path: PathLike) -> Iterator[tuple[dict[str, Any], Place]]:
-  for file in containers.files_of(path):
-    yield from containers.rows_of(file)
+  raise UserError(
+    f"{place}: no known format has the keys of this row, {fields.keys_of(row)}; the formats are "
+    f"{'; '.join(map(str, FORMATS.values()))}"
+  )

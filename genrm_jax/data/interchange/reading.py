@@ -14,7 +14,8 @@ from typing import Any
 
 from genrm_jax.data.interchange import containers, formats
 from genrm_jax.data.interchange.containers import PathLike, Place
-from genrm_jax.data.interchange.formats import FORMATS, Format, Row, Unusable
+from genrm_jax.data.interchange.fields import Unusable, keys_of
+from genrm_jax.data.interchange.formats import FORMATS, Format, Row
 from genrm_jax.records import Candidate, Problem, Vote
 from genrm_jax.runtime.errors import UserError
 
@@ -90,7 +91,7 @@ class CandidateFile:
 class Reader:
   """Rows of a file or folder, in order: the files of a folder follow each other by the numbers in their names."""
 
-  def __init__(self, path: PathLike, name: str = "", inputs: PathLike | None = None):
+  def __init__(self, path: PathLike, name: str = "", inputs: PathLike = ""):
     """Reads the second file; the rows are read by iterating.
 
     Args:
@@ -150,15 +151,14 @@ class Reader:
   def _check_format(self, fields: Mapping[str, Any], place: Place) -> None:
     fits = self.format.fits(fields)
     if self._named and not fits:
-      keys = ", ".join(list(fields)[:12])
-      raise UserError(f"{place}: a row of format {self.format} lacks one of its keys; it has {keys:.200}")
+      raise UserError(f"{place}: a row of format {self.format} lacks one of its keys; it has {keys_of(fields)}")
     if not self._named and (found := formats.recognise(fields, place)) is not self.format:
       raise UserError(
         f"{place}: a row of format {found.name} in a file that begins with {self.format.name}; give them in two files"
       )
 
 
-def read_candidates(path: PathLike, format: str = "", *, inputs: PathLike | None = None) -> CandidateFile:
+def read_candidates(path: PathLike, format: str = "", *, inputs: PathLike = "") -> CandidateFile:
   """Candidates from a file or folder in this library's simple format or one of other tools' (docs/candidates.md).
 
   Args:
