@@ -134,7 +134,7 @@ def _openai_batch(row: Fields, place: Place, inputs: Mapping[str, str] | None) -
     return known(why="an error in place of a response")
   response = fields.object_of(row, "response", place)
   if (status := response.get("status_code", 200)) != 200:
-    return known(why=f"status code {status}")
+    return known(why=f"status code {status!r:.20}")
   body = response if "choices" in response else fields.object_of(response, "body", place)  # older vLLM has no body
   if not body.get("choices"):
     return known(why="a response without choices")
