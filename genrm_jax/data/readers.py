@@ -99,14 +99,14 @@ def _solutions(
 ) -> Iterator[tuple[Problem, int, str, bool | None, str]]:
   """Yields (problem, index, text, label, source) for each solution to one of the problems; the rest is counted.
 
-  A row names its problem by id or by its question. Raises UserError if there is none.
+  A row names its problem by its question, or by id if it has no question. Raises UserError if there is no solution.
   """
   by_id, by_question = {p.id: p for p in problems}, _by_question(problems)
   counts: collections.Counter[str] = collections.Counter()
   tally, repeated = reading.Tally(), set[tuple[str, str]]()
   for row, place, _ in reader.rows():
     same = by_question.get(_folded(row.question), [])
-    problem = by_id.get(row.problem_id) or (same[0] if len(same) == 1 else None)
+    problem = (same[0] if len(same) == 1 else None) if row.question else by_id.get(row.problem_id)
     key = place.file, row.problem_id
     if problem is None or (row.repeats and key in repeated):
       tally.add(_UNKNOWN if problem is None else reading.REPEATED, place)
@@ -121,7 +121,7 @@ def _solutions(
   if not counts:
     raise UserError(
       f"{os.fspath(reader.path)}: no solution to one of the {len(problems)} problems{left_out}; a row has the question "
-      "as it is in the problem, or the problem's id"
+      "as it is in the problem, or where its format has none the problem's id"
     )
   say(f"{sum(counts.values())} solutions of format {reader.format.name}{left_out}")
 

@@ -107,7 +107,9 @@ ROWS = {
   ),
   "search_and_learn": (
     [
-      dict(problem=Q, answer="7", unique_id="t/1", solution="\\boxed{7}", completions=["7", "8", ""], scores=[[0.1]] * 3),
+      dict(
+        problem=Q, answer="7", unique_id="t/1", solution="\\boxed{7}", completions=["7", "8", ""], scores=[[0.1]] * 3
+      ),
       dict(problem=Q2, answer="2", unique_id="t/2", solution="So 2.", completions=[], scores=[]),
     ],
     [("t/1", 0, "7", None), ("t/1", 1, "8", None)],
@@ -177,7 +179,9 @@ def test_each_format_in_each_kind_of_file(name, tmp_path):
     want = [(problem or found.problems[0].id, *rest) for problem, *rest in expected]
     got = [(c.problem_id, c.index, c.text, found.labels.get((c.problem_id, c.index))) for c in found.candidates]
     assert got == want, file
-    assert all(c.correct is (label is True) and c.source == file for c, (*_, label) in zip(found.candidates, want))
+    assert all(
+      c.correct is (label is True) and c.source == file for c, (*_, label) in zip(found.candidates, want, strict=True)
+    )
     sign = {"x.json": ", item ", "x.yaml": ", item ", "x.parquet": ", row "}.get(file, ":")
     lines = [1, *range(3, len(rows) + 2)] if file == "lines.json" else range(1, len(rows) + 1)  # after a blank line
     places = {reason: [f"{path}{sign}{lines[row - 1]}" for row in at] for reason, at in skipped.items()}
