@@ -121,7 +121,9 @@ def score_file(job: Job, load: Callable[[], TrainedVerifier]) -> epath.Path:
   columns = _columns(reader.format.several, job.rationales)
   survey = _survey(reader, job, columns)
   trained = load()
-  how = VoteConfig(job.num_votes or trained.how.num_votes, trained.how.seed, trained.how.sample)
+  how = VoteConfig(
+    trained.how.num_votes if job.num_votes is None else job.num_votes, trained.how.seed, trained.how.sample
+  )
   _begin(parts, _about(job, reader, trained, how))
   counts = _score_chunks(reader, survey, trained, how, parts, job.rationales)
   _join(reader, survey, parts, out, columns)
@@ -230,9 +232,9 @@ def _score_chunks(
       _count(fields, states)
     done += size
     now = time.monotonic()
-    if now - last >= _SECONDS_BETWEEN_LINES or done == survey.num_solutions:
+    if done > resumed and (now - last >= _SECONDS_BETWEEN_LINES or done == survey.num_solutions):
       last = now
-      left = (now - start) / max(done - resumed, 1) * (survey.num_solutions - done)
+      left = (now - start) / (done - resumed) * (survey.num_solutions - done)
       say(f"score: {done}/{survey.num_solutions} solutions, {now - start:.0f}s elapsed, {left:.0f}s left")
   failed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state)
   return f"{states.get('', 0)} scores" + (f"; without a score: {failed}" if failed else "")
@@ -266,27 +268,28 @@ def _score_chunk(
   rationales: bool,
 ) -> list[dict[str, Any]]:
   """The fields to add to each row. Equal texts are scored once, and rows that repeat an earlier one not at all."""
-  pairs: dict[tuple[str, str], str] = {}  # to the reason why not
+  faults: dict[tuple[str, str], str] = {}  # why a pair is not scored, "" if it is
   for row, place in chunk:
     if not (row.why or (place.file, row.problem_id) in earlier):
-      pairs |= {(row.question, s): "" for s in row.solutions if isinstance(s, str)}
-  for pair in pairs:
-    pairs[pair] = _fault(trained.verifier, pair)
-  scored = [pair for pair, fault in pairs.items() if not fault]
+      for solution in row.solutions:
+        if isinstance(solution, str) and (row.question, solution) not in faults:
+          faults[row.question, solution] = _fault(trained.verifier, (row.question, solution))
+  scored = [pair for pair, fault in faults.items() if not fault]
   votes = dict(zip(scored, scoring.score_pairs(trained.verifier, trained.engine, scored, how), strict=True))
-  added = []
-  for row, place in chunk:
-    if row.repeats and (place.file, row.problem_id) in earlier:
-      added.append(earlier[place.file, row.problem_id])
-      continue
-    found = [
-      _fields(solution.why if isinstance(solution, Unusable) else pairs[row.question, solution], [])
-      if isinstance(solution, Unusable) or (row.question, solution) not in votes
-      else _fields("", votes[row.question, solution], trained.verifier.value(votes[row.question, solution]), rationales)
-      for solution in (() if row.why else row.solutions)
-    ]
-    added.append(_of_row(row, found, several))
-  return added
+
+  def fields_of(question: str, solution: str | Unusable) -> dict[str, Any]:
+    if isinstance(solution, Unusable):
+      return _fields(solution.why, [])
+    if fault := faults[question, solution]:
+      return _fields(fault, [])
+    found = votes[question, solution]
+    return _fields("", found, trained.verifier.value(found), rationales)
+
+  return [
+    earlier.get((place.file, row.problem_id))
+    or _of_row(row, [fields_of(row.question, s) for s in (() if row.why else row.solutions)], several)
+    for row, place in chunk
+  ]
 
 
 def _fault(verifier: Verifier, pair: tuple[str, str]) -> str:

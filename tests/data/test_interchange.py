@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import importlib.util
 import json
 import sys
 
@@ -292,7 +293,7 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path, monkeypatch):
   (tmp_path / "in.jsonl").write_bytes(_lines(REQUESTS[0], REQUESTS[0]))
   refused((r"in\.jsonl:2: custom_id 'a' again", read))
   (tmp_path / "x.parquet").write_bytes(b"PAR1 or not")
-  if "pyarrow" in sys.modules:
+  if importlib.util.find_spec("pyarrow"):
     refused(("no parquet file that can be read", genrm_jax.read_candidates, tmp_path / "x.parquet"))
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   refused((r"pip install 'genrm-jax\[parquet\]'", genrm_jax.read_candidates, tmp_path / "x.parquet"))
