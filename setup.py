@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py").read_text()).group(1)
 
 GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # gs:// paths; brings google-cloud-storage, which Orbax needs
+PARQUET = ["pyarrow>=18"]  # candidates in parquet files
 MATH = ["math-verify>=0.9,<0.10"]  # compares answers to MATH problems
 PY312 = '; python_version >= "3.12"'  # required by the gemma package
 
@@ -47,6 +48,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "pyyaml>=6",
     "rich>=13",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6",
@@ -67,10 +69,12 @@ setuptools.setup(
     "hub": ["huggingface_hub>=1"],
     "plan": ['libtpu>=0.0.40; platform_system == "Linux" and platform_machine == "x86_64"'],
     "math": MATH,
+    "parquet": PARQUET,
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],
     "dev": [
       *GCS,
       *MATH,
+      *PARQUET,
       "gcp-storage-emulator>=2026.7.19",
       "hypothesis>=6.100",
       "import-linter>=2.1",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import genrm_jax
-from genrm_jax.data import jsonl
+from genrm_jax.data import jsonl, readers
 from genrm_jax.evals import browse, report
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
@@ -119,7 +119,7 @@ def grade_solutions(run: Run) -> None:
   """Extracts and grades the answers of the solutions; writes candidates and a ledger."""
   c = run.config.task
   problems = run.problems("eval")
-  solutions = math500.read_solutions(source_files(run)[1], problems)
+  solutions = readers.read_solutions(source_files(run)[1], problems)
   graded: list[math500.Graded] = []
   labels: dict[tuple[str, int], bool] = {}
   with equality.MathEqual(c.comparison_seconds) as equal, progress("grade", len(problems)) as advance:

@@ -1,7 +1,10 @@
-"""Reads JSON that users write or edit, one object per line."""
+"""Reads JSON that users write or edit, one object per line, gzipped or not."""
 
+import contextlib
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +13,8 @@ from etils import epath
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.text.unicode import half_pair
 
+_GZIP = b"\x1f\x8b"
+
 
 def iter_objects(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], str]]:
   """Yields (object, "path:line") for each line of a file that is not blank.
@@ -17,15 +22,29 @@ def iter_objects(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any],
   Raises:
     UserError: the file cannot be read; or as `json_object`.
   """
+  for line, place in iter_lines(path):
+    yield json_object(line, place), place
+
+
+def iter_lines(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, str]]:
+  """Yields (line, "path:line") for each line that is not blank. Raises UserError if the file cannot be read."""
+  with open_file(path) as lines:
+    for number, line in enumerate(lines, start=1):
+      if line.strip():
+        yield line, f"{os.fspath(path)}:{number}"
+
+
+@contextlib.contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+  """Yields the bytes of a file, unpacked if it is gzipped. Raises UserError if they cannot be read."""
   try:
-    with epath.Path(path).open("rb") as lines:
-      for number, line in enumerate(lines, start=1):
-        if line.strip():
-          place = f"{os.fspath(path)}:{number}"
-          yield json_object(line, place), place
-  except (OSError, ValueError) as e:  # ValueError: NUL in the path
+    with epath.Path(path).open("rb") as stream:
+      is_packed = stream.read(len(_GZIP)) == _GZIP
+      stream.seek(0)
+      yield gzip.GzipFile(fileobj=stream) if is_packed else stream
+  except (OSError, ValueError, EOFError, zlib.error) as e:  # ValueError: NUL in the path
     why = getattr(e, "strerror", None) or e
-    raise UserError(f"{os.fspath(path)}: could not be read ({why}); check the path") from e
+    raise UserError(f"{os.fspath(path)}: could not be read ({why}); check the path, or copy the file again") from e
 
 
 def json_object(line: bytes, place: str) -> dict[str, Any]:

@@ -108,13 +108,18 @@ def read_solutions(path: PathLike, problems: Sequence[Problem]) -> dict[str, lis
     problem_id = next(iter(named.values()))
     assert problem_id is not None
     solutions[problem_id].append(Solution(problem_id, row["solution"], row.get("correct")))
+  check_all_solved(path, solutions)
+  return solutions
+
+
+def check_all_solved(path: PathLike, solutions: Mapping[str, Sequence[Solution]]) -> None:
+  """Raises UserError if a problem has no solution."""
   without = [problem_id for problem_id, found in solutions.items() if not found]
   if without:
     raise UserError(
       f"{os.fspath(path)}: no solution to {without[0]!r}"
       f"{f' and {len(without) - 1} other problems' if len(without) > 1 else ''}; add some, or leave the problem out"
     )
-  return solutions
 
 
 def _folded(question: str) -> str:

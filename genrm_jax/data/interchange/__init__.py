@@ -1,0 +1,1 @@
+"""Candidates in other tools' formats: containers.py reads files, formats.py their rows, reading.py both together."""
