@@ -11,7 +11,7 @@ of their card. A second start only does what is missing.
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -30,6 +30,13 @@ from genrm_jax.runtime.progress import say
 from genrm_jax.training import compact
 
 _CARD = pathlib.Path(__file__).with_name("ship_card.md.j2")
+
+
+# Scored by hand, to see that the adapters do elsewhere what they do here.
+_EXAMPLES = [
+  ("Tom has 3 bags of 4 apples. How many apples?", f"3 * 4 = {product}. The answer is {product}.")
+  for product in (12, 14)
+]
 
 
 def ship(run: Run, verifier: str, name: str) -> None:
@@ -59,11 +66,14 @@ def ship(run: Run, verifier: str, name: str) -> None:
     top_scores=run.config.report.top_scores,
   )
   jsonl.write_bytes(folder / "results.json", (json.dumps(results["metrics"], indent=1) + "\n").encode())
-  jsonl.write_bytes(folder / "README.md", card(run, name, trained.manifest, results).encode())
+  examples = list(zip(_EXAMPLES, trained.score_many(_EXAMPLES), strict=True))
+  jsonl.write_bytes(folder / "README.md", card(run, name, trained.manifest, results, examples).encode())
   say(f"{folder / 'README.md'}: written")
 
 
-def card(run: Run, name: str, manifest: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def card(
+  run: Run, name: str, manifest: Mapping[str, Any], results: Mapping[str, Any], examples: Sequence[tuple[Any, Any]]
+) -> str:
   """What the adapters are, how they were made, and how good they are: Markdown."""
   about = jsonl.read_object(
     run.path("metrics", f"{manifest['run']}.examples.json"), {"train": dict.fromkeys(("examples", "row_length"), int)}
@@ -79,6 +89,7 @@ def card(run: Run, name: str, manifest: Mapping[str, Any], results: Mapping[str,
     about=about["train"],
     results=results,
     tables=wanted,
+    examples=examples,
     variant=run.config.variant,
     notice=NOTICE,
   )
