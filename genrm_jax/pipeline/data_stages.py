@@ -151,6 +151,8 @@ def first_rationales(run: Run, split: str) -> dict[tuple[str, int], Rationale]:
 
 def train_generator(run: Run) -> None:
   """Trains a generator on "generator" problems, which no verifier sees; stopped early, so that it makes errors."""
+  if fitting.take_shipped(run, "generator"):
+    return
   rows = fitting.write_rows(
     run, "generator", fitting.held_out(run, "generator", fitting.with_gaps(run, _solutions(run)))
   )

@@ -220,4 +220,8 @@ def _notes(run: Run) -> list[str]:
     )
   elif c.tokenizer.type == "char" and c.model.checkpoint:
     notes.insert(0, "No pretrained model: a small base trained from scratch on generic string tasks stands in for one.")
+  models = {"generator": c.get("generator", {}), **c.verifiers}
+  taken = [f"{name} ({settings['shipped']})" for name, settings in models.items() if settings.get("shipped")]
+  if taken:
+    notes.append(f"Not trained in this run, but adapters that come with the package: {', '.join(taken)}.")
   return notes

@@ -15,11 +15,11 @@ from genrm_jax.data import jsonl, packing, row_file
 from genrm_jax.data.packing import Example
 from genrm_jax.data.row_file import RowFile
 from genrm_jax.model import gemma, lora
-from genrm_jax.pipeline import trained
+from genrm_jax.pipeline import shipped, trained
 from genrm_jax.pipeline.run import Run
 from genrm_jax.runtime import distributed, sharding
 from genrm_jax.runtime.progress import say
-from genrm_jax.training import loop
+from genrm_jax.training import compact, loop, saved
 from genrm_jax.training.losses import LossFn
 from genrm_jax.verifiers.base import TargetCounts, Verifier
 
@@ -34,13 +34,33 @@ class TrainingRows(NamedTuple):
 
 
 def train_verifier(run: Run, name: str) -> None:
-  """Trains one verifier, after the gate has checked its verdict tokens."""
+  """Trains one verifier, after the gate has checked its verdict tokens; or takes adapters of the package."""
+  if take_shipped(run, name):
+    return
   verifier = run.verifier(name)
   examples = {split: _verifier_examples(run, verifier, split) for split in ("train", "val")}
   examples["train"] = with_gaps(run, examples["train"])
   rows = write_rows(run, name, examples)
   loss = verifier.loss(run.model, rows.counts, run.remat(name))
   fit(run, name, loss, rows, verifier)
+
+
+def take_shipped(run: Run, name: str) -> bool:
+  """Copies the adapters `shipped` of the settings into checkpoints/<name>, instead of training; False if none are set.
+
+  Raises:
+    UserError: no such adapters, or they belong to another model or use other prompts.
+  """
+  if not (source := run.training(name).get("shipped", "")):
+    return False
+  (step,) = saved.find(shipped.resolve(source))
+  manifest = saved.read_manifest(step)
+  kind = run.config.verifiers[name].get("kind", name) if name in run.config.verifiers else None
+  found = manifest | {"kind": manifest["verifier"] and manifest["verifier"]["kind"]}
+  saved.check_manifest(found, run.identity() | {"kind": kind}, step)
+  distributed.from_main(lambda: compact.copy(step, run.path("checkpoints", name, str(manifest["step"]))))
+  say(f"{name}: adapters {source} of the package, trained for {manifest['step']} steps; nothing was trained here")
+  return True
 
 
 def _verifier_examples(run: Run, verifier: Verifier, split: str) -> Iterator[Example]:

@@ -127,9 +127,11 @@ _TRAINING = _START | dict(
     optional=("warmup_steps", "final_fraction", "weight_decay", "beta1", "beta2", "clip_norm"),
   ),
 )
+_TRAINING_OR_SHIPPED = _TRAINING | dict(shipped=TEXT)
 _BY_LABEL = dict(max_problems=COUNT, max_per_label=SIZE, balanced=FLAG, max_rationales=COUNT, solve_weight=real())
 _BUILT_IN_VERIFIER = Section(
-  _TRAINING | _BY_LABEL | dict(max_new_tokens=SIZE), optional=("max_problems", "solve_weight", "max_new_tokens")
+  _TRAINING_OR_SHIPPED | _BY_LABEL | dict(max_new_tokens=SIZE),
+  optional=("shipped", "max_problems", "solve_weight", "max_new_tokens"),
 )
 
 
@@ -143,7 +145,10 @@ _VERIFIER = dict(
   genrm_cot_greedy=_also(Section(_START), max_new_tokens=SIZE),
   genrm_cot=_also(_BUILT_IN_VERIFIER, min_agreement=_FRACTION),
   orm=_also(_BUILT_IN_VERIFIER, z_loss=real(), every_token=FLAG),
-  dpo=Section(_TRAINING | dict(max_problems=COUNT, max_pairs=SIZE, beta=real(above=True)), optional=("max_problems",)),
+  dpo=Section(
+    _TRAINING_OR_SHIPPED | dict(max_problems=COUNT, max_pairs=SIZE, beta=real(above=True)),
+    optional=("shipped", "max_problems"),
+  ),
   dpo_reference=Section(_START | dict(of=TEXT, beta=real(above=True))),
 )
 _OWN_VERIFIER = Section(
@@ -224,7 +229,7 @@ _CONFIG = Section(
       | dict(max_per_label=SIZE, num_examples=SIZE, num_eval_examples=SIZE, short_answer_weight=real(above=True)),
       optional=("max_per_label", "num_examples", "num_eval_examples", "short_answer_weight"),
     ),
-    generator=Section(_TRAINING | dict(num_eval_examples=SIZE)),
+    generator=Section(_TRAINING_OR_SHIPPED | dict(num_eval_examples=SIZE), optional=("shipped",)),
     candidates=Section(
       _START | dict(num_train=SIZE, num_eval=SIZE, num_edited=COUNT, add_reference=FLAG, sample=_SAMPLE),
       optional=(*_START, "num_edited"),

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from genrm_jax.checkpoints import safetensors
+from genrm_jax.runtime import files
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.training import saved
 
@@ -61,6 +62,15 @@ def write(checkpoint: Any, folder: epath.Path) -> dict[str, Any]:
   with safetensors.new_files(folder / "manifest") as create, create("metadata") as f:
     f.write(json.dumps(entries, indent=1).encode())
   return entries
+
+
+def copy(folder: epath.Path, target: epath.Path) -> None:
+  """Copies the checkpoint to where a run keeps a step; what is there is replaced."""
+  if target.exists():
+    target.rmtree()
+  for name in (_FILE, "manifest/metadata"):
+    with files.atomic_writer(target / name) as write:
+      write((folder / name).read_bytes())
 
 
 def read_params(step: epath.Path, manifest: Mapping[str, Any], shardings: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,19 +9,22 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import recorded_config
 import saved_runs
+from etils import epath
 from refusals import refused
 
 import genrm_jax
 from genrm_jax.data import jsonl
 from genrm_jax.export import export
 from genrm_jax.model import lora
-from genrm_jax.pipeline import checks
+from genrm_jax.pipeline import checks, fitting
 from genrm_jax.pipeline import stages as staging
-from genrm_jax.pipeline.experiment import make_stages
+from genrm_jax.pipeline.experiment import _notes, make_stages
+from genrm_jax.pipeline.run import Run
 from genrm_jax.records import Score
 from genrm_jax.runtime import memory, sharding
 from genrm_jax.text.tokenizer import SentencePieceTokenizer
@@ -42,6 +45,10 @@ def runs(tmp_path_factory):
     shutil.rmtree(run.workdir)
     out[name] = folder / "moved" / name
   return out
+
+
+def _is_of(score, candidate):
+  return (score.problem_id, score.candidate_index) == (candidate.problem_id, candidate.index)
 
 
 def _one_device():
@@ -231,6 +238,23 @@ def test_a_verifier_is_trained_from_a_checkpoint(rank, folder, tmp_path):
   moved = jax.tree.map(lambda a, b: float(np.abs(a.astype(np.float32) - b).max()), start, now)
   assert moved["layers"]["q"] > 1e-5, "it was trained"
   assert (moved["layers"]["gate"] > 0) == (not rank), "adapters leave the rest alone"
+
+  if rank:  # Another run takes the adapters instead of training.
+    small = tmp_path / "small"
+    export(path, small, "adapters", folder)
+    config = ml_collections.ConfigDict(run.config.to_dict())
+    config.verifiers.genrm.shipped = str(small)
+    taking = Run(ml_collections.FrozenConfigDict(config), epath.Path(tmp_path / "taking"))
+    staging.run_stages(taking.workdir, taking.config.to_dict(), make_stages(taking), chosen, lambda text: None)
+    small_verifier = genrm_jax.load(small, base=folder, mesh=_one_device())
+    (taken,) = [s for s in jsonl.read_records(taking.path("scores", "genrm.jsonl"), Score) if _is_of(s, candidate)]
+    want = small_verifier.score(problem.question, candidate.text)
+    assert taken.value == pytest.approx(want, rel=1e-3) != pytest.approx(first.value, rel=1e-7)
+    assert taken.step == manifest["step"] and not taking.path("metrics", "genrm.jsonl").exists()
+    assert "not trained in this run" in _notes(taking)[-1].lower()
+    config.prompts.verify = "Check: {verdict_question}"
+    other = Run(ml_collections.FrozenConfigDict(config), epath.Path(tmp_path / "taking"))
+    refused(("small was made by something else:\n.*prompts.verify", fitting.take_shipped, other, "genrm"))
 
   # The checkpoint may move: the run is still this one, and its training resumes from what it has saved.
   elsewhere, said = tmp_path / "elsewhere" / "renamed", []
