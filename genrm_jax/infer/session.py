@@ -92,8 +92,11 @@ class Session:
     self._scheduler.rollout_keys[name] = raw_keys
     self._queue.append(name)
 
-  def advance(self, max_steps: int | None = None) -> list[tuple[Hashable, list[Rollout]]]:
-    """Refills free slots and decodes until enough slots are free again, but at most `max_steps` tokens.
+  def advance(self, max_steps: int | None = None) -> list[tuple[Any, list[Rollout]]]:
+    """Refills free slots and decodes until enough slots are free again.
+
+    Args:
+      max_steps: tokens to decode at most while enough slots are free, so that new prompts need not wait for them.
 
     Returns:
       The prompts that are finished, by name, with one rollout per key.
@@ -116,15 +119,13 @@ class Session:
       np.int32(num_free + min(num_refilled, num_active)),
       # With enough free slots the queue is empty, and rollouts that diverge can move into them.
       _NEVER if num_free < num_refilled else np.int32(min(num_refilled, num_active)),
-      _NEVER if max_steps is None else np.int32(max_steps),
+      _NEVER if max_steps is None or num_free < num_refilled else np.int32(max_steps),
       key_impl=self._key_impl,
       settings=self._settings,
       end_id=self._engine.end_id,
       tracked=self._tracked,
     )
-    return self._collect(
-      scheduler.collect(jax.device_get(sampled), self._settings.max_new_tokens, self._engine.end_id)
-    )
+    return self._collect(scheduler.collect(jax.device_get(sampled), self._settings.max_new_tokens, self._engine.end_id))
 
   def _insert(self, free: list[int]) -> None:
     names = [self._queue.popleft() for _ in range(min(len(free), len(self._queue)))]
@@ -153,7 +154,7 @@ class Session:
       self._state = self._engine.run(slots.fork, self._state, source_B, num_shards=self._engine.num_shards)
     self._state = self._engine.run(slots.resume, self._state, kept_B, place_B, token_B)
 
-  def _collect(self, branches: Sequence[Branch]) -> list[tuple[Hashable, list[Rollout]]]:
+  def _collect(self, branches: Sequence[Branch]) -> list[tuple[Any, list[Rollout]]]:
     for branch in branches:
       for r in branch.rollouts:
         self._rollouts[branch.prompt][r] = Rollout(branch.ids, branch.tracked_probs)

@@ -251,3 +251,21 @@ def test_prompts_that_do_not_fit_are_named_and_none_is_no_error():
   assert engine.next_token_probs([[1] * 32], TRACKED, "probs").shape == (1, 2)
   assert engine.generate([], _keys(0), *given) == [] and engine.log_likelihood([], [], "ll").shape == (0,)
   assert engine.next_token_probs([], TRACKED, "probs").shape == (0, 2)
+
+
+def test_prompts_may_join_a_session_at_any_time():
+  prompts, keys, want = _sampled()
+  engine, raw_keys = tiny.engine(end_id=END), np.asarray(jax.random.key_data(keys))
+  with jax.set_mesh(engine.mesh):
+    session = engine.session(SAMPLED, TRACKED, 6, 64, jax.random.key_impl(keys))  # room for more rollouts than come
+    assert session.advance(3) == [] and not session.is_busy
+    got, arrivals, num_calls = {}, [1, 0, 4, 2, 3], 0
+    while arrivals or session.is_busy:
+      if arrivals:
+        i = arrivals.pop()
+        session.add(i, prompts[i], raw_keys[i] if i else raw_keys[i][:2])
+      finished = session.advance(max_steps=3)
+      got |= dict(finished)
+      num_calls += 1
+  _assert_same([got[i] for i in range(5)], [want[0][:2], *want[1:]])
+  assert num_calls >= NEW / 3 + 1, "at most three tokens per call"
