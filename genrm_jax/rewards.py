@@ -157,17 +157,18 @@ def scores_of(source: str | Scores, pairs: Sequence[tuple[str, str]], timeout_s:
     try:
       request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
       with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-        return json.load(reply)["scores"]
+        status, content = reply.status, _json_object(reply.read())
     except urllib.error.HTTPError as e:
-      content = _json_object(e.read())
-      if e.code == 503 and "scores" in content:
-        return content["scores"]
-      error = content.get("error")
-      problem = f"HTTP {e.code}: {error['message'] if isinstance(error, dict) else e.reason}"
-      if e.code not in _BUSY:
-        break
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as e:
+      status, content = e.code, _json_object(e.read())
+    except (OSError, http.client.HTTPException) as e:
       problem = str(e) or type(e).__name__
+      continue
+    scores, error = content.get("scores"), content.get("error")
+    if status in (200, 503) and isinstance(scores, list) and len(scores) == len(pairs):
+      return scores
+    problem = f"HTTP {status}: {error['message'] if isinstance(error, dict) else 'no scores in the reply'}"
+    if status not in _BUSY:
+      break
   place = url.split("//", 1)[-1].split("/", 1)[0]  # without a token
   raise UserError(f"no scores from the server {place}: {problem}")
 

@@ -162,21 +162,21 @@ class Scorer:
       return
     job.num_prompt_tokens = needed - (how.sample.max_new_tokens if verifier.samples_rationales else 0)
     if needed > self._trained.engine.max_tokens:
-      self._finish(job, scoring.truncated_votes(verifier, asked(self._trained, job.ask)))
+      self._finish(job, scoring.truncated_votes(verifier, asked(self._trained, job.ask)), keep=False)
     else:
       batches.add(job.ask)
 
-  def _finish(self, job: Job, votes: Sequence[Vote]) -> None:
+  def _finish(self, job: Job, votes: Sequence[Vote], keep: bool = True) -> None:
     result = Result(tuple(votes), self._trained.verifier.value(votes), job.num_prompt_tokens)
     self.num_votes_by_state.update(vote.state for vote in votes)
     self.num_tokens += sum(vote.num_tokens for vote in votes)
     self.num_scored += 1
-    self._end(job, result)
+    self._end(job, result, keep)
 
-  def _end(self, job: Job, outcome: Result | Exception) -> None:
+  def _end(self, job: Job, outcome: Result | Exception, keep: bool = False) -> None:
     with self._changed:
       del self._running[job.ask]
-      if isinstance(outcome, Result):
+      if keep and isinstance(outcome, Result):
         self._results[job.ask] = outcome
         if len(self._results) > _KEPT_RESULTS:
           self._results.popitem(last=False)

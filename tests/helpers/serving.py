@@ -12,7 +12,8 @@ from typing import Any
 import uvicorn
 
 from genrm_jax.pipeline.trained import TrainedVerifier
-from genrm_jax.serve import batches, command
+from genrm_jax.serve import batches
+from genrm_jax.serve import server as starting
 from genrm_jax.serve.app import build_app
 from genrm_jax.serve.dialects import Limits, Served
 from genrm_jax.serve.scorer import Scorer
@@ -26,9 +27,9 @@ def server(
 ) -> Iterator[tuple[str, Scorer]]:
   """The URL of a server, and its scorer."""
   scorer = Scorer(trained, limits.max_waiting, make)
-  app = build_app(Served(trained, limits, command.check_pattern(pattern)), scorer, token)
+  app = build_app(Served(trained, limits, starting.check_pattern(pattern)), scorer, token)
   running = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
-  with command.bound("127.0.0.1", 0) as listener:
+  with starting.bound("127.0.0.1", 0) as listener:
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -16,9 +16,12 @@ import jax
 import processes
 import pytest
 import saved_runs
+from refusals import refused
 
 import genrm_jax
+from genrm_jax.infer import slots
 from genrm_jax.runtime import sharding
+from genrm_jax.serve import server
 from genrm_jax.serve.batches import Ask, DirectBatches
 from genrm_jax.serve.dialects import Limits
 from genrm_jax.serve.scorer import Scorer
@@ -94,15 +97,18 @@ def test_scores_of_every_kind_and_protocol_equal_those_of_load(verifiers, name):
     assert json.loads(serving.get(f"{url}/healthz")) == {"status": "ok", "verifier": name, "step": 4}
 
 
-def test_many_clients_share_one_batch_and_each_gets_its_own_scores(cot):
+def test_many_clients_share_one_batch_and_each_gets_its_own_scores(cot, monkeypatch):
   url, verifier = cot
   pairs = [(f"{i} apples and {i % 7} pears?", "Yes" * (i % 11) + str(i)) for i in range(40)]
   want = [verifier.score(*pair, num_votes=5, seed=3) for pair in pairs[:3]]
   want += verifier.score_many(pairs[3:], num_votes=5, seed=3)
+  insert, live = slots.insert, []
+  monkeypatch.setattr(slots, "insert", lambda s, *a, **k: live.append(int(s.sampled.live.sum())) or insert(s, *a, **k))
   with concurrent.futures.ThreadPoolExecutor(16) as pool:
     bodies = [{"question": q, "solution": s, "num_votes": 5, "seed": 3} for q, s in pairs]
     replies = list(pool.map(lambda body: serving.post(f"{url}/score", body), bodies))
   assert [status for status, _ in replies] == [200] * 40
+  assert sum(n > 0 for n in live) >= 3, "requests enter while others are decoded"
   assert [reply["score"] for _, reply in replies] == pytest.approx(want, rel=1e-5)
 
 
@@ -204,7 +210,7 @@ BAD = [
   (*_chat(top_logprobs=2), 400, "true for top_logprobs"),
   (*_chat(logprobs=True, top_logprobs=21), 400, "top_logprobs is 21"),
   (*_chat(stream=True), 400, "'stream' must be false or left out"),
-  (*_chat(temperature=0.5), 400, "'temperature' must be 1.0 or left out, not 0.5"),
+  (*_chat(temperature=0.5), 400, "'temperature' must be 0.7 or left out, not 0.5"),
   (*_chat(tools=[]), 400, "'tools' is not supported"),
   ("/nowhere", {}, 404, "Not Found"),
 ]
@@ -236,7 +242,7 @@ class Held(DirectBatches):
 
   def __init__(self, trained, go, fails):
     super().__init__(trained)
-    self.go, self.fails, self.room = go, fails, 1
+    self.go, self.fails = go, fails
 
   room = 1
 
@@ -249,7 +255,7 @@ class Held(DirectBatches):
 
 def test_full_queue_deadline_hang_up_and_a_failure_lose_nothing(verifiers, capsys):
   verifier, go, fails = verifiers["genrm"], threading.Event(), []
-  limits = Limits(max_waiting=2, timeout_s=1.0)
+  limits = Limits(max_waiting=2, timeout_s=2.0)
   with serving.server(verifier, limits, make=lambda trained: Held(trained, go, fails)) as (url, scorer):
 
     def ask(solution):
@@ -314,15 +320,13 @@ def _wait_for_url(process):
 def test_the_command_serves_the_documented_examples_and_sigterm_finishes_what_runs(paths, verifiers):
   pytest.importorskip("openai")
   command = [*SERVE, f"--checkpoint={paths['genrm_cot']}", "--port=0", "--num_votes=3"]
-  (process,) = processes.start([command])
+  process, exposed = processes.start([command, [*command, "--host=0.0.0.0"]])
   try:
     url = _wait_for_url(process)
     examples = re.findall(r"```(bash|python)\n(.*?)```", DOCS.read_text().partition("## Start")[2], re.DOTALL)
     outputs = []
     for language, code in examples:
       code = code.replace("http://127.0.0.1:8000", url)
-      if "genrm-jax serve" in code or "import trl" in code:
-        continue
       words = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
       done = processes.subprocess.run(words, capture_output=True, text=True, timeout=120)
       assert done.returncode == 0, (code, done.stdout, done.stderr)
@@ -340,27 +344,29 @@ def test_the_command_serves_the_documented_examples_and_sigterm_finishes_what_ru
       status, scores = reply.result()
     assert status == 200 and len(scores["scores"]) == 40 and None not in scores["scores"]
     assert process.wait(60) == 0
+    ((code, out, err),) = processes.finish([exposed])
+    assert (code, out) == (1, "") and re.search(r"^error: --host=0.0.0.0 can be reached .*\n\Z", err)
   finally:
-    process.kill()
+    for started in (process, exposed):
+      started.kill()
     process.communicate()
 
 
-def test_settings_that_cannot_be_are_refused_in_one_line(paths):
-  checkpoint = f"--checkpoint={paths['genrm']}"
+def test_settings_that_cannot_be_are_refused(monkeypatch):
+  assert all(server.check_token("", host) == "" for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1"))
+  assert server.check_token(TOKEN, "0.0.0.0") == TOKEN and server.check_pattern(None) is None
   with socket.create_server(("127.0.0.1", 0)) as taken:
-    port = taken.getsockname()[1]
-    no_starlette = [SERVE[0], f"import sys; sys.modules['starlette.applications'] = None; {SERVE[1]}", SERVE[2]]
-    cases = [
-      ("can be reached from other machines: set GENRM_JAX_TOKEN", [*SERVE, checkpoint, "--host=0.0.0.0"], {}),
-      ("GENRM_JAX_TOKEN must be 16 or more letters", [*SERVE, checkpoint], {"GENRM_JAX_TOKEN": "short"}),
-      (f"cannot listen on 127.0.0.1, port {port}", [*SERVE, checkpoint, f"--port={port}"], {}),
-      ("has 0 groups; mark the question by one", [*SERVE, checkpoint, "--question_pattern=Q:"], {}),
-      (r"pip install 'genrm-jax\[serve\]'", [*no_starlette, checkpoint], {}),
-    ]
-    for (message, *_), (code, out, err) in zip(
-      cases, processes.finish([processes.start([words], **env)[0] for _, words, env in cases]), strict=True
-    ):
-      assert (code, out) == (1, "") and re.search(message, err) and err.count("\n") == 1, err
+    refused(
+      *(
+        (r"set GENRM_JAX_TOKEN to a secret", server.check_token, "", host) for host in ("0.0.0.0", "::", "my.host", "")
+      ),
+      *(("GENRM_JAX_TOKEN must be 16 or more", server.check_token, t, "127.0.0.1") for t in (TOKEN[1:], f"{TOKEN}/")),
+      ("has 0 groups; mark the question by one", server.check_pattern, "Q:"),
+      ("no regular expression: missing", server.check_pattern, "(Q:"),
+      ("cannot listen on 127.0.0.1, port", server.bound, "127.0.0.1", taken.getsockname()[1]),
+    )
+  monkeypatch.setitem(sys.modules, "starlette.applications", None)
+  refused((r"\(starlette.applications\): pip install 'genrm-jax\[serve\]'", server.check_packages))
 
 
 def test_nothing_is_printed_about_batches(cot, capsys):
