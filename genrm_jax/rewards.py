@@ -44,7 +44,7 @@ def for_trl(source: str | Scores, question: str = "", timeout_s: float = 120.0) 
   Args:
     source: the URL of a server, with its token if it needs one (http://HOST:PORT/TOKEN), or a loaded verifier.
     question: the dataset's column with the bare question; if "", the prompt (its last user turn) is the question.
-    timeout_s: seconds to wait for a server's reply.
+    timeout_s: seconds to wait for a server, tries included.
   """
   return TRLReward(source, question, timeout_s)
 
@@ -62,7 +62,7 @@ def for_verl(
   Args:
     source: as for `for_trl`.
     question: the key of the bare question in `extra_info`.
-    timeout_s: seconds to wait for a server's reply.
+    timeout_s: seconds to wait for a server, tries included.
     if_none: the reward of a solution without a score; if None, NoScore is raised.
   """
   return VerlReward(source, question, timeout_s, if_none)
@@ -71,7 +71,7 @@ def for_verl(
 def for_areal(
   source: str | Scores, question: str = "", timeout_s: float = 14.0, if_none: float | None = None
 ) -> "ARealReward":
-  """A reward function of AReaL, which by default counts what takes 15 s as 0: allow it more where votes take longer.
+  """A reward function of AReaL, which waits 15 s by default and then takes 0: give both more time if votes need it.
 
   Arguments as for `for_verl`; `question` is a column of the dataset as for `for_trl`.
   """
@@ -151,12 +151,15 @@ def scores_of(source: str | Scores, pairs: Sequence[tuple[str, str]], timeout_s:
     return []
   body = json.dumps({"question": [q for q, _ in pairs], "solution": [s for _, s in pairs]}).encode()
   url = f"{source.rstrip('/')}/score"
+  problem, deadline = "", time.monotonic() + timeout_s
   for attempt in range(_TRIES):
-    if attempt:
-      time.sleep(2.0 ** (attempt - 1))
+    pause = 2.0 ** (attempt - 1) if attempt else 0.0
+    if deadline - time.monotonic() < pause:
+      break
+    time.sleep(pause)
     try:
       request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-      with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+      with urllib.request.urlopen(request, timeout=max(deadline - time.monotonic(), 0.01)) as reply:
         status, content = reply.status, _json_object(reply.read())
     except urllib.error.HTTPError as e:
       status, content = e.code, _json_object(e.read())

@@ -28,7 +28,7 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; any but 
 _PORT = flags.DEFINE_integer("port", 8000, "0 chooses a free one.", 0, 65535)
 _ROWS = flags.DEFINE_integer("rows_per_batch", 32, "Sequences in the model at a time; each vote is one.", 1)
 _MAX_WAITING = flags.DEFINE_integer("max_waiting", Limits.max_waiting, "Solutions in the queue at most.", 1)
-_TIMEOUT = flags.DEFINE_float("timeout_s", Limits.timeout_s, "Seconds until a request is answered by 504.", 0.0)
+_TIMEOUT = flags.DEFINE_float("timeout_s", Limits.timeout_s, "Seconds until a request is answered by 504.", 0.1)
 _PATTERN = flags.DEFINE_string(
   "question_pattern",
   None,

@@ -3,9 +3,11 @@
 import inspect
 import math
 import pickle
+import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -84,7 +86,7 @@ def test_over_a_server_missing_scores_and_refusals_are_told_apart(monkeypatch):
     areal = pickle.loads(pickle.dumps(rewards.for_areal(f"http://{place}/secret/")))  # it goes to other processes
     busy, good = (429, b'{"error": {"message": "the queue is full"}}'), (200, b'{"scores": [0.5]}')
     replies[:] = [busy, (504, b"<html>"), good]
-    assert areal("2+2?", "4") == 0.5 and pauses == [1.0, 2.0]
+    assert areal("2+2?", "4") == 0.5 and pauses == [0.0, 1.0, 2.0]
     assert seen == [("/secret/score", b'{"question": ["2+2?"], "solution": ["4"]}')] * 3
     trl = rewards.for_trl(f"http://{place}")
     replies[:] = [(503, b'{"scores": [0.5, null], "error": {"message": "no score for 1 of 2"}}')]
@@ -104,6 +106,11 @@ def test_over_a_server_missing_scores_and_refusals_are_told_apart(monkeypatch):
   with pytest.raises(rewards.UserError, match=r"^no scores from the server 127[^/]*: .*refused") as failed:
     areal("2+2?", "4")
   assert "secret" not in str(failed.value)
+  with socket.create_server(("127.0.0.1", 0)) as silent:
+    number, begin = len(pauses), time.monotonic()
+    slow = rewards.for_areal(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3)
+    refused(("timed out", slow, "2+2?", "4"))
+    assert time.monotonic() - begin < 5 and len(pauses) <= number + 1, "all tries together have that long"
 
 
 def test_jax_is_not_imported():
