@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py")
 GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # gs:// paths; brings google-cloud-storage, which Orbax needs
 PARQUET = ["pyarrow>=18"]  # candidates in parquet files
 MATH = ["math-verify>=0.9,<0.10"]  # compares answers to MATH problems
+SERVE = ["starlette>=1", "uvicorn>=0.35"]  # the reward server
 PY312 = '; python_version >= "3.12"'  # required by the gemma package
 
 setuptools.setup(
@@ -70,15 +71,18 @@ setuptools.setup(
     "plan": ['libtpu>=0.0.40; platform_system == "Linux" and platform_machine == "x86_64"'],
     "math": MATH,
     "parquet": PARQUET,
+    "serve": SERVE,
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],
     "dev": [
       *GCS,
       *MATH,
       *PARQUET,
+      *SERVE,
       "gcp-storage-emulator>=2026.7.19",
       "hypothesis>=6.100",
       "import-linter>=2.1",
       "mypy>=1.13",
+      "openai>=2",
       "pytest>=8.3",
       "pytest-xdist>=3.6",
       "ruff>=0.8",

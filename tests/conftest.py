@@ -30,7 +30,7 @@ from genrm_jax.text import tokenizer as tokenizers
 
 # Folders without JAX, and files whose JAX others test too: these are the same on every Python.
 _ONE_PYTHON = {
-  *("data", "evals", "launch", "plan", "studies", "tasks", "text"),
+  *("data", "evals", "launch", "plan", "serve", "studies", "tasks", "text"),
   *("dpo", "easy_to_hard", "export", "extending", "gcs", "gguf", "install", "library", "names"),
   *("parity", "smoke", "two_processes", "verifiers"),
 }
@@ -38,7 +38,19 @@ _ONE_PYTHON = {
 
 # Files that take longest, the longest first: begun last, one of them would keep one core waiting.
 _LONGEST = (
-  *("two_processes", "smoke", "gcs", "device_splits", "plan", "library", "trained", "distributed", "engine", "export"),
+  *(
+    "two_processes",
+    "smoke",
+    "gcs",
+    "device_splits",
+    "plan",
+    "library",
+    "trained",
+    "distributed",
+    "serve",
+    "engine",
+    "export",
+  ),
   *("stages", "install", "extending", "configs", "loop", "sweep", "easy_to_hard", "step"),
 )
 

@@ -34,7 +34,7 @@ class DryEngine(Engine):
 
   calls: list[Call] = dataclasses.field(default_factory=list)
 
-  def _run(self, function, *args, **options):
+  def run(self, function, *args, **options):
     rows, rules = self._batch_sharding(), self.config.rules
     of_cache = NamedSharding(self.mesh, PartitionSpec(None, rules["cache_batch"], None, rules["cache_kv_heads"]))
 

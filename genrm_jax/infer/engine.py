@@ -4,7 +4,6 @@ Token ids in, numbers or token ids out, for any number of prompts of any length.
 to one of a few widths, each compiled once; results are returned in the order of the input.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -16,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from genrm_jax.infer import slots
 from genrm_jax.infer.sampling import SampleConfig, probs_of
-from genrm_jax.infer.scheduler import Branch, Scheduler
+from genrm_jax.infer.session import Rollout, Session
 from genrm_jax.infer.slots import last_hidden, positions_and_segments
 from genrm_jax.model import gemma
 from genrm_jax.model.config import ModelConfig
@@ -26,7 +24,6 @@ from genrm_jax.runtime import sharding
 from genrm_jax.runtime.errors import UserError
 from genrm_jax.runtime.progress import progress
 
-_NEVER = np.int32(2**31 - 1)
 _WIDTH_MULTIPLE = 32
 # Decoding pauses when this fraction of the slots is free. A smaller one pauses more often; a larger one idles more.
 _REFILL_FRACTION = 1 / 8
@@ -93,17 +90,6 @@ def log_probs_from(params, tokens_BT, length_B, start_B, num_blocks, *, config: 
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout:
-  """One sample: its token ids, and the probabilities of the tracked tokens at each of them, f32[len(ids), W].
-
-  The probabilities are over the full vocabulary, at temperature 1.
-  """
-
-  ids: list[int]
-  tracked_probs: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Engine:
   """A model on a mesh, ready for inference.
 
@@ -144,7 +130,7 @@ class Engine:
         start = length.copy()  # empty rows have nothing to read
         start[: len(index)] = [len(prompts[i]) for i in index]
         num_blocks = np.int32(math.ceil(max(length - start) / _WIDTH_MULTIPLE))
-        logp = self._run(log_probs_from, self.params, tokens, length, start, num_blocks)
+        logp = self.run(log_probs_from, self.params, tokens, length, start, num_blocks)
         out[index] = np.sum(np.asarray(logp)[: len(index)], axis=1, dtype=np.float64)
         advance(len(index))
     return out
@@ -171,15 +157,35 @@ class Engine:
     """
     self._check(prompts, [settings.max_new_tokens] * len(prompts))
     num_rollouts = keys.shape[1]
-    rollouts: dict[tuple[int, int], Rollout] = {}
-    num_missing = [num_rollouts] * len(prompts)
+    if not prompts or not num_rollouts:
+      return [[] for _ in prompts]
+    max_len = bucket(max(map(len, prompts)) + settings.max_new_tokens, self.max_tokens)
+    rollouts: dict[Any, list[Rollout]] = {}
     with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
-      for branch in self._finished_branches(prompts, keys, settings, tracked):
-        for r in branch.rollouts:
-          rollouts[branch.prompt, r] = Rollout(branch.ids, branch.tracked_probs)
-        num_missing[branch.prompt] -= len(branch.rollouts)
-        advance(int(num_missing[branch.prompt] == 0))
-    return [[rollouts[i, r] for r in range(num_rollouts)] for i in range(len(prompts))]
+      session = self.session(settings, tracked, num_rollouts, max_len, jax.random.key_impl(keys))
+      raw_keys = np.asarray(jax.random.key_data(keys))
+      # Shortest first: a batch of prompts of similar length has little padding.
+      for i in _by_length(prompts):
+        session.add(i, prompts[i], raw_keys[i])
+      while session.is_busy:
+        finished = session.advance()
+        rollouts.update(finished)
+        advance(len(finished))
+    return [rollouts[i] for i in range(len(prompts))]
+
+  def session(
+    self, settings: SampleConfig, tracked: tuple[int, ...], num_rollouts: int, max_len: int, key_impl: Any
+  ) -> Session:
+    """An empty decoding batch for prompts that may arrive at any time. Call and use it under `jax.set_mesh(mesh)`.
+
+    Args:
+      settings: of all rollouts.
+      tracked: token ids whose probabilities are recorded.
+      num_rollouts: the most per prompt.
+      max_len: room of a slot in tokens: a prompt and all tokens after it, at most `max_tokens` in a whole bucket.
+      key_impl: of the keys, as `jax.random.key_impl` returns it.
+    """
+    return Session(self, settings, tracked, num_rollouts, max_len, key_impl)
 
   def _next_token(
     self, function: Callable[..., jax.Array], prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...], label: str
@@ -188,85 +194,25 @@ class Engine:
     out = np.zeros((len(prompts), len(token_ids)), np.float32)
     with progress(label, len(prompts)) as advance, jax.set_mesh(self.mesh):
       for index, tokens, length in self._batches(prompts):
-        values = self._run(function, self.params, tokens, length, token_ids=token_ids)
+        values = self.run(function, self.params, tokens, length, token_ids=token_ids)
         out[index] = np.asarray(values)[: len(index)]
         advance(len(index))
     return out
 
-  def _finished_branches(
-    self, prompts: Sequence[Sequence[int]], keys: jax.Array, settings: SampleConfig, tracked: tuple[int, ...]
-  ) -> Iterator[Branch]:
-    """Yields branches as they finish; each rollout is in one of them."""
-    num_rollouts = keys.shape[1]
-    if not prompts or not num_rollouts:
-      return
-    num_slots = _round_up(self.rows_per_batch, self._num_shards())
-    num_refilled = refill_size(num_slots, self._num_shards())
-    # Shortest first: a batch of prompts of similar length has little padding.
-    queue = collections.deque(_by_length(prompts))
-    state = self._run(
-      slots.init,
-      num_slots=num_slots,
-      num_rollouts=num_rollouts,
-      max_len=bucket(max(map(len, prompts)) + settings.max_new_tokens, self.max_tokens),
-      max_new_tokens=settings.max_new_tokens,
-      num_tracked=len(tracked),
-    )
-    scheduler = Scheduler(num_slots, self._num_shards(), keys)
-    while True:
-      free = scheduler.free_slots()
-      if queue and len(free) >= num_refilled:
-        index = [queue.popleft() for _ in range(min(num_refilled, len(queue)))]
-        source_B = np.full(num_slots, -1, np.int32)
-        source_B[free[: len(index)]] = np.arange(len(index))
-        for slot, i in zip(free, index, strict=False):
-          scheduler.assign(slot, Branch(i, list(range(num_rollouts)), [], np.zeros((0, len(tracked)), np.float32)))
-        tokens, length = self._padded([prompts[i] for i in index], num_refilled)
-        prefilled = self._run(slots.prefill, self.params, tokens, length)
-        state = self._run(slots.insert, state, prefilled, source_B)
-        continue
-      sources = scheduler.resume_pending(free if len(free) >= num_refilled else [])
-      state = self._resumed(state, sources, scheduler, prompts)
-      if not scheduler.active:
-        return
-
-      num_active = len(scheduler.active)
-      num_free = num_slots - num_active
-      state, sampled = self._run(
-        slots.decode,
-        self.params,
-        state,
-        scheduler.keys,
-        np.int32(num_free + min(num_refilled, num_active)),
-        # With enough free slots the queue is empty, and rollouts that diverge can move into them.
-        _NEVER if num_free < num_refilled else np.int32(min(num_refilled, num_active)),
-        key_impl=jax.random.key_impl(keys),
-        settings=settings,
-        end_id=self.end_id,
-        tracked=tracked,
-      )
-      yield from scheduler.collect(jax.device_get(sampled), settings.max_new_tokens, self.end_id)
-
-  def _resumed(
-    self, state: slots.Slots, sources: dict[int, int], scheduler: Scheduler, prompts: Sequence[Sequence[int]]
-  ) -> slots.Slots:
-    """The slots after those in `sources` have taken up their branches, with copies of keys and values if needed."""
-    if not sources:
-      return state
-    num_slots = len(scheduler.pending)
-    source_B = np.arange(num_slots, dtype=np.int32)
-    kept_B, place_B, token_B = np.full((3, num_slots), -1, np.int32)
-    for slot, source in sources.items():
-      branch = scheduler.active[slot]
-      place = len(branch.ids) - 1
-      source_B[slot], kept_B[slot], place_B[slot] = source, len(prompts[branch.prompt]) + place, place
-      token_B[slot] = branch.ids[-1]
-    if any(slot != source for slot, source in sources.items()):
-      state = self._run(slots.fork, state, source_B, num_shards=self._num_shards())
-    return self._run(slots.resume, state, kept_B, place_B, token_B)
-
-  def _num_shards(self) -> int:
+  @property
+  def num_shards(self) -> int:
+    """Batch shards of the mesh."""
     return sharding.num_shards(self._batch_sharding())
+
+  @property
+  def num_slots(self) -> int:
+    """Rows of a batch: `rows_per_batch` in whole batch shards."""
+    return _round_up(self.rows_per_batch, self.num_shards)
+
+  @property
+  def num_refilled(self) -> int:
+    """Slots that are refilled at a time."""
+    return refill_size(self.num_slots, self.num_shards)
 
   def _batch_sharding(self) -> NamedSharding:
     return sharding.batch_sharding(self.mesh, self.config.rules)
@@ -284,13 +230,13 @@ class Engine:
 
   def _batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yields (indices, tokens[B, T], length[B]), shortest sequences first; rows beyond the indices are empty."""
-    num_rows = _round_up(self.rows_per_batch, self._num_shards())
+    num_rows = self.num_slots
     order = _by_length(sequences)
     for start in range(0, len(order), num_rows):
       index = order[start : start + num_rows]
-      yield index, *self._padded([sequences[i] for i in index], num_rows)
+      yield index, *self.padded([sequences[i] for i in index], num_rows)
 
-  def _padded(self, sequences: Sequence[Sequence[int]], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+  def padded(self, sequences: Sequence[Sequence[int]], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens[num_rows, T], with T a bucket, and length[num_rows]; rows beyond the sequences are empty."""
     width = bucket(max(map(len, sequences)), self.max_tokens)
     tokens, length = np.zeros((num_rows, width), np.int32), np.zeros(num_rows, np.int32)
@@ -299,7 +245,7 @@ class Engine:
       length[row] = len(sequence)
     return tokens, length
 
-  def _run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+  def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Calls a jitted function of this model; NumPy arrays among `args` go to the devices, sharded by rows."""
     rows = self._batch_sharding()
     args = tuple(sharding.host_to_global(a, rows) if isinstance(a, np.ndarray) else a for a in args)

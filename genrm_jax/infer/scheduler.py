@@ -11,8 +11,8 @@ branches that diverged first.
 """
 
 import dataclasses
+from collections.abc import Hashable
 
-import jax
 import numpy as np
 
 from genrm_jax.infer.slots import Sampled
@@ -20,9 +20,12 @@ from genrm_jax.infer.slots import Sampled
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-  """Tokens sampled after a prompt, the tracked probabilities f32[n, W] at each, and the rollouts that share them."""
+  """Tokens sampled after a prompt, the tracked probabilities f32[n, W] at each, and the rollouts that share them.
 
-  prompt: int
+  `prompt` is a prompt's name, `rollouts` are indices of its keys.
+  """
+
+  prompt: Hashable
   rollouts: list[int]
   ids: list[int]
   tracked_probs: np.ndarray
@@ -39,14 +42,16 @@ class Scheduler:
     active: the branch of each slot in use.
     pending: per slot, the branches that diverged from it, the latest last.
     keys: raw keys of the rollouts in each slot, [B, R, ...].
+    rollout_keys: raw keys of each prompt's rollouts, at most R; the caller adds and removes them.
   """
 
-  def __init__(self, num_slots: int, num_shards: int, keys_PR: jax.Array):
+  def __init__(self, num_slots: int, num_shards: int, no_keys: np.ndarray):
+    """`no_keys`: zeros in the shape of one prompt's raw keys, [R, ...]."""
     self.active: dict[int, Branch] = {}
     self.pending: list[list[Branch]] = [[] for _ in range(num_slots)]
     self._slots_per_shard = num_slots // num_shards
-    self._rollout_keys = np.asarray(jax.random.key_data(keys_PR))
-    self.keys = np.zeros((num_slots, *self._rollout_keys.shape[1:]), self._rollout_keys.dtype)
+    self.rollout_keys: dict[Hashable, np.ndarray] = {}
+    self.keys = np.repeat(no_keys[None], num_slots, axis=0)
     self._diverged_BR = np.zeros(self.keys.shape[:2], bool)
 
   def free_slots(self) -> list[int]:
@@ -57,8 +62,9 @@ class Scheduler:
     self.active[slot] = branch
     self._diverged_BR[slot] = False
     # Places without a rollout repeat the first, from which the slot never diverges.
-    self.keys[slot] = self._rollout_keys[branch.prompt, branch.rollouts[0]]
-    self.keys[slot, : len(branch.rollouts)] = self._rollout_keys[branch.prompt, branch.rollouts]
+    keys = self.rollout_keys[branch.prompt][branch.rollouts]
+    self.keys[slot] = keys[0]
+    self.keys[slot, : len(branch.rollouts)] = keys
 
   def collect(self, sampled: Sampled, max_new_tokens: int, end_id: int) -> list[Branch]:
     """Updates the branches after a decoding call (`sampled` on the host); returns those that are finished."""

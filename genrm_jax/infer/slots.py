@@ -182,6 +182,7 @@ def decode(
   raw_keys_BR: jax.Array,
   min_free: jax.Array,
   min_diverged: jax.Array,
+  max_steps: jax.Array,
   *,
   config: ModelConfig,
   key_impl: Any,
@@ -189,7 +190,7 @@ def decode(
   end_id: int,
   tracked: tuple[int, ...],
 ) -> tuple[Slots, Sampled]:
-  """Samples in all live slots until `min_free` slots are free or `min_diverged` rollouts have diverged.
+  """Samples in all live slots until `min_free` are free, `min_diverged` rollouts have diverged, or `max_steps` tokens.
 
   Args:
     params: of the model.
@@ -198,6 +199,7 @@ def decode(
       fold_in(key, t).
     min_free: at most the number of slots.
     min_diverged: counted from the start of this call.
+    max_steps: tokens per slot in this call.
     config: the model.
     key_impl: of the keys, as `jax.random.key_impl` returns it.
     settings: temperature, top-k, top-p and the most new tokens.
@@ -212,11 +214,11 @@ def decode(
   index_B = jnp.arange(keys_BR.shape[0])
 
   def is_unfinished(carry):
-    slots, num_diverged = carry
-    return (jnp.sum(~slots.sampled.live) < min_free) & (num_diverged < min_diverged)
+    slots, num_diverged, num_steps = carry
+    return (jnp.sum(~slots.sampled.live) < min_free) & (num_diverged < min_diverged) & (num_steps < max_steps)
 
   def step(carry):
-    slots, num_diverged = carry
+    slots, num_diverged, num_steps = carry
     old = slots.sampled
     logits_BV = gemma.unembed(params, config, slots.x_BD)
     step_keys_BR = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys_BR, old.length)
@@ -248,8 +250,9 @@ def decode(
       diverged_token=jnp.where(diverges_BR, token_BR, old.diverged_token),
     )
     slots = Slots(cache, x_B1D[:, 0], jnp.full_like(slots.given_B, -1), sampled)
-    return slots, num_diverged + jnp.sum(diverges_BR)
+    return slots, num_diverged + jnp.sum(diverges_BR), num_steps + 1
 
-  slots, _ = jax.lax.while_loop(is_unfinished, step, (slots, jnp.zeros((), jnp.int32)))
+  none = jnp.zeros((), jnp.int32)
+  slots, *_ = jax.lax.while_loop(is_unfinished, step, (slots, none, none))
   replicated = jax.tree.map(lambda x: constrain(x, [None] * x.ndim, config.rules), slots.sampled)
   return _pinned(slots, config), replicated

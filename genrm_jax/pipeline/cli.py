@@ -61,8 +61,9 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax NAME ...`: score, export, or an experiment, with the current folder on the import path."""
+  """The command `genrm-jax NAME ...`: score, export, serve or an experiment. The current folder is importable."""
   modules = {"score": "genrm_jax.pipeline.score_command", "export": "genrm_jax.export"}
+  modules["serve"] = "genrm_jax.serve.command"
   for module in pkgutil.iter_modules([str(locate.experiments_folder())]):
     if module.name not in ("configs", "studies"):
       modules[module.name] = f"experiments.{module.name}"

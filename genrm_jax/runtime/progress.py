@@ -21,7 +21,10 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
-  """Yields `advance(n=1, note="")`, which counts `n` finished items of `total`."""
+  """Yields `advance(n=1, note="")`, which counts `n` finished items of `total`. Prints nothing without a label."""
+  if not label:
+    yield lambda n=1, note="": None
+    return
   if sys.stderr.isatty() and distributed.is_main():
     columns = (
       rich.progress.TextColumn("{task.description:<28}"),

@@ -24,7 +24,12 @@ class CoTVotes(Verifier):
   def prompt(self, question: str, solution: str) -> list[int]:
     return self.prompter.cot(question, solution)
 
+  def sampling(self, how: VoteConfig) -> VoteConfig:
+    """How many rationales are sampled, and how, given what was asked for."""
+    return how
+
   def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
+    how = self.sampling(how)
     keys = voting.vote_keys(how.seed, pairs, how.num_votes)
     prompts = [self.prompt(*pair) for pair in pairs]
     return voting.rationale_votes(engine, self.prompter, prompts, keys, how.sample, label)
@@ -58,10 +63,8 @@ class GreedyRationale(CoTVotes):
   def num_votes(self, configured: int) -> int:
     return 1
 
-  def votes(self, engine: Engine, pairs: Sequence[tuple[str, str]], how: VoteConfig, label: str) -> list[list[Vote]]:
-    return super().votes(
-      engine, pairs, VoteConfig(1, how.seed, dataclasses.replace(how.sample, temperature=0.0)), label
-    )
+  def sampling(self, how: VoteConfig) -> VoteConfig:
+    return VoteConfig(1, how.seed, dataclasses.replace(how.sample, temperature=0.0))
 
 
 class GenRMCoT(CoTVotes):

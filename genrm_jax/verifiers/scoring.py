@@ -39,9 +39,7 @@ def score_pairs(
   fitting = []
   for pair in distinct:
     try:
-      for what, text in zip(("question", "solution"), pair, strict=True):
-        _check_text(what, text)
-      if verifier.tokens_needed(*pair, how.sample.max_new_tokens) <= room:
+      if tokens_needed(verifier, pair, how) <= room:
         fitting.append(pair)
     except UserError as e:
       raise UserError(f"{name(pairs.index(pair))}: {e}") from e
@@ -51,8 +49,20 @@ def score_pairs(
   found = verifier.votes(engine, fitting, how, f"score {verifier.name}") if fitting else []
   check_votes(verifier, found, len(fitting), verifier.num_votes(how.num_votes))
   votes = dict(zip(fitting, found, strict=True))
-  truncated = [Vote("truncated", None, None, 0)] * verifier.num_votes(how.num_votes)
+  truncated = truncated_votes(verifier, how)
   return [votes.get(pair, truncated) for pair in pairs]
+
+
+def tokens_needed(verifier: Verifier, pair: tuple[str, str], how: VoteConfig) -> int:
+  """Context length that scoring a pair takes. UserError if a text cannot be encoded, as for `score_pairs`."""
+  for what, text in zip(("question", "solution"), pair, strict=True):
+    _check_text(what, text)
+  return verifier.tokens_needed(*pair, how.sample.max_new_tokens)
+
+
+def truncated_votes(verifier: Verifier, how: VoteConfig) -> list[Vote]:
+  """The votes on a pair that exceeds the context."""
+  return [Vote("truncated", None, None, 0)] * verifier.num_votes(how.num_votes)
 
 
 def _check_text(what: str, text: Any) -> None:

@@ -63,8 +63,21 @@ def rationale_votes(
   Returns:
     K votes per prompt; text/verdicts.py defines their states.
   """
-  verdict_ids = (prompter.yes_id, prompter.no_id)
-  rollouts = engine.generate(prompts, keys, settings, verdict_ids, label)
+  rollouts = engine.generate(prompts, keys, settings, (prompter.yes_id, prompter.no_id), label)
+  return read_votes(engine, prompter, prompts, rollouts, label)
+
+
+def read_votes(
+  engine: Engine,
+  prompter: Prompter,
+  prompts: Sequence[Sequence[int]],
+  rollouts: Sequence[Sequence[Rollout]],
+  label: str,
+) -> list[list[Vote]]:
+  """The votes that sampled rationales cast, one list per prompt; a forced verdict takes another forward pass.
+
+  The rollouts must track the probabilities of yes and no.
+  """
   votes: list[list[Vote | None]] = []
   forced: list[tuple[int, int, list[int]]] = []
   for i, (prompt, of_prompt) in enumerate(zip(prompts, rollouts, strict=True)):
@@ -75,7 +88,8 @@ def rationale_votes(
         forced.append((i, k, [*prompt, *rollout.ids, *location.suffix]))
       votes[-1].append(_vote(location, rollout, prompter))
   if forced:
-    probs = engine.next_token_probs([ids for *_, ids in forced], verdict_ids, f"{label}, forced verdicts")
+    verdict_ids = (prompter.yes_id, prompter.no_id)
+    probs = engine.next_token_probs([ids for *_, ids in forced], verdict_ids, label and f"{label}, forced verdicts")
     for (i, k, _), (yes, no) in zip(forced, probs, strict=True):
       sampled = rollouts[i][k].ids
       votes[i][k] = Vote("forced", float(yes), float(no), len(sampled), prompter.tokenizer.decode(sampled))

@@ -251,3 +251,34 @@ def test_prompts_that_do_not_fit_are_named_and_none_is_no_error():
   assert engine.next_token_probs([[1] * 32], TRACKED, "probs").shape == (1, 2)
   assert engine.generate([], _keys(0), *given) == [] and engine.log_likelihood([], [], "ll").shape == (0,)
   assert engine.next_token_probs([], TRACKED, "probs").shape == (0, 2)
+
+
+def test_prompts_may_join_a_session_at_any_time(monkeypatch):
+  prompts, keys, want = _sampled()
+  engine, raw_keys = tiny.engine(end_id=END), np.asarray(jax.random.key_data(keys))
+  function, num_steps = slots.decode, []
+
+  def decode(params, state, *args, **kwargs):
+    before = np.asarray(state.sampled.length)
+    state, sampled = function(params, state, *args, **kwargs)
+    num_steps.append(int((np.asarray(sampled.length) - before).max()))
+    return state, sampled
+
+  monkeypatch.setattr(slots, "decode", decode)
+  with jax.set_mesh(engine.mesh):
+    session = engine.session(SAMPLED, TRACKED, 6, 64, jax.random.key_impl(keys))  # room for more rollouts than come
+    assert session.advance(3) == [] and not session.is_busy
+    got, arrivals = {}, [1, 0, 4, 2, 3]
+    while arrivals or session.is_busy:
+      if arrivals:
+        i = arrivals.pop()
+        session.add(i, prompts[i], raw_keys[i] if i else raw_keys[i][:2])
+      got |= dict(session.advance(max_steps=3))
+  _assert_same([got[i] for i in range(5)], [want[0][:2], *want[1:]])
+  num_steps.clear()
+  engine = tiny.engine()
+  with jax.set_mesh(engine.mesh):
+    session = engine.session(SAMPLED, TRACKED, 4, 64, jax.random.key_impl(keys))
+    session.add("alone", prompts[0], raw_keys[0][:1])
+    (alone,) = [done for _ in range(4) for done in session.advance(max_steps=3)]
+  assert num_steps == [3] * 4 and alone[0] == "alone", "it looks for new prompts after three tokens"

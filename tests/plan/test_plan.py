@@ -92,7 +92,7 @@ def test_the_engine_is_called_as_the_verifier_scores(monkeypatch):
 
 
 def test_the_engine_makes_the_calls_that_are_planned(monkeypatch):
-  made, function = [], engine.Engine._run
+  made, function = [], engine.Engine.run
 
   def record(self, *args, **options):
     made.append(dry_engine.Call(args[0], args[1:], options))
@@ -105,7 +105,7 @@ def test_the_engine_makes_the_calls_that_are_planned(monkeypatch):
   run = small(engine__max_tokens=256, engine__rows_per_batch=8, votes__sample__max_new_tokens=8)
   params, end_id = gemma.init(run.model, jax.random.key(0)), run.prompter.end_id
   settings, keys = run.vote_config("genrm_cot").sample, sampling.sample_keys(0, "vote", ["text"], 2)
-  monkeypatch.setattr(engine.Engine, "_run", record)
+  monkeypatch.setattr(engine.Engine, "run", record)
   for length in (40, 100, 248):
     real = engine.Engine(params, run.model, run.engine_mesh, end_id, 8, 256)
     real.generate([[3] * length], keys, settings, (run.prompter.yes_id, run.prompter.no_id), "")
