@@ -61,8 +61,12 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax NAME ...`: score, export, or an experiment, with the current folder on the import path."""
-  modules = {"score": "genrm_jax.pipeline.score_command", "export": "genrm_jax.export"}
+  """The command `genrm-jax NAME ...`: score, suite, export or an experiment, with the current folder on the import path."""
+  modules = {
+    "score": "genrm_jax.pipeline.score_command",
+    "suite": "genrm_jax.pipeline.suite_command",
+    "export": "genrm_jax.export",
+  }
   for module in pkgutil.iter_modules([str(locate.experiments_folder())]):
     if module.name not in ("configs", "studies"):
       modules[module.name] = f"experiments.{module.name}"
