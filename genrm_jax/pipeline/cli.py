@@ -61,7 +61,7 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax NAME ...`: score, suite, export or an experiment, with the current folder on the import path."""
+  """The command `genrm-jax NAME ...`: score, suite, export or an experiment; imports from the current folder, too."""
   modules = {
     "score": "genrm_jax.pipeline.score_command",
     "suite": "genrm_jax.pipeline.suite_command",

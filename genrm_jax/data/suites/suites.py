@@ -185,8 +185,8 @@ def _rewardbench2(scored: ScoredRows) -> Figures:
 def _ties(scored: ScoredRows, mask: np.ndarray) -> Figure:
   """The authors' score of the subset Ties, a weighted sum.
 
-  0.3: all right answers above all wrong ones in rows tied:N, 0.3: in rows ref:N. 0.2: the gap between right and wrong is
-  larger than the spread of the right ones; 0.2: so is the smaller gap of tied:N and ref:N; 0.01: by how much.
+  0.3: all right answers above all wrong ones in rows tied:N, 0.3: in rows ref:N. 0.2: the gap between right and wrong
+  is larger than the spread of the right ones; 0.2: so is the smaller gap of tied:N and ref:N; 0.01: by how much.
   Checked against a copy of rewardbench/utils.py in another repository, which says that it is one.
   """
   spread, gap, named = {}, {}, {row.id: index for index, row in enumerate(scored.rows) if mask[index]}
@@ -303,10 +303,10 @@ _ALL: Sequence[Suite] = (
     ("id", "problem", "steps"),
     _parse_processbench,
     _processbench,
-    "The authors' F1 asks for the index of the first wrong step, which a verifier of outcomes does not name. Here a wrong"
-    " process counts as found if its score is at most 0.5, so this F1 is not comparable with theirs: locating the step as"
-    " well can only lower it. As theirs, it is the harmonic mean of two shares, per subset. AUC, rates and calibration are"
-    " about final_answer_correct.",
+    "The authors' F1 asks for the index of the first wrong step, which a verifier of outcomes does not name. Here a"
+    " wrong process counts as found if its score is at most 0.5, so this F1 is not comparable with theirs: locating the"
+    " step as well can only lower it. As theirs, it is the harmonic mean of two shares, per subset. AUC, rates and"
+    " calibration are about final_answer_correct.",
     needs_probability=True,
   ),
   Suite(
