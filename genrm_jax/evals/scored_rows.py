@@ -17,6 +17,7 @@ from genrm_jax.evals.selection import make_bank
 from genrm_jax.records import Candidate, Problem
 
 _SEED = 0
+_ALL = ("all", "all")  # stands for no tag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +205,8 @@ def rates(scored: ScoredRows, is_probability: bool) -> dict[tuple[str, str, str]
   """By (tag, value, rate): true positives, true negatives (at the threshold 0.5) and coverage of distinct solutions."""
   tags = sorted({tag for row in scored.rows for solution in row.solutions for tag in solution.tags.items()})
   found = {}
-  for tag in [("", "all"), *tags]:
-    entries = _distinct(scored, tag if tag[0] else None)
+  for tag in [_ALL, *tags]:
+    entries = _distinct(scored, None if tag is _ALL else tag)
     row_X = np.array([row for row, _, _ in entries])
     correct_X, value_X = np.array([s.correct for _, s, _ in entries]), np.array([value for _, _, value in entries])
     scored_X, above_X = ~np.isnan(value_X), value_X > metrics.THRESHOLD

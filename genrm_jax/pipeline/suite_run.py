@@ -144,7 +144,7 @@ def markdown(results: Mapping[str, Any]) -> str:
   lines += [
     f"{results['rows']} rows, {counts['solutions']} distinct solutions ({counts['correct']} labelled correct,"
     f" {counts['scored']} scored) to {counts['problems']} problems. Checkpoint {results['checkpoint']}, step"
-    f" {results['step']}, {results['num_votes']} votes. Percent, with 95% intervals over problems. A row without all"
+    f" {results['step']}, votes per solution: {results['num_votes']}. Percent, with 95% intervals over problems. A row without all"
     " its scores counts against the verifier; the column of scored rows leaves it out.",
     "",
   ]
@@ -169,7 +169,7 @@ def markdown(results: Mapping[str, Any]) -> str:
   verification.append(("Coverage, percent", percent(counts["coverage"])))
   lines += _table(("solutions", "figure"), 1, verification)
   names = {"true_positive_rate": "true positives", "true_negative_rate": "true negatives", "coverage": "coverage"}
-  shown = [name for name in names if name in results["rates"][""]["all"]]
+  shown = [name for name in names if name in results["rates"]["all"]["all"]]
   rows = [
     (tag, value, *(percent(of[name]) for name in shown))
     for tag, values in results["rates"].items()

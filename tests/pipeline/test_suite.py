@@ -57,12 +57,15 @@ ROWS = {
     _process("math-0", "p3", -1, True, None),
     _process("math-1", "p3", 0, False, 0.1),
     _process("math-2", "p4", -1, True, 0.6),
+    _process("math-3", "p4", 0, False, None),
+    _process("math-4", "p4", -1, True, 0.7),
   ],
   "verifybench": [
     _completion("q1", "num", "int", True, 0.7),
     _completion("q1", "num", "float", False, 0.6),
     _completion("q2", "text", "str", True, None),
     _completion("q2", "text", "str", False, 0.5),
+    _completion("q3", "num", "int", False, None),
   ],
   "rewardbench2": [
     _preferred("f", [0.2, 0.1, 0.1, 0.1], subset="Focus", num_correct=1, total_completions=4),
@@ -98,17 +101,17 @@ TIES = (
 FIGURES = {  # (measure, group): (figure, figure of the scored rows, scored rows, rows)
   "processbench": {
     ("F1", "gsm8k"): (1 / 2, 1 / 2, 4, 4),
-    ("F1", "math"): (2 / 3, 1, 2, 3),
-    ("F1", "all"): (4 / 7, 2 * (2 / 3) * (2 / 3) / (4 / 3), 6, 7),
-    ("F1", "mean of subsets"): ((1 / 2 + 2 / 3) / 2, 3 / 4, 6, 7),
+    ("F1", "math"): (2 / (2 + 3 / 2), 1, 3, 5),
+    ("F1", "all"): (2 / (2 + 5 / 3), 2 / (3 / 2 + 4 / 3), 7, 9),
+    ("F1", "mean of subsets"): ((1 / 2 + 2 / (2 + 3 / 2)) / 2, 3 / 4, 7, 9),
     ("rejected, of wrong processes", "gsm8k"): (1 / 2, 1 / 2, 2, 2),
-    ("accepted, of right processes", "math"): (1 / 2, 1, 1, 2),
+    ("accepted, of right processes", "math"): (2 / 3, 1, 2, 3),
   },
   "verifybench": {
-    ("accuracy", "all"): (2 / 4, 2 / 3, 3, 4),
-    ("accuracy", "num"): (1 / 2, 1 / 2, 2, 2),
+    ("accuracy", "all"): (2 / 5, 2 / 3, 3, 5),
+    ("accuracy", "num"): (1 / 3, 1 / 2, 2, 3),
     ("accuracy", "text"): (1 / 2, 1, 1, 2),
-    ("accuracy by subtype", "int"): (1, 1, 1, 1),
+    ("accuracy by subtype", "int"): (1 / 2, 1, 1, 2),
   },
   "rewardbench2": {
     ("best of 4", "Focus"): (1, 1, 1, 1),
@@ -190,7 +193,7 @@ def test_figures_are_those_worked_out_by_hand(name, tmp_path):
   assert checks["brier"]["value"] == pytest.approx(sum((v - c) ** 2 for c, v, _ in scored) / len(scored))
   assert checks["ece"] == pytest.approx(sum(abs(sum(v - c for v, c in b)) for b in bins) / len(scored))
   right, wrong = ([value for correct, value, _ in scored if correct is label] for label in (True, False))
-  rates = results["rates"][""]["all"]
+  rates = results["rates"]["all"]["all"]
   assert rates["true_positive_rate"]["value"] == pytest.approx(sum(v > 0.5 for v in right) / len(right))
   assert rates["true_negative_rate"]["value"] == pytest.approx(sum(v <= 0.5 for v in wrong) / len(wrong))
 
@@ -204,14 +207,16 @@ def test_rates_by_tag_and_intervals_over_problems(tmp_path):
   rates = _measured("processbench", rows["processbench"])["rates"]
   of_n, of_math = rates["generator"]["n"], rates["subset"]["math"]
   assert (of_n["true_positive_rate"]["value"], of_n["true_negative_rate"]["value"]) == (0, None)
-  assert (of_math["true_positive_rate"]["value"], of_math["coverage"]["value"]) == (1, pytest.approx(2 / 3))
+  assert (of_math["true_positive_rate"]["value"], of_math["coverage"]["value"]) == (1, pytest.approx(3 / 5))
   style = _measured("rmbench", rows["rmbench"])["rates"]["style"]["detailed"]
   assert (style["true_negative_rate"]["value"], style["coverage"]["value"]) == (0, 3 / 4)
   # Each question has one hit in two rows: over questions the interval has no width, over rows it would have.
-  accuracy = _measured("verifybench", rows["verifybench"])["figures"]["accuracy"]["all"]
+  accuracy = _measured("verifybench", rows["verifybench"][:4])["figures"]["accuracy"]["all"]
   assert accuracy["low"] == accuracy["high"] == 1 / 2
   subset = list(_measured("rewardbench2", rows["rewardbench2"])["figures"]["best of 4"])
   assert subset == ["Math", "Focus", "Ties", "mean of subsets"]
+  assert [s.question for s in rows["prmbench"][0].solutions] == ["Q", "Q, confidence"]
+  assert rows["processbench"][0].solutions[0].text == "Step.\n\nSo: 0.5"
 
 
 def test_what_cannot_be_read_is_refused_in_one_message(tmp_path):
