@@ -144,8 +144,8 @@ def markdown(results: Mapping[str, Any]) -> str:
   lines += [
     f"{results['rows']} rows, {counts['solutions']} distinct solutions ({counts['correct']} labelled correct,"
     f" {counts['scored']} scored) to {counts['problems']} problems. Checkpoint {results['checkpoint']}, step"
-    f" {results['step']}, votes per solution: {results['num_votes']}. Percent, with 95% intervals over problems. A row without all"
-    " its scores counts against the verifier; the column of scored rows leaves it out.",
+    f" {results['step']}, votes per solution: {results['num_votes']}. Percent, with 95% intervals over problems. A row"
+    " without all its scores counts against the verifier; the column of scored rows leaves it out.",
     "",
   ]
   if results["repeated_rows_left_out"]:

@@ -1,5 +1,6 @@
 """A verifier is measured on public suites: figures worked out by hand, from rows whose texts end in their score."""
 
+import importlib.util
 import json
 import math
 import re
@@ -7,8 +8,6 @@ import subprocess
 import sys
 
 import processes
-import pyarrow
-import pyarrow.parquet
 import pytest
 import saved_runs
 from refusals import refused
@@ -148,7 +147,7 @@ FIGURES = {  # (measure, group): (figure, figure of the scored rows, scored rows
 
 def _written(path, rows):
   if path.suffix == ".parquet":
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    importlib.import_module("pyarrow.parquet").write_table(sys.modules["pyarrow"].Table.from_pylist(rows), path)
   else:
     path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
   return path
@@ -167,7 +166,7 @@ def _measured(name, rows, is_probability=True):
 @pytest.mark.parametrize("name", SUITES)
 def test_figures_are_those_worked_out_by_hand(name, tmp_path):
   found = reading.read(SUITES[name], [_written(tmp_path / "rows.jsonl", ROWS[name])])
-  for kind in ("json", "parquet"):
+  for kind in ("json", "parquet") if importlib.util.find_spec("pyarrow") else ("json",):
     assert reading.read(SUITES[name], [_written(tmp_path / f"rows.{kind}", ROWS[name])]) == found
   assert found.num_repeated == (name == "prmbench")
   results = _measured(name, found.rows)

@@ -229,7 +229,7 @@ def _rmbench(scored: ScoredRows) -> Figures:
   cells = {"easy": np.tril_indices(3, -1), "normal": np.diag_indices(3), "hard": np.triu_indices(3, 1)}
 
   def of_cells(at: tuple[np.ndarray, ...]) -> dict[str, Figure]:
-    return by_group(scored, lambda mask: share(wins[:, *at].mean(axis=1), mask))
+    return by_group(scored, lambda mask: share(wins[:, at[0], at[1]].mean(axis=1), mask))
 
   found = {name: of_cells(at) for name, at in cells.items()}
   matrix = {
