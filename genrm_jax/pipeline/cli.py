@@ -61,9 +61,13 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax NAME ...`: score, export, serve or an experiment. The current folder is importable."""
-  modules = {"score": "genrm_jax.pipeline.score_command", "export": "genrm_jax.export"}
-  modules["serve"] = "genrm_jax.serve.command"
+  """The command `genrm-jax NAME ...`: one of the below or an experiment. The current folder is importable."""
+  modules = {
+    "score": "genrm_jax.pipeline.score_command",
+    "suite": "genrm_jax.pipeline.suite_command",
+    "serve": "genrm_jax.serve.command",
+    "export": "genrm_jax.export",
+  }
   for module in pkgutil.iter_modules([str(locate.experiments_folder())]):
     if module.name not in ("configs", "studies"):
       modules[module.name] = f"experiments.{module.name}"
