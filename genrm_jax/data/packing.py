@@ -18,9 +18,16 @@ from genrm_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """What must share a row: one sequence, or two that are compared (see `pair`). All arrays have the same length.
+  """What must share a row: one sequence, or two that are compared (see `pair`). All arrays have the same length T.
 
-  `name` says in error messages where it came from.
+  Attributes:
+    name: says in error messages where the example came from.
+    tokens: i32[T].
+    targets: i32[T], the token or label that each token predicts.
+    weights: f32[T], 0 where there is no target.
+    kind: i32[T], which loss a target counts in: one of the KIND constants of pytrees.py.
+    positions: i32[T], for RoPE.
+    segments: i32[T], from 1; only tokens of one segment attend to each other.
   """
 
   name: str
@@ -29,7 +36,7 @@ class Example:
   weights: np.ndarray
   kind: np.ndarray
   positions: np.ndarray
-  segments: np.ndarray  # from 1
+  segments: np.ndarray
 
 
 _ARRAYS = tuple(f.name for f in dataclasses.fields(Example) if f.name != "name")
@@ -38,7 +45,7 @@ _ARRAYS = tuple(f.name for f in dataclasses.fields(Example) if f.name != "name")
 def sft_example(name: str, prompt: Sequence[int], target: Sequence[int], kind: int) -> Example:
   """Next-token prediction of `target` after `prompt`; the prompt itself is no target.
 
-  prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
+      prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
   """
   ids = np.asarray([*prompt, *target], np.int32)
   weights = (np.arange(len(ids) - 1) >= len(prompt) - 1).astype(np.float32)
