@@ -1,7 +1,7 @@
 """Hooks of the site: links that leave docs/, and the notebook as a page.
 
 Pages link to files of the repository relative to themselves, which works where the repository is read. On the site such
-a link leads to `repo_url` of mkdocs.yml; without one the path stands there as code.
+a link leads to `repo_url` of mkdocs.yml; without one, the site shows the path as code.
 """
 
 import json
@@ -10,18 +10,19 @@ import pathlib
 import posixpath
 import re
 
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 _LOG = logging.getLogger("mkdocs.plugins.source_links")  # a warning fails a strict build
 
 
 def on_files(files, config):
-  """Adds each notebook of docs/ as a page, after the start page."""
-  from mkdocs.structure.files import File, Files
+  """Puts a page in the place of each notebook."""
+  from mkdocs.structure.files import File
 
-  notebooks = [f for f in files if f.src_uri.endswith(".ipynb")]
-  pages = [File.generated(config, f.src_uri[:-5] + "md", content=as_markdown(f.content_string)) for f in notebooks]
-  others = [f for f in files if f not in notebooks]
-  return Files(sorted([*others, *pages], key=lambda f: (f.src_uri != "index.md", f not in pages)))
+  for notebook in [f for f in files if f.src_uri.endswith(".ipynb")]:
+    files.remove(notebook)
+    page = notebook.src_uri.removesuffix(".ipynb") + ".md"
+    files.append(File.generated(config, page, content=as_markdown(notebook.content_string)))
+  return files
 
 
 def on_page_markdown(markdown, page, config, **_):
@@ -50,14 +51,14 @@ def site_links(markdown: str, page: str, root: pathlib.Path, repo_url: str | Non
   """
 
   def replaced(link: re.Match[str]) -> str:
-    text, target = link.groups()
+    text, target, anchor = link.groups(default="")
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
     if path.startswith("docs/"):
-      return f"[{text}]({target.removesuffix('.ipynb')}.md)" if target.endswith(".ipynb") else link[0]
+      return f"[{text}]({target.removesuffix('.ipynb')}.md{anchor})" if target.endswith(".ipynb") else link[0]
     if not (root / path).exists():
       _LOG.warning("%s links to %s, which is not in the repository", page, path)
     if repo_url:
-      return f"[{text}]({repo_url.rstrip('/')}/blob/main/{path})"
+      return f"[{text}]({repo_url.rstrip('/')}/blob/main/{path}{anchor})"
     return f"`{path}`" if text.strip("`") in path else f"{text} (`{path}`)"
 
   return _LINK.sub(replaced, markdown)

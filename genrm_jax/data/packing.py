@@ -45,7 +45,7 @@ _ARRAYS = tuple(f.name for f in dataclasses.fields(Example) if f.name != "name")
 def sft_example(name: str, prompt: Sequence[int], target: Sequence[int], kind: int) -> Example:
   """Next-token prediction of `target` after `prompt`; the prompt itself is no target.
 
-      prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
+  prompt p0 p1, target t0 t1      tokens  p0 p1 t0      targets  p1 t0 t1      weights  0 1 1
   """
   ids = np.asarray([*prompt, *target], np.int32)
   weights = (np.arange(len(ids) - 1) >= len(prompt) - 1).astype(np.float32)
