@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py")
 GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # gs:// paths; brings google-cloud-storage, which Orbax needs
 PARQUET = ["pyarrow>=18"]  # candidates in parquet files
 MATH = ["math-verify>=0.9,<0.10"]  # compares answers to MATH problems
-# The site. MkDocs 2 has no plugins; the theme gets fixes until May 2027, and its successor, Zensical, runs no hooks yet.
+# The site. MkDocs 2 has no plugins; the theme gets fixes until May 2027. Zensical, its successor, runs no hooks yet.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"]
 PY312 = '; python_version >= "3.12"'  # required by the gemma package
 

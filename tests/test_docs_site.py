@@ -1,4 +1,4 @@
-"""The site: public names have docstrings and are in the reference, pages are in the navigation, dead links fail a build."""
+"""The site: public names are documented and in the reference, pages in the navigation; dead links fail the build."""
 
 import importlib.util
 import inspect
