@@ -11,8 +11,6 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "genrm_jax/__init__.py")
 GCS = ["etils[epath-gcs]>=1.15", "gcsfs>=2026.4"]  # gs:// paths; brings google-cloud-storage, which Orbax needs
 PARQUET = ["pyarrow>=18"]  # candidates in parquet files
 MATH = ["math-verify>=0.9,<0.10"]  # compares answers to MATH problems
-# The site. MkDocs 2 has no plugins; the theme gets fixes until May 2027. Zensical, its successor, runs no hooks yet.
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"]
 PY312 = '; python_version >= "3.12"'  # required by the gemma package
 
 setuptools.setup(
@@ -57,6 +55,8 @@ setuptools.setup(
     "tensorstore>=0.1.80",
   ],
   extras_require={
+    # MkDocs 2 has no plugins; the theme gets fixes until May 2027. Zensical, its successor, runs no hooks yet.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"],
     "gemma": [
       "gemma>=4.0.1,<5" + PY312,
       "google-cloud-bigquery>=3" + PY312,
@@ -71,7 +71,6 @@ setuptools.setup(
     "hub": ["huggingface_hub>=1"],
     "plan": ['libtpu>=0.0.40; platform_system == "Linux" and platform_machine == "x86_64"'],
     "math": MATH,
-    "docs": DOCS,
     "parquet": PARQUET,
     "hf": ["safetensors>=0.5", "torch>=2.6", "transformers>=5"],
     "dev": [

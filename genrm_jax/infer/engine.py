@@ -94,12 +94,9 @@ def log_probs_from(params, tokens_BT, length_B, start_B, num_blocks, *, config: 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """One sample.
+  """One sample: its token ids, and the probabilities of the tracked tokens at each of them, f32[len(ids), W].
 
-  Attributes:
-    ids: its token ids.
-    tracked_probs: probabilities of the W tracked tokens at each of the ids, over the full vocabulary and at temperature
-      1, f32[len(ids), W].
+  The probabilities are over the full vocabulary, at temperature 1.
   """
 
   ids: list[int]
