@@ -56,6 +56,8 @@ setuptools.setup(
     "tensorstore>=0.1.80",
   ],
   extras_require={
+    # MkDocs 2 has no plugins; the theme gets fixes until May 2027. Zensical, its successor, runs no hooks yet.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"],
     "gemma": [
       "gemma>=4.0.1,<5" + PY312,
       "google-cloud-bigquery>=3" + PY312,

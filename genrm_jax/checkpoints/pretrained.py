@@ -49,6 +49,9 @@ def pretrained(
     dtype: of activations.
     param_dtype: of parameters.
 
+  Returns:
+    Parameters, config and tokenizer.
+
   Raises:
     UserError: as for `names.resolve`, `open_checkpoint` and `load`, or the tokenizer does not fit the embedding.
   """

@@ -18,9 +18,16 @@ from genrm_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """What must share a row: one sequence, or two that are compared (see `pair`). All arrays have the same length.
+  """What must share a row: one sequence, or two that are compared (see `pair`). All arrays have the same length T.
 
-  `name` says in error messages where it came from.
+  Attributes:
+    name: says in error messages where the example came from.
+    tokens: i32[T].
+    targets: i32[T], the token or label that each token predicts.
+    weights: f32[T], 0 where there is no target.
+    kind: i32[T], which loss a target counts in: one of the KIND constants of pytrees.py.
+    positions: i32[T], for RoPE.
+    segments: i32[T], from 1; only tokens of one segment attend to each other.
   """
 
   name: str
@@ -29,7 +36,7 @@ class Example:
   weights: np.ndarray
   kind: np.ndarray
   positions: np.ndarray
-  segments: np.ndarray  # from 1
+  segments: np.ndarray
 
 
 _ARRAYS = tuple(f.name for f in dataclasses.fields(Example) if f.name != "name")

@@ -111,17 +111,41 @@ class Engine:
   max_tokens: int
 
   def next_token_probs(self, prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...], label: str) -> np.ndarray:
-    """Probabilities of the token ids after each prompt, over the full vocabulary: f32[n, W]."""
+    """Probabilities of some tokens after each prompt.
+
+    Args:
+      prompts: token ids of n prompts.
+      token_ids: W tokens.
+      label: of the progress bar.
+
+    Returns:
+      Probabilities over the full vocabulary, f32[n, W].
+
+    Raises:
+      UserError: a prompt is empty or exceeds the context.
+    """
     return self._next_token(next_token_probs, prompts, token_ids, label)
 
   def next_token_logits(self, prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...], label: str) -> np.ndarray:
-    """Logits of the token ids after each prompt, f32[n, W]."""
+    """Logits of some tokens after each prompt, f32[n, W]; arguments and errors as for `next_token_probs`."""
     return self._next_token(next_token_logits, prompts, token_ids, label)
 
   def log_likelihood(
     self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], label: str
   ) -> np.ndarray:
-    """log p(continuation | prompt), summed over the tokens of the continuation: f64[n]."""
+    """Log-likelihoods of continuations.
+
+    Args:
+      prompts: token ids of n prompts.
+      continuations: token ids that follow, one sequence per prompt.
+      label: of the progress bar.
+
+    Returns:
+      log p(continuation | prompt) in nats, summed over the tokens of the continuation, f64[n].
+
+    Raises:
+      UserError: a prompt is empty, or exceeds the context together with its continuation.
+    """
     self._check(prompts, [len(c) for c in continuations])
     sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
     out = np.zeros(len(prompts), np.float64)

@@ -19,7 +19,17 @@ _MAX_UNDIVIDED, _BLOCK = 4096, 512  # tokens of a vocabulary that is sampled fro
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep the whole distribution."""
+  """How tokens are sampled. The defaults keep the whole distribution.
+
+  Attributes:
+    max_new_tokens: the most tokens of a sample, the end token included.
+    temperature: logits are divided by it; 0 is greedy.
+    top_k: keeps the k most likely tokens; 0 keeps all.
+    top_p: then keeps the most likely tokens that hold this probability; 1 keeps all.
+
+  Raises:
+    UserError: a value is out of range.
+  """
 
   max_new_tokens: int
   temperature: float = 1.0

@@ -35,10 +35,16 @@ Config: TypeAlias = str | Any  # a name, or a ConfigDict
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:
-  """The config "NAME:VARIANT" of the installed experiments.configs, or "FILE.py:VARIANT".
+  """The config of a run, to be changed before it is passed on.
+
+  Args:
+    name: "NAME:VARIANT" of the installed experiments.configs, or "FILE.py:VARIANT".
+
+  Returns:
+    What `get_config(VARIANT)` of the file returns.
 
   Raises:
-    UserError: the file does not exist or defines no `get_config`.
+    UserError: the file does not exist, fails, or defines no `get_config` that returns a ConfigDict.
   """
   path, _, variant = locate.config_path(name).rpartition(".py")
   file = pathlib.Path(f"{path}.py")
@@ -116,10 +122,19 @@ def train(config: Config, workdir: Any, verifiers: Sequence[str] = (), *, rerun:
 def score(
   config: Config, workdir: Any, verifiers: Sequence[str] = (), *, rerun: bool = False
 ) -> dict[str, list[Score]]:
-  """Trains if necessary, then scores the candidates of the evaluation split; arguments and errors as for `train`.
+  """Trains if necessary, then scores the candidates of the evaluation split.
+
+  Args:
+    config: as for `train`.
+    workdir: as for `train`.
+    verifiers: names in `config.verifiers`; all if empty.
+    rerun: as for `train`.
 
   Returns:
-    One score per candidate for each verifier, as in scores/<verifier>.jsonl.
+    One score per candidate for each verifier, by its name, as in `scores/<verifier>.jsonl`.
+
+  Raises:
+    UserError: as for `train`.
   """
   run = open_run(config, workdir)
   names = chosen_verifiers(run, verifiers)
@@ -128,10 +143,18 @@ def score(
 
 
 def evaluate(config: Config, workdir: Any, *, rerun: bool = False) -> dict[str, Any]:
-  """Trains and scores if necessary, then compares all verifiers; arguments and errors as for `train`.
+  """Trains and scores if necessary, then compares all verifiers.
+
+  Args:
+    config: as for `train`.
+    workdir: as for `train`.
+    rerun: as for `train`.
 
   Returns:
     The contents of report/results.json: Best-of-N, verification accuracy and more, with intervals. Plots: report/.
+
+  Raises:
+    UserError: as for `train`.
   """
   run = open_run(config, workdir)
   run_up_to(run, ["report"], rerun=rerun)

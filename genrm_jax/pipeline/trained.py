@@ -55,9 +55,18 @@ class TrainedVerifier:
   def score(
     self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None
   ) -> float | None:
-    """The score in [0, 1]; None if no vote could be read, or if the texts exceed the context.
+    """Scores one solution.
 
     The score of a DPO verifier is the likelihood of the solution; it only ranks solutions to one problem.
+
+    Args:
+      question: the problem, as text.
+      solution: a solution to it.
+      num_votes: sampled rationales; if None, `how.num_votes`. A verifier without rationales always has one vote.
+      seed: of the rationales; if None, `how.seed`.
+
+    Returns:
+      The score in [0, 1]; None if no vote could be read, or if the texts exceed the context.
 
     Raises:
       UserError: the tokenizer cannot encode a text.
@@ -67,23 +76,50 @@ class TrainedVerifier:
   def score_many(
     self, pairs: Sequence[tuple[str, str]], *, num_votes: int | None = None, seed: int | None = None
   ) -> list[float | None]:
-    """The scores of (question, solution) pairs; equal to those of `score`, whatever the batch."""
+    """The scores of (question, solution) pairs; equal to those of `score`, whatever the batch.
+
+    Args:
+      pairs: n pairs.
+      num_votes: as for `score`.
+      seed: as for `score`.
+
+    Returns:
+      n scores, as `score` returns them.
+
+    Raises:
+      UserError: as for `score`.
+    """
     return [self.verifier.value(votes) for votes in self._votes(pairs, num_votes, seed)]
 
   def rationales(
     self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None
   ) -> list[Vote]:
-    """The votes behind `score`, each with text, state and p(Yes). Raises UserError if it writes no rationales."""
+    """The votes behind `score`, each with text, state and p(Yes); arguments as for `score`.
+
+    Raises:
+      UserError: the verifier writes no rationales, or as for `score`.
+    """
     if not self.verifier.samples_rationales:
       raise UserError(f"{self.verifier.name} writes no rationales; use score")
     return self.votes(question, solution, num_votes=num_votes, seed=seed)
 
   def votes(self, question: str, solution: str, *, num_votes: int | None = None, seed: int | None = None) -> list[Vote]:
-    """The votes behind `score`, each with text, state and p(Yes); the text is empty without a rationale."""
+    """The votes behind `score`, each with text, state and p(Yes); the text is empty without a rationale.
+
+    Arguments and errors are those of `score`.
+    """
     return self._votes([(question, solution)], num_votes, seed)[0]
 
   def score_candidates(self, problems: Sequence[Problem], candidates: Sequence[Candidate]) -> list[Score]:
-    """One score with all its votes per candidate, as in scores/; `problems` must include the candidates' problems."""
+    """Scores candidates as a run does.
+
+    Args:
+      problems: must include the candidates' problems.
+      candidates: n solutions.
+
+    Returns:
+      n scores, each with all its votes, as in scores/.
+    """
     return scoring.score_candidates(self.verifier, self.engine, problems, candidates, self.how, self.step)
 
   def _votes(self, pairs: Sequence[tuple[str, str]], num_votes: int | None, seed: int | None) -> list[list[Vote]]:
@@ -119,6 +155,9 @@ def load(
     dtype: of parameters and activations, "float32" or "bfloat16"; if None, as in training.
     rows_per_batch: sequences in the model at a time; each vote is one.
 
+  Returns:
+    The verifier, with its parameters on the devices.
+
   Raises:
     UserError: the checkpoint does not exist, is unfinished or damaged, or is not a verifier; the verifier's module does
       not import; or memory does not suffice for the parameters.
@@ -143,9 +182,17 @@ def load(
 
 
 def load_params(path: Any, *, base: Any = None) -> tuple[gemma.Params, dict[str, Any]]:
-  """Parameters as NumPy arrays (adapters merged, no optimizer state) and the manifest of any checkpoint of a run.
+  """Parameters of any checkpoint of a run as NumPy arrays, for analysis.
 
-  Arguments and errors are those of `load`.
+  Args:
+    path: as for `load`; the model need not be a verifier.
+    base: as for `load`.
+
+  Returns:
+    The tree of parameters (adapters merged, no optimizer state), and the manifest of the checkpoint.
+
+  Raises:
+    UserError: the checkpoint does not exist, or is unfinished or damaged.
   """
   loaded = open_step(path, base, None)
   return loaded.params, loaded.manifest

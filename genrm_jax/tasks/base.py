@@ -47,7 +47,12 @@ OPTIONAL_METHODS = ("rationale", "few_shot", "first_solution", "edited", "releas
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-  """The final answer of a solution, normalised (None where it gives none), and whether it is the right one."""
+  """What grading finds in a solution.
+
+  Attributes:
+    answer: the final answer, normalised; None where the solution gives none.
+    correct: whether it is the right one.
+  """
 
   answer: str | None
   correct: bool
@@ -75,13 +80,13 @@ class Task(Protocol):
 
   A task may also have these methods; see `optional_method`:
 
-    rationale(problem, text) -> (text, verdict): a program's verification of a solution, and whether it finds the
-      solution correct. For training GenRM-CoT without a grader model (paper, section 3.3).
-    few_shot(solve_template) -> str: worked examples that precede the prompt for a base model. `solve_template` is the
-      template for a solution, with `{question}` in it.
-    first_solution(text) -> str: the solution alone, cut where a base model starts to invent the next question.
-    edited(problem, rng) -> str: an incorrect solution, made from the problem's reference.
-    released(seed) -> Released: the data that others released, in place of sampled candidates.
+  - `rationale(problem, text) -> (text, verdict)`: a program's verification of a solution, and whether it finds the
+    solution correct. For training GenRM-CoT without a grader model (paper, section 3.3).
+  - `few_shot(solve_template) -> str`: worked examples that precede the prompt for a base model. `solve_template` is the
+    template for a solution, with `{question}` in it.
+  - `first_solution(text) -> str`: the solution alone, cut where a base model starts to invent the next question.
+  - `edited(problem, rng) -> str`: an incorrect solution, made from the problem's reference.
+  - `released(seed) -> Released`: the data that others released, in place of sampled candidates.
 
   and an attribute `notes`, sentences that open the report.
   """

@@ -1,11 +1,11 @@
 """The Verifier interface, the registry of the paper's verifiers, and the gate on verdict tokens.
 
-              prompt                   target                                 score r(x, y)
-  judge       solve(x) y verify_cot    none (not trained)                     mean over K votes of p(Yes)
-  dpo         solve(x)                 correct y preferred to incorrect y     p(y | x)
-  orm         solve(x) y verify        label, on the class token's logit      sigmoid(z_cls)
-  genrm       solve(x) y verify        " Yes" / " No"                         p(Yes)
-  genrm_cot   solve(x) y verify_cot    rationale, question, " Yes" / " No"    mean over K votes of p(Yes)
+                prompt                   target                                 score r(x, y)
+    judge       solve(x) y verify_cot    none (not trained)                     mean over K votes of p(Yes)
+    dpo         solve(x)                 correct y preferred to incorrect y     p(y | x)
+    orm         solve(x) y verify        label, on the class token's logit      sigmoid(z_cls)
+    genrm       solve(x) y verify        " Yes" / " No"                         p(Yes)
+    genrm_cot   solve(x) y verify_cot    rationale, question, " Yes" / " No"    mean over K votes of p(Yes)
 
 Two further rows of the paper are scored by models that start or end a training above: `dpo_reference`, the DPO score
 with the reference (dpo.py), and `genrm_cot_greedy`, one greedy rationale of GenRM-CoT (genrm_cot.py).
@@ -53,7 +53,14 @@ _GATE_SAMPLE = 64  # training items per label that the gate checks
 
 
 class LabelledData(NamedTuple):
-  """One split of training data. `rationales` may be an iterator; it is consumed once, by verifiers that need it."""
+  """One split of training data.
+
+  Attributes:
+    problems: of the split.
+    candidates: labelled solutions to them.
+    rationales: may be an iterator; consumed once, by verifiers that need it.
+    seed: of the choice among candidates.
+  """
 
   problems: Sequence[Problem]
   candidates: Sequence[Candidate]
@@ -62,7 +69,13 @@ class LabelledData(NamedTuple):
 
 
 class Item(NamedTuple):
-  """The source of one training example: a labelled solution, with a rationale if the verifier is trained on one."""
+  """The source of one training example.
+
+  Attributes:
+    problem: what is solved.
+    candidate: a labelled solution.
+    rationale: of the solution, if the verifier is trained on one.
+  """
 
   problem: Problem
   candidate: Candidate
@@ -70,11 +83,18 @@ class Item(NamedTuple):
 
   @property
   def name(self) -> str:
+    """The candidate in error messages."""
     return f"candidate {self.candidate.index} of {self.problem.id}"
 
 
 class Scored(NamedTuple):
-  """Token ids that precede a verdict during scoring, and the target that follows: a token id, or a label (ORM)."""
+  """A position at which scoring reads a verdict.
+
+  Attributes:
+    name: of the item, for error messages.
+    context: the token ids that precede the verdict.
+    target: what follows: a token id, or a label (ORM).
+  """
 
   name: str
   context: list[int]
@@ -83,7 +103,13 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class VoteConfig:
-  """Number of votes K, seed of the sampled rationales, and their sampling settings."""
+  """How votes are cast.
+
+  Attributes:
+    num_votes: K, 1 or more.
+    seed: of the sampled rationales.
+    sample: their sampling settings.
+  """
 
   num_votes: int
   seed: int
@@ -95,7 +121,12 @@ class VoteConfig:
 
 
 class TargetCounts(NamedTuple):
-  """The largest numbers of targets and of pairs in a packed row; the loss computes logits for that many positions."""
+  """Sizes of packed rows; the loss computes logits for that many positions.
+
+  Attributes:
+    max_targets: the most targets in a row.
+    max_pairs: the most pairs in a row.
+  """
 
   max_targets: int
   max_pairs: int

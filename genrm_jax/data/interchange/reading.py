@@ -166,6 +166,9 @@ def read_candidates(path: PathLike, format: str = "", *, inputs: PathLike = "") 
     format: a name in `formats.FORMATS`; "" recognises the format by the keys of a row.
     inputs: for formats without questions: the requests of a batch, or the folder of the samples.
 
+  Returns:
+    Problems, candidates, labels and votes, and what was skipped.
+
   Raises:
     UserError: the path, the format or `inputs` is wrong, or as `Reader.rows`.
   """
