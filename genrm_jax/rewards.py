@@ -31,7 +31,9 @@ _BUSY = (429, 502, 504)
 class Scores(Protocol):
   """What `genrm_jax.load` returns."""
 
-  def score_many(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]: ...
+  def score_many(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+    """The scores of (question, solution) pairs; None where no vote could be read."""
+    ...
 
 
 class NoScore(UserError):

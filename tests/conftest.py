@@ -32,7 +32,7 @@ from genrm_jax.text import tokenizer as tokenizers
 _ONE_PYTHON = {
   *("data", "evals", "launch", "plan", "serve", "studies", "tasks", "text"),
   *("dpo", "easy_to_hard", "export", "extending", "gcs", "gguf", "install", "library", "names"),
-  *("parity", "smoke", "two_processes", "verifiers"),
+  *("parity", "smoke", "two_processes", "verifiers", "docs_site", "score_file", "suite"),
 }
 
 

@@ -61,7 +61,7 @@ def main(task: str = "", make: Callable[[Run], list[Stage]] = make_stages) -> No
 
 
 def console() -> None:
-  """The command `genrm-jax NAME ...`: one of the below or an experiment. The current folder is importable."""
+  """The command `genrm-jax NAME ...`: one of these modules, or an experiment. The current folder is importable."""
   modules = {
     "score": "genrm_jax.pipeline.score_command",
     "suite": "genrm_jax.pipeline.suite_command",
