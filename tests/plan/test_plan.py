@@ -243,8 +243,7 @@ NEVER_FITS = """
 import jax
 jax.config.update("jax_platforms", "cpu")
 from experiments.configs import gsm8k
-from experiments.plan import search, tpus
-from experiments.plan.planned import planned
+from experiments.plan import planned, search, tpus
 sizes = {"model.overrides.num_layers": 128, "engine.rows_per_batch": 1280}
 run = planned.planned(gsm8k.get_config("smoke"), tpus.get_slice("v6e:2x2")).changed(sizes)
 fits = search.plan(run, "genrm_cot", ["scoring"], 1, searches=False).programs
