@@ -29,6 +29,7 @@ from genrm_jax.runtime.errors import one_message
 from genrm_jax.runtime.progress import say
 from genrm_jax.training import compact
 
+_TABLES = ("Accuracy of the selected", "Differences", "Verification")
 _CARD = pathlib.Path(__file__).with_name("ship_card.md.j2")
 
 
@@ -79,7 +80,7 @@ def card(
     run.path("metrics", f"{manifest['run']}.examples.json"), {"train": dict.fromkeys(("examples", "row_length"), int)}
   )
   found = {table.title: table for table in tables.result_tables(results)}
-  wanted = [table for title, table in found.items() if title.startswith(("Accuracy of the selected", "Verification"))]
+  wanted = [table for title, table in found.items() if title.startswith(_TABLES)]
   template = jinja2.Template(_CARD.read_text(), undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
   return template.render(
     name=name,
@@ -87,6 +88,8 @@ def card(
     settings=manifest["verifier"]["settings"],
     size=(shipped.FOLDER / name / "adapters.safetensors").stat().st_size / 1e6,
     about=about["train"],
+    verifier=tables.method_name(manifest["run"]),
+    last_step=json.loads((shipped.FOLDER / name / "training.jsonl").read_text().splitlines()[-1])["step"],
     results=results,
     tables=wanted,
     examples=examples,
