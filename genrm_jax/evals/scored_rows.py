@@ -99,7 +99,7 @@ def combined(figures: Sequence[Figure], function: Callable[..., np.ndarray]) -> 
     parts = np.split(sums, ends, axis=-1)
     return function(*(figure.value(part) for figure, part in zip(figures, parts, strict=True)))
 
-  rows = np.logical_or.reduce([figure.rows_R for figure in figures])
+  rows = np.any(np.stack([figure.rows_R for figure in figures]), axis=0)
   return Figure(np.concatenate([figure.sums_RM for figure in figures], axis=1), value, rows)
 
 
