@@ -33,7 +33,7 @@ NUM_DISTINCT = 200  # solutions of a soak
 
 
 def start(args: argparse.Namespace) -> tuple[subprocess.Popen, tuple[str, int]]:
-  """A server of its own process, and its address."""
+  """Starts a server in another process; returns the process and the address."""
   code = "from genrm_jax.pipeline.cli import console; console()"
   options = [f"--checkpoint={args.checkpoint}", "--port=0", f"--rows_per_batch={args.rows}"]
   options += [f"--num_votes={args.num_votes}"] if args.num_votes else []

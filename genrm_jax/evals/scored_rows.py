@@ -37,7 +37,7 @@ class SuiteRow:
   Attributes:
     id: "" if rows have none.
     problem: rows with the same are resampled together.
-    group: the part of the suite for which its authors give a figure of its own.
+    group: the part of the suite for which the authors report a separate figure.
     solutions: in the order that the suite's figure expects.
     process_correct: whether all steps are right, where that is not what `Solution.correct` says.
   """

@@ -3,24 +3,16 @@
 genrm-jax suite NAME --data=FILE [--checkpoint=WORKDIR/checkpoints/genrm_cot] [--out=DIR] [--num_votes=8]
 """
 
-import functools
 import os
 
 from absl import app, flags, logging
 
 from genrm_jax.data.suites.suites import SUITES
-from genrm_jax.pipeline import shipped, suite_run, trained
+from genrm_jax.pipeline import suite_run, verifier_flags
 from genrm_jax.runtime.errors import UserError, one_message
 
 _DATA = flags.DEFINE_list("data", [], "Files or folders with the suite's rows, as its authors publish them.")
-_CHECKPOINT = flags.DEFINE_string(
-  "checkpoint",
-  shipped.GSM8K,
-  "A run (WORKDIR/checkpoints/RUN), one of its steps, or a verifier of the package by name.",
-)
-_BASE = flags.DEFINE_string("base", None, "For adapters that were saved alone: what they were trained on.")
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json, report.md and scores.jsonl; else nothing is kept.")
-_NUM_VOTES = flags.DEFINE_integer("num_votes", None, "Rationales to sample; as the checkpoint says if not given.", 1)
 
 
 def main(argv: list[str]) -> None:
@@ -34,10 +26,10 @@ def main(argv: list[str]) -> None:
     results = suite_run.run(
       argv[1],
       [os.path.expanduser(path) for path in _DATA.value],
-      functools.partial(trained.load, _CHECKPOINT.value, base=_BASE.value),
-      _CHECKPOINT.value,
+      verifier_flags.load,
+      verifier_flags.CHECKPOINT.value,
       os.path.expanduser(_OUT.value) if _OUT.value else None,
-      _NUM_VOTES.value,
+      verifier_flags.NUM_VOTES.value,
     )
     print(suite_run.markdown(results))
 

@@ -12,18 +12,11 @@ import os
 
 from absl import app, flags, logging
 
-from genrm_jax.pipeline import shipped, trained
+from genrm_jax.pipeline import verifier_flags
 from genrm_jax.runtime.errors import UserError, one_message
 from genrm_jax.serve import server
 from genrm_jax.serve.dialects import Limits, Served
 
-_CHECKPOINT = flags.DEFINE_string(
-  "checkpoint",
-  shipped.GSM8K,
-  "A run (WORKDIR/checkpoints/RUN), one of its steps, or a verifier of the package by name.",
-)
-_BASE = flags.DEFINE_string("base", None, "For adapters that were saved alone: what they were trained on.")
-_NUM_VOTES = flags.DEFINE_integer("num_votes", None, "Rationales per solution; as the checkpoint says if not given.", 1)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; any but loopback needs a token.")
 _PORT = flags.DEFINE_integer("port", 8000, "0 chooses a free one.", 0, 65535)
 _ROWS = flags.DEFINE_integer("rows_per_batch", 32, "Sequences in the model at a time; each vote is one.", 1)
@@ -46,9 +39,9 @@ def main(argv: list[str]) -> None:
     pattern = server.check_pattern(_PATTERN.value)
     server.check_packages()
     with server.bound(_HOST.value, _PORT.value) as listener:
-      verifier = trained.load(_CHECKPOINT.value, base=_BASE.value, rows_per_batch=_ROWS.value)
-      if _NUM_VOTES.value is not None:
-        verifier = dataclasses.replace(verifier, how=dataclasses.replace(verifier.how, num_votes=_NUM_VOTES.value))
+      verifier = verifier_flags.load(rows_per_batch=_ROWS.value)
+      if (num_votes := verifier_flags.NUM_VOTES.value) is not None:
+        verifier = dataclasses.replace(verifier, how=dataclasses.replace(verifier.how, num_votes=num_votes))
       limits = Limits(max_waiting=_MAX_WAITING.value, timeout_s=_TIMEOUT.value)
       server.serve(Served(verifier, limits, pattern), listener, token)
 

@@ -1,6 +1,6 @@
-"""The protocols of the server: what a JSON body asks for, and how its scores are told.
+"""The protocols of the server: parses JSON requests and formats replies.
 
-/score                 our own: {"question", "solution"}, each a text or a list of texts
+/score                 this library: {"question", "solution"}, each a text or a list of texts
 /get_reward            OpenRLHF: {"query": [...], "prompts": [...]}; slime: {"prompt", "response"}
 /v1/chat/completions   OpenAI: the user asks the question, the assistant gives the solution
 
@@ -232,7 +232,7 @@ def _conversation(messages: Any) -> tuple[str, str]:
     raise Refused(400, f"messages is {_kind(messages)}; {expected}")
   roles = [m.get("role") for m in messages]
   if roles not in (["user", "assistant"], ["user", "assistant", "user"]):
-    raise Refused(400, f"messages have the roles {roles!s:.100}; {expected}. The verifier has a prompt of its own")
+    raise Refused(400, f"messages have the roles {roles!s:.100}; {expected}. The verifier formats its prompt itself")
   return tuple(_content([m], "messages") for m in messages[:2])  # type: ignore[return-value]
 
 

@@ -134,9 +134,8 @@ def test_common_prefixes_are_computed_once(monkeypatch):
   assert 0 < sum(resumed) <= num_texts - len(prompts) < 50
 
 
-def test_diverged_rollouts_move_into_free_slots(monkeypatch):
-  """A few prompts with many rollouts keep the whole batch busy."""
-  prompts, keys = tiny.prompts((20, 20)), _keys(2, 32)
+def _steps_of_decode(monkeypatch):
+  """A list that gets the most tokens that any slot samples in each call of `slots.decode`."""
   function, num_steps = slots.decode, []
 
   def decode(params, state, *args, **kwargs):
@@ -146,6 +145,13 @@ def test_diverged_rollouts_move_into_free_slots(monkeypatch):
     return state, sampled
 
   monkeypatch.setattr(slots, "decode", decode)
+  return num_steps
+
+
+def test_diverged_rollouts_move_into_free_slots(monkeypatch):
+  """A few prompts with many rollouts keep the whole batch busy."""
+  prompts, keys = tiny.prompts((20, 20)), _keys(2, 32)
+  num_steps = _steps_of_decode(monkeypatch)
   settings = SampleConfig(24, temperature=2.0)
   rollouts = tiny.engine(rows_per_batch=16).generate(prompts, keys, settings, TRACKED, "generate")
   ids = [tuple(r.ids) for of_prompt in rollouts for r in of_prompt]
@@ -256,15 +262,7 @@ def test_prompts_that_do_not_fit_are_named_and_none_is_no_error():
 def test_prompts_may_join_a_session_at_any_time(monkeypatch):
   prompts, keys, want = _sampled()
   engine, raw_keys = tiny.engine(end_id=END), np.asarray(jax.random.key_data(keys))
-  function, num_steps = slots.decode, []
-
-  def decode(params, state, *args, **kwargs):
-    before = np.asarray(state.sampled.length)
-    state, sampled = function(params, state, *args, **kwargs)
-    num_steps.append(int((np.asarray(sampled.length) - before).max()))
-    return state, sampled
-
-  monkeypatch.setattr(slots, "decode", decode)
+  num_steps = _steps_of_decode(monkeypatch)
   with jax.set_mesh(engine.mesh):
     session = engine.session(SAMPLED, TRACKED, 6, 64, jax.random.key_impl(keys))  # room for more rollouts than come
     assert session.advance(3) == [] and not session.is_busy

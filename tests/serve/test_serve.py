@@ -114,7 +114,7 @@ def test_many_clients_share_one_batch_and_each_gets_its_own_scores(cot, monkeypa
 
 def test_one_greedy_rationale_and_a_users_own_verifier_are_batched_too(verifiers):
   class Shorter(Verifier):
-    """Two direct votes, in an order of its own."""
+    """Two direct votes per pair."""
 
     samples_rationales = True
 

@@ -187,7 +187,7 @@ def _packed(out: PathLike, write: Callable[[bytes], Any]) -> Iterator[Callable[[
 
 
 class _Sink(io.RawIOBase):
-  """A file that hands what is written to a function."""
+  """A writable file that passes all bytes to a function."""
 
   def __init__(self, write: Callable[[bytes], Any]):
     self._write = write

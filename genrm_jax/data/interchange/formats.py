@@ -1,8 +1,8 @@
-r"""The formats of candidates: by which keys a row is recognised, and what it says in the terms of this library.
+r"""The formats of candidate files: the keys that identify each, and its conversion to `Row`.
 
     {"question": "How many ...?", "solution": "... The answer is 7.", "correct": true}
 
-is the own format ("simple"); FORMATS lists the others. A format is one function from a row to a `Row`.
+is this library's format ("simple"); FORMATS lists the others. A format is one function from a row to a `Row`.
 """
 
 import dataclasses
